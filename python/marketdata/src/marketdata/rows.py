@@ -1,0 +1,186 @@
+"""Row layouts that cross a process border: gatherer -> database -> deduplicator -> production.
+
+Purpose: one place for the integers, flags and numpy layouts that the gatherer's sink writes, the
+deduplicator's puller reads, the merge consumes and the publisher writes. Units as everywhere:
+price in micro-dollars (int32), sizes in 1/100 contract (int64), `exchange_us` and `received_ns`
+int64 UTC.
+
+Does not do: packing for PostgreSQL's COPY (runtime.pgcopy), decoding of frames (wire), decisions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Side(IntEnum):
+    """Which book side a level belongs to. Both sides are bids; NO prices stay on the NO scale."""
+
+    YES = 0
+    NO = 1
+
+
+class DeltaFlag(IntFlag):
+    """Bits of `flags` on a delta row, at the gatherer and in production alike."""
+
+    RESET = 1  # an empty snapshot that emptied a non-empty book; price, side and delta are 0
+    FLOATING = 2  # no snapshot yet in this run: book_hash is relative (it starts at 0 with the run)
+    TS_INFERRED = 4  # the frame had no time; exchange_us is that of the event before it
+    TS_MS_ONLY = 8  # the frame had only ts_ms: the last three digits of exchange_us are 000
+    NEGATIVE = 16  # the level went below zero at this gatherer: its book was wrong
+    TS_BACKWARD = 32  # exchange time went back within one market of one connection
+    AMBIGUOUS = 64  # production only: a cut no data can decide; neighbourhood not complete
+    DISPUTED = 128  # production only: gatherers contradict each other and no audit decides
+
+
+class SnapshotVerdict(IntEnum):
+    """What a snapshot said about the running book."""
+
+    ANCHOR = 0  # first snapshot of this market in this run (also after a cut): its hash is taken over
+    AGREES = 1  # audit passed
+    DIFFERS = 2  # audit failed: the run is cut here for this market; the snapshot anchors what follows
+    RESET = 3  # empty and the running book was not: an event; a RESET row stands in orderbook_delta
+
+
+class ControlKind:
+    """Values of `ControlRow.kind`."""
+
+    CONN_OPEN: Final = "conn_open"  # reason "", detail {conn_uid, handshake, local, url}
+    CONN_CLOSE: Final = "conn_close"  # reason: closed_by_us | closed_by_peer | reset | stall | died ...
+    RUN_START: Final = "run_start"  # run_id, sid, seq = first seq, detail {channel, start: subscribed|gap}
+    RUN_END: Final = "run_end"  # run_id, seq = last in-sequence seq, reason: gap|close|error|unsubscribed
+    MARKET_REMOVED: Final = "market_removed"  # a market left the subscription at seq
+    PROBLEM: Final = "problem"  # a frame kept but not understood; reason = TapeError.reason, detail {...}
+    GATHERER_END: Final = "gatherer_end"  # clean stop: nothing more comes until the next conn_open
+
+
+# One row of the gatherer's orderbook_delta, native byte order, times already as Unix integers.
+DELTA_ROW: Final = np.dtype(
+    [
+        ("exchange_us", "i8"),
+        ("received_ns", "i8"),
+        ("delta", "i8"),
+        ("book_hash", "u8"),  # H after the event (relative to the run's start while FLOATING)
+        ("market_id", "i4"),  # the gatherer's own id
+        ("run_id", "i4"),
+        ("seq", "u4"),  # low 32 bits of the exchange's seq
+        ("batch_id", "i4"),
+        ("price", "i4"),
+        ("side", "i2"),
+        ("flags", "i2"),
+    ]
+)
+
+# One row of production's orderbook_delta.
+MERGED_ROW: Final = np.dtype(
+    [
+        ("exchange_us", "i8"),
+        ("received_ns", "i8"),  # the smallest of all witnesses
+        ("delta", "i8"),
+        ("book_hash", "u8"),
+        ("market_seq", "i8"),  # from 1 within (market, epoch), no hole
+        ("market_id", "i4"),  # production's id
+        ("epoch", "i4"),  # from 1 within a market; a new one opens only with a gap row
+        ("price", "i4"),
+        ("side", "i2"),
+        ("flags", "i2"),
+        ("sources", "i2"),  # bit g set: gatherer g is a witness
+    ]
+)
+
+DeltaRows = npt.NDArray[np.void]
+
+
+@dataclass(slots=True)
+class SnapshotRow:
+    """A snapshot as a gatherer stored it. `levels` is `book.pack_levels` form."""
+
+    exchange_us: int  # latest exchange time this gatherer had seen on the sid (else anywhere); inferred
+    received_ns: int
+    book_hash: int
+    running_hash: int  # H before the snapshot (relative if the run was floating)
+    market_id: int
+    run_id: int
+    seq: int
+    batch_id: int
+    verdict: int
+    flags: int  # DeltaFlag.FLOATING if the market was floating before this snapshot
+    levels: bytes
+
+
+@dataclass(slots=True)
+class TradeRow:
+    """A public trade. `taker_side`: 0 yes, 1 no, -1 not told. `flags` bit 1: block trade."""
+
+    exchange_us: int
+    received_ns: int
+    trade_id: bytes  # 16 bytes, any 128-bit value
+    count: int
+    market_id: int
+    run_id: int
+    seq: int
+    batch_id: int
+    yes_price: int
+    no_price: int
+    taker_side: int
+    flags: int
+
+
+@dataclass(slots=True)
+class TickerRow:
+    """A ticker state. Sizes are -1 where the frame had none. `payload_key`: 64-bit hash of all fields."""
+
+    exchange_us: int
+    received_ns: int
+    payload_key: int
+    volume: int
+    open_interest: int
+    dollar_volume: int
+    dollar_open_interest: int
+    yes_bid_size: int
+    yes_ask_size: int
+    last_trade_size: int
+    market_id: int
+    batch_id: int
+    price: int
+    yes_bid: int
+    yes_ask: int
+
+
+@dataclass(slots=True)
+class ControlRow:
+    """Something that happened to a connection, a run or the gatherer itself (append-only)."""
+
+    batch_id: int
+    ord: int  # position within the batch: control rows and data rows share no order except by seq
+    received_ns: int
+    kind: str
+    conn_id: int
+    run_id: int = 0
+    sid: int = 0
+    seq: int = 0
+    market_id: int = 0
+    exchange_us: int = 0  # latest exchange time seen on that sid
+    reason: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class GathererBatch:
+    """What the deduplicator pulled from one gatherer in one read: whole committed batches, in order."""
+
+    gatherer: int  # index 0.., the bit in `sources`
+    first_batch_id: int
+    last_batch_id: int
+    max_received_ns: int  # everything received up to here is committed
+    deltas: DeltaRows  # dtype DELTA_ROW, in batch order, within a batch in arrival order
+    snapshots: list[SnapshotRow] = field(default_factory=list)
+    trades: list[TradeRow] = field(default_factory=list)
+    tickers: list[TickerRow] = field(default_factory=list)
+    controls: list[ControlRow] = field(default_factory=list)
+    markets: dict[int, str] = field(default_factory=dict)  # new market ids of this gatherer -> ticker
