@@ -3,8 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MEMBERS := marketdata runtime gatherer lake dedup exchange cli
+DATA ?= ../shared/data
+SEEDS ?= 1 2 3
+SYNTHETIC_SEEDS ?= $(shell seq 1 20)
 
-.PHONY: setup demo test check bench lock clean
+.PHONY: setup demo test check bench acceptance acceptance-short lock clean help
+
+help:
+	@echo "make demo        record, merge and prove a made-up exchange on this machine (about a minute)"
+	@echo "make test        the test suite"
+	@echo "make check       ruff, mypy --strict, the rule tests"
+	@echo "make acceptance  every recorded capture and twenty made-up exchanges (about an hour)"
+	@echo "make bench       speed and size as ratios (add ARGS=--json)"
+	@echo "make lock        resolve the dependencies again"
 
 $(VENV)/.ready: requirements.lock pyproject.toml $(wildcard python/*/pyproject.toml)
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"python 3.11 to 3.13 is needed, {sys.version.split()[0]} was found; hint: make PYTHON=python3.12 setup")'
@@ -14,3 +25,33 @@ $(VENV)/.ready: requirements.lock pyproject.toml $(wildcard python/*/pyproject.t
 	touch $@
 
 setup: $(VENV)/.ready
+
+demo: setup
+	$(BIN)/tape demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: setup
+	$(BIN)/ruff check python tests
+	$(BIN)/ruff format --check python tests
+	$(BIN)/mypy $(foreach m,$(MEMBERS),python/$(m)/src)
+	$(BIN)/python -m pytest -q tests/rules
+
+acceptance: setup
+	$(BIN)/python -m tests.acceptance.matrix --data $(DATA) --seeds "$(SEEDS)" --synthetic-seeds "$(SYNTHETIC_SEEDS)"
+
+acceptance-short: setup
+	$(BIN)/python -m tests.acceptance.matrix --data $(DATA) --short
+
+bench: setup
+	$(BIN)/python -m tests.bench $(ARGS)
+
+# Needs uv. The lock names versions and hashes only, never an address.
+lock:
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --no-emit-index-url $(foreach p,kalshi-tape-marketdata kalshi-tape-runtime kalshi-tape-gatherer kalshi-tape-dedup kalshi-tape-exchange kalshi-tape-cli kalshilake,--no-emit-package $(p)) --group dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+
+-include cdk/cdk.mk

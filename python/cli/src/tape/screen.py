@@ -1,0 +1,147 @@
+"""The live screen of the demo: rates, lag, gaps, witnesses, completeness.
+
+On a terminal a rich live table, in a log one plain line every few seconds. It only shows what the
+services say of themselves on their health ports; the proof at the end does not rest on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tape.fleet import Fleet
+
+REFRESH_S = 0.5
+PLAIN_EVERY_S = 5.0
+POLL_TIMEOUT_S = 2.0
+
+
+@dataclass(slots=True)
+class Readings:
+    """The newest answers of the services. An unreachable one keeps {"state": "down"}."""
+
+    exchange: dict[str, Any] = field(default_factory=dict)
+    gatherers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dedup: dict[str, Any] = field(default_factory=dict)
+    kills: int = 0
+    phase: str = "starting"
+
+    @property
+    def progress(self) -> float:
+        """Share of the exchange's play that is over, 0 to 1."""
+        return float(self.exchange.get("progress", 0.0))
+
+
+async def _json(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    try:
+        async with http.get(url) as answer:
+            body = await answer.json(content_type=None)
+            return body if isinstance(body, dict) else {"state": "odd answer"}
+    except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
+        return {"state": "down"}
+
+
+async def poll(fleet: Fleet, http: aiohttp.ClientSession, readings: Readings) -> None:
+    """Ask every service once."""
+    names = fleet.gatherer_names
+    urls = [fleet.url("exchange", "/sim/status")]
+    urls += [fleet.url(n, "/health") for n in names if n in fleet.ports]
+    if "dedup" in fleet.ports:
+        urls.append(fleet.url("dedup", "/status"))
+    answers = await asyncio.gather(*(_json(http, u) for u in urls))
+    if answers[0].get("state") != "down":
+        readings.exchange = answers[0]
+    readings.gatherers = dict(zip(names, answers[1:], strict=False))
+    if "dedup" in fleet.ports:
+        readings.dedup = answers[-1]
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value if value is not None else "-")
+
+
+def _row(name: str, says: dict[str, Any]) -> list[str]:
+    numbers = says.get("numbers", says)
+    return [
+        name,
+        str(says.get("state", says.get("status", "-"))),
+        _number(numbers.get("frames")),
+        _number(numbers.get("rows_committed")),
+        _number(numbers.get("gaps")),
+        _number(numbers.get("connections")),
+        _number(numbers.get("lag_ms")),
+    ]
+
+
+def render(readings: Readings, seconds: float) -> Group:
+    """The screen as rich parts."""
+    table = Table(expand=True, title_justify="left")
+    for column in ("part", "state", "frames", "rows", "gaps", "connections", "lag ms"):
+        table.add_column(column, justify="left" if column in ("part", "state") else "right")
+    for name, says in readings.gatherers.items():
+        table.add_row(*_row(name, says))
+    merged = Table(expand=True)
+    for column in ("merged", "duplicates", "quarantined", "gaps", "witnesses", "complete", "waiting for"):
+        merged.add_column(column, justify="right")
+    d = readings.dedup
+    merged.add_row(
+        _number(d.get("rows_merged")), _number(d.get("duplicates")), _number(d.get("quarantined")),
+        _number(d.get("gaps")), _number(d.get("witnesses")), _number(d.get("complete_share")),
+        str(d.get("waiting_for", "-"))[:40],
+    )  # fmt: skip
+    e = readings.exchange
+    head = Text(
+        f"{readings.phase} · {seconds:.0f} s · exchange sent {_number(e.get('events'))} events, "
+        f"{_number(e.get('conns'))} connections, faults {e.get('faults', '-')}, kills {readings.kills}"
+    )
+    return Group(
+        Panel(Group(head, ProgressBar(total=1.0, completed=readings.progress)), title="Kalshi Tape"),
+        table,
+        merged,
+    )
+
+
+def plain_line(readings: Readings, seconds: float) -> str:
+    """The same as one line for a log."""
+    rows = sum(int(g.get("numbers", g).get("rows_committed") or 0) for g in readings.gatherers.values())
+    return (
+        f"{seconds:6.1f} s  {readings.phase}: exchange {readings.progress:.0%}, "
+        f"{_number(readings.exchange.get('events'))} events; gatherers committed {rows:,} rows; "
+        f"merged {_number(readings.dedup.get('rows_merged'))}; kills {readings.kills}"
+    )
+
+
+async def show(fleet: Fleet, readings: Readings, console: Console, stop: asyncio.Event) -> None:
+    """Poll and draw until `stop` is set."""
+    begun, said = time.monotonic(), 0.0
+    timeout = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout) as http:
+        live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        if live is not None:
+            live.start()
+        try:
+            while not stop.is_set():
+                await poll(fleet, http, readings)
+                seconds = time.monotonic() - begun
+                if live is not None:
+                    live.update(render(readings, seconds))
+                elif seconds - said >= PLAIN_EVERY_S:
+                    said = seconds
+                    console.print(plain_line(readings, seconds), highlight=False)
+                try:
+                    await asyncio.wait_for(stop.wait(), REFRESH_S)
+                except TimeoutError:
+                    continue
+        finally:
+            if live is not None:
+                live.stop()
