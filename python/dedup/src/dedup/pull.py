@@ -1,0 +1,368 @@
+"""Reads one gatherer's hot database: whole committed batches, each exactly once, in a fixed order.
+
+How nothing is lost: a batch row carries the id of the transaction that committed it. In one
+REPEATABLE READ transaction `hi = pg_snapshot_xmin(pg_current_snapshot())` is taken; every
+transaction below `hi` is decided for good, so the batches with `lo <= xid < hi` are all there
+will ever be in that window, and the next window begins at `hi`. A serial id does not have this
+property: it is taken at insert and becomes visible at commit (measured with 4 writers: paging by
+id lost 1,453 of 6,022 rows, the window lost none).
+
+How the order is fixed: rows come out of a heap in the order of its free pages, not of their
+arrival (partitions, free space after vacuum, scans that start in the middle). Delta rows are
+therefore put in the order (batch_id, run_id, seq), which is total: a run has one event per seq.
+
+If the cluster was replaced (another system identifier) transaction ids mean nothing any more; the
+reader then goes by batch id and takes only what follows without a hole, which the gatherer's one
+writer guarantees.
+
+Does not do: deciding when to read, retrying, merging.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
+
+import asyncpg
+import numpy as np
+
+from marketdata.errors import StorageError
+from marketdata.rows import (
+    DELTA_ROW,
+    ControlRow,
+    DeltaRows,
+    GathererBatch,
+    SnapshotRow,
+    TickerRow,
+    TradeRow,
+)
+from runtime import pgcopy
+
+# A read takes whole batches until this many rows; one batch is taken whatever its size.
+MAX_ROWS_PER_PULL: Final = 100_000
+MAX_BATCHES_PER_PULL: Final = 5_000
+
+# SQL text is put together from our own names and from integers only (noqa S608 below).
+
+_SNAPSHOT_COLUMNS: Final = (
+    "(extract(epoch FROM exchange_ts) * 1000000)::bigint, received_ns, book_hash, running_hash, "
+    "market_id, run_id, seq, batch_id, verdict, flags, levels"
+)
+_TRADE_ROW: Final = np.dtype(
+    [
+        ("exchange_us", "i8"),
+        ("received_ns", "i8"),
+        ("trade_id", "V16"),
+        ("count", "i8"),
+        ("market_id", "i4"),
+        ("run_id", "i4"),
+        ("seq", "i8"),
+        ("batch_id", "i4"),
+        ("yes_price", "i4"),
+        ("no_price", "i4"),
+        ("taker_side", "i2"),
+        ("flags", "i2"),
+    ]
+)  # the fields of TradeRow, in its order
+_TICKER_ROW: Final = np.dtype(
+    [
+        ("exchange_us", "i8"),
+        ("received_ns", "i8"),
+        ("payload_key", "u8"),
+        ("volume", "i8"),
+        ("open_interest", "i8"),
+        ("dollar_volume", "i8"),
+        ("dollar_open_interest", "i8"),
+        ("yes_bid_size", "i8"),
+        ("yes_ask_size", "i8"),
+        ("last_trade_size", "i8"),
+        ("market_id", "i4"),
+        ("batch_id", "i4"),
+        ("price", "i4"),
+        ("yes_bid", "i4"),
+        ("yes_ask", "i4"),
+    ]
+)  # the fields of TickerRow, in its order
+_CONTROL_COLUMNS: Final = (
+    "batch_id, ord, received_ns, kind, conn_id, run_id, sid, seq, market_id, exchange_us, reason, "
+    "detail"
+)
+Connection: TypeAlias = "asyncpg.Connection[Any]"
+_U64: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the reading of one gatherer stands; everything before it was read.
+
+    `system_identifier` 0 means that nothing was ever read. `by_batch` is set for good once the
+    cluster was found replaced.
+    """
+
+    system_identifier: int = 0
+    next_xid: int = 0
+    last_batch_id: int = 0
+    by_batch: bool = False
+    markets_known: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """The outcome of one read. `batch` is None when nothing new was committed.
+
+    `backlog` counts batches that were already committed, as far as ids tell, and not yet read.
+    """
+
+    batch: GathererBatch | None
+    position: Position
+    rows: int
+    backlog: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The batches of one read, in the order of their transaction ids."""
+
+    ids: tuple[int, ...]
+    xid_after: int
+    n_deltas: int
+    n_rows: int
+    max_received_ns: int
+
+    @property
+    def first(self) -> int:
+        """The smallest batch id."""
+        return min(self.ids)
+
+    @property
+    def last(self) -> int:
+        """The largest batch id."""
+        return max(self.ids)
+
+    @property
+    def condition(self) -> str:
+        """SQL over $1 = first, $2 = last that is true for exactly these batches."""
+        within = "batch_id BETWEEN $1 AND $2"
+        if self.last - self.first + 1 == len(self.ids):
+            return within
+        return f"{within} AND batch_id = ANY('{{{','.join(map(str, self.ids))}}}'::integer[])"
+
+
+async def resume(conn: Connection, system_identifier: int, from_batch: int) -> Position:
+    """The position from which `from_batch` and everything after it is read (again).
+
+    `system_identifier` is that of the cluster in which `from_batch` was counted.
+    """
+    async with conn.transaction(isolation="repeatable_read", readonly=True):
+        here = await _system_identifier(conn)
+        if here != system_identifier:
+            return await _moved(conn, here, from_batch - 1)
+        row = await conn.fetchrow(
+            "SELECT (SELECT min(xid::text::numeric) FROM ingest_batch WHERE batch_id >= $1) AS at,"
+            " (SELECT max(xid::text::numeric) FROM ingest_batch WHERE batch_id < $1) AS before",
+            from_batch,
+        )
+    assert row is not None
+    if row["at"] is not None:
+        next_xid = int(row["at"])
+    else:
+        next_xid = 0 if row["before"] is None else int(row["before"]) + 1
+    return Position(here, next_xid, from_batch - 1)
+
+
+async def pull(
+    conn: Connection,
+    gatherer: int,
+    position: Position,
+    *,
+    max_rows: int = MAX_ROWS_PER_PULL,
+) -> Pull:
+    """Read the next committed batches after `position`, at most about `max_rows` rows."""
+    async with conn.transaction(isolation="repeatable_read", readonly=True):
+        here = await _system_identifier(conn)
+        if position.system_identifier == 0:
+            position = replace(position, system_identifier=here)
+        elif position.system_identifier != here:
+            position = await _moved(conn, here, position.last_batch_id)
+        newest = await conn.fetchval("SELECT coalesce(max(batch_id), 0) FROM ingest_batch")
+        chosen = await _choose(conn, position, max_rows)
+        if not chosen.ids:
+            after = replace(position, next_xid=chosen.xid_after)
+            return Pull(None, after, 0, max(0, newest - position.last_batch_id))
+        batch = await _read(conn, gatherer, position, chosen)
+    rows = len(batch.deltas) + len(batch.snapshots) + len(batch.trades) + len(batch.tickers)
+    after = replace(
+        position,
+        next_xid=chosen.xid_after,
+        last_batch_id=max(position.last_batch_id, batch.last_batch_id),
+        markets_known=True,
+    )
+    return Pull(batch, after, rows + len(batch.controls), max(0, newest - after.last_batch_id))
+
+
+async def _system_identifier(conn: Connection) -> int:
+    found: int = await conn.fetchval("SELECT system_identifier FROM pg_control_system()")
+    return found
+
+
+async def _moved(conn: Connection, here: int, last_batch_id: int) -> Position:
+    """The position after `last_batch_id` in a cluster that replaced the one it was counted in."""
+    newest = await conn.fetchval("SELECT coalesce(max(batch_id), 0) FROM ingest_batch")
+    if newest < last_batch_id:
+        raise StorageError(
+            f"the gatherer's cluster was replaced (system identifier is now {here}) and ends at "
+            f"batch {newest}, before batch {last_batch_id} that was already read",
+            hint="restore its database, or leave this gatherer out and start a new tape",
+        )
+    return Position(here, 0, last_batch_id, by_batch=True)
+
+
+async def _choose(conn: Connection, position: Position, max_rows: int) -> _Chosen:
+    """The batches of the next read: a prefix of the window, in the order of transaction ids."""
+    columns = "batch_id, xid::text AS xid, n_deltas, n_rows, max_received_ns"
+    hi = int(await conn.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text"))
+    if position.by_batch:
+        found = await conn.fetch(
+            f"SELECT {columns} FROM ingest_batch WHERE batch_id > $1 ORDER BY batch_id LIMIT $2",  # noqa: S608
+            position.last_batch_id,
+            MAX_BATCHES_PER_PULL,
+        )
+        found = [r for i, r in enumerate(found) if r["batch_id"] == position.last_batch_id + 1 + i]
+    else:
+        window = "xid >= $1::text::xid8 AND xid < $2::text::xid8 ORDER BY ingest_batch.xid"
+        found = await conn.fetch(
+            f"SELECT {columns} FROM ingest_batch WHERE {window} LIMIT $3",  # noqa: S608
+            str(position.next_xid),
+            str(hi),
+            MAX_BATCHES_PER_PULL,
+        )
+    taken, rows = 0, 0
+    for row in found:
+        rows += row["n_rows"]
+        if taken and rows > max_rows:
+            break
+        taken += 1
+    whole = taken == len(found) and taken < MAX_BATCHES_PER_PULL
+    some = found[:taken]
+    return _Chosen(
+        ids=tuple(r["batch_id"] for r in some),
+        xid_after=max(hi, position.next_xid) if whole else int(some[-1]["xid"]) + 1,
+        n_deltas=sum(r["n_deltas"] for r in some),
+        n_rows=sum(r["n_rows"] for r in some),
+        max_received_ns=max((r["max_received_ns"] for r in some), default=0),
+    )
+
+
+async def _read(
+    conn: Connection, gatherer: int, position: Position, chosen: _Chosen
+) -> GathererBatch:
+    """All rows of the chosen batches; the number of deltas is compared with the batch rows."""
+    span = (chosen.first, chosen.last)
+    where = chosen.condition
+    deltas = await _copy_out(conn, pgcopy.DELTA_COPY, chosen, DELTA_ROW)
+    if len(deltas) != chosen.n_deltas:
+        raise StorageError(
+            f"batches {chosen.first} to {chosen.last} tell of {chosen.n_deltas} delta rows, "
+            f"{len(deltas)} are there",
+            hint="rows were deleted, or copied without their batch row; restore the database",
+        )
+    order = "ORDER BY batch_id, run_id, seq, market_id"
+    snapshots = await conn.fetch(
+        f"SELECT {_SNAPSHOT_COLUMNS} FROM orderbook_snapshot WHERE {where} {order}",  # noqa: S608
+        *span,
+    )
+    trades = await _copy_out(conn, pgcopy.TRADE_COPY, chosen, _TRADE_ROW)
+    tickers = await _copy_out(conn, pgcopy.TICKER_COPY, chosen, _TICKER_ROW)
+    controls = await conn.fetch(
+        f"SELECT {_CONTROL_COLUMNS} FROM control WHERE {where} ORDER BY batch_id, ord",  # noqa: S608
+        *span,
+    )
+    known_from = chosen.first if position.markets_known else 0
+    markets = await conn.fetch(
+        "SELECT market_id, ticker FROM market WHERE batch_id BETWEEN $1 AND $2 ORDER BY market_id",
+        known_from,
+        chosen.last,
+    )
+    return GathererBatch(
+        gatherer=gatherer,
+        first_batch_id=chosen.first,
+        last_batch_id=chosen.last,
+        max_received_ns=chosen.max_received_ns,
+        deltas=in_order(deltas, "batch_id", "run_id", "seq"),
+        snapshots=[_snapshot(r) for r in snapshots],
+        trades=[TradeRow(*r) for r in in_order(trades, "batch_id", "run_id", "seq").tolist()],
+        tickers=[
+            TickerRow(*r)
+            for r in in_order(
+                tickers, "batch_id", "received_ns", "market_id", "exchange_us", "payload_key"
+            ).tolist()
+        ],
+        controls=[_control(r) for r in controls],
+        markets={r["market_id"]: r["ticker"] for r in markets},
+    )
+
+
+async def _copy_out(
+    conn: Connection,
+    layout: pgcopy.CopyLayout,
+    chosen: _Chosen,
+    dtype: np.dtype[np.void],
+) -> DeltaRows:
+    """The chosen batches' rows of one fixed-width table through binary COPY, in heap order."""
+    body = bytearray()
+
+    async def keep(chunk: bytes) -> None:
+        body.extend(chunk)
+
+    await conn.copy_from_query(
+        f"SELECT {', '.join(layout.names)} FROM {layout.table} WHERE {chosen.condition}",  # noqa: S608
+        chosen.first,
+        chosen.last,
+        output=keep,
+        format="binary",
+    )
+    return pgcopy.unpack_rows(layout, body, dtype)
+
+
+def in_order(rows: DeltaRows, *columns: str) -> DeltaRows:
+    """The rows sorted by these columns: the same whatever order the heap gave."""
+    if len(rows) < 2:
+        return rows
+    return rows[np.lexsort([rows[name] for name in reversed(columns)])]
+
+
+def _snapshot(row: Sequence[Any]) -> SnapshotRow:
+    us, received_ns, book_hash, running, market, run, seq, batch, verdict, flags, levels = row
+    return SnapshotRow(
+        us,
+        received_ns,
+        book_hash & _U64,
+        running & _U64,
+        market,
+        run,
+        seq,
+        batch,
+        verdict,
+        flags,
+        levels,
+    )
+
+
+def _control(row: Sequence[Any]) -> ControlRow:
+    batch_id, ord_, received_ns, kind, conn, run, sid, seq, market, us, reason, detail = row
+    return ControlRow(
+        batch_id,
+        ord_,
+        received_ns,
+        kind,
+        conn,
+        run,
+        sid,
+        seq,
+        market,
+        us,
+        reason,
+        json.loads(detail),
+    )

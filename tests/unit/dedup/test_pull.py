@@ -1,0 +1,42 @@
+"""The parts of reading that need no database; the rest is in integration/test_dedup_pull.py."""
+
+from __future__ import annotations
+
+import numpy as np
+from dedup.pull import _Chosen, in_order
+
+from marketdata.rows import DELTA_ROW
+
+
+def _chosen(*ids: int) -> _Chosen:
+    return _Chosen(ids, xid_after=0, n_deltas=0, n_rows=0, max_received_ns=0)
+
+
+def test_order_is_total_over_batch_run_and_seq_with_high_bit() -> None:
+    """`seq` is the low 32 bits: read as signed it would put 2^31 before 1."""
+    rows = np.zeros(4, DELTA_ROW)
+    rows["batch_id"] = [2, 1, 1, 1]
+    rows["run_id"] = [1, 9, 3, 3]
+    rows["seq"] = [1, 1, 2**31, 5]
+    got = in_order(rows, "batch_id", "run_id", "seq")
+    assert got[["batch_id", "run_id", "seq"]].tolist() == [
+        (1, 3, 5),
+        (1, 3, 2**31),
+        (1, 9, 1),
+        (2, 1, 1),
+    ]
+
+
+def test_order_leaves_no_rows_alone() -> None:
+    """An empty batch is the usual case of a quiet second."""
+    assert len(in_order(np.zeros(0, DELTA_ROW), "seq")) == 0
+
+
+def test_batches_without_a_hole_are_a_range() -> None:
+    """A range lets the database use its block index."""
+    assert _chosen(4, 3, 5).condition == "batch_id BETWEEN $1 AND $2"
+
+
+def test_batches_with_a_hole_are_named_one_by_one() -> None:
+    """A row of a batch that is visible but not yet decided must not slip in through a range."""
+    assert _chosen(3, 5).condition.endswith("AND batch_id = ANY('{3,5}'::integer[])")
