@@ -128,7 +128,7 @@ def test_misordered_neighbours(merged: str, truth: str, wrong: int) -> None:
 
 
 def hole_truth() -> Truth:
-    rows = [ROWS[0], (0, EVENT_HOLE, 0, 0, 0, 1_500), ROWS[2]]
+    rows = [ROWS[0], (-1, EVENT_HOLE, 0, 0, 1_900, 1_500), ROWS[2]]
     return Truth(
         tickers=["M"], events=events(rows), sends=np.empty(0), conn_of_handshake={},
         books=[{"at": 0, "market": 0, "yes": [[500_000, 900]], "no": []},
@@ -140,7 +140,7 @@ def test_a_hole_of_the_recording_called_complete_is_a_false_complete() -> None:
     """Nobody was connected: nobody may claim it."""
     claimed, honest = Verdict(), Verdict()
     check_holes(hole_truth(), {"M": WHOLE}, claimed)
-    check_holes(hole_truth(), {"M": [Interval(0, 1_001, "complete"), Interval(2_000, 9_000, "complete")]}, honest)
+    check_holes(hole_truth(), {"M": [Interval(0, 1_500, "complete"), Interval(2_000, 9_000, "complete")]}, honest)
     assert (claimed.false_complete, honest.false_complete) == (1, 0)
 
 
@@ -148,4 +148,5 @@ def test_truth_book_starts_anew_after_a_hole() -> None:
     """The book after a hole is the one the exchange gave then."""
     truth = hole_truth()
     assert truth_book(truth, 0, 1_200) == ({500_000: 1_000}, {})
+    assert truth_book(truth, 0, 1_950) == ({}, {400_000: 50})
     assert truth_book(truth, 0, 2_000) == ({}, {})

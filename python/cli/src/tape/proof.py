@@ -194,21 +194,14 @@ def _compare_slow(
 
 
 def check_holes(truth: Truth, coverage: dict[str, list[Interval]], verdict: Verdict) -> None:
-    """Nobody was connected in a hole of the recording: coverage may not claim it."""
-    events = truth.events
-    for at in np.flatnonzero(events["kind"] == truth_view.EVENT_HOLE):
-        market = int(events["market"][at])
-        mine = np.flatnonzero((events["market"] == market) & (events["kind"] != truth_view.EVENT_HOLE))
-        before, after = mine[mine < at], mine[mine > at]
-        if before.size == 0 or after.size == 0:
-            continue
-        low = int(events["exchange_us"][before].max())
-        high = int(events["exchange_us"][after].min())
-        name = truth.tickers[market]
-        for i in coverage.get(name, []):
-            if i.status == "complete" and i.from_us <= low and i.to_us > high:
-                verdict.false_complete += 1
-                verdict.note(f"{name}: a hole of the recording ({low} to {high} us) is called complete")
+    """Nobody was connected in a hole of the recording: coverage may not claim any of it."""
+    for hole in truth.events[truth.events["kind"] == truth_view.EVENT_HOLE]:
+        low, high = int(hole["exchange_us"]), int(hole["delta"])
+        for name, intervals in coverage.items():
+            for i in intervals:
+                if i.status == "complete" and i.from_us < high and i.to_us > low + 1:
+                    verdict.false_complete += 1
+                    verdict.note(f"{name}: a hole ({low} to {high} us) is called complete")
 
 
 def truth_book(
@@ -219,6 +212,9 @@ def truth_book(
     mine = np.flatnonzero(events["market"] == market)
     upto = mine[events["exchange_us"][mine] <= at_us]
     last = int(upto[-1]) + 1 if upto.size else 0
+    holes = np.flatnonzero(events["kind"] == truth_view.EVENT_HOLE)
+    passed = holes[events["delta"][holes] <= at_us]
+    last = max(last, int(passed[-1]) + 1 if passed.size else 0)  # the book after a hole is a new one
     start = None
     for book in truth.books:
         if book["market"] == market and book["at"] <= last:

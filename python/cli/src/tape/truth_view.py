@@ -29,7 +29,7 @@ from marketdata.errors import TapeError
 
 # Kinds of docs/formats.md section 3, written here again on purpose: the proof reads the document.
 EVENT_DELTA, EVENT_RESET, EVENT_HOLE = 0, 1, 2
-SEND_SNAPSHOT = 1
+SEND_DELTA, SEND_SNAPSHOT = 0, 1
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -166,7 +166,7 @@ def _mark_run(part: npt.NDArray[np.void], empty: BoolArray, received: BoolArray)
     """Mark the events of one run that stand in a market with a snapshot in that run."""
     first = _first_snapshots(part, empty)
     position = np.arange(part.size)
-    carries = part["event"] >= 0
+    carries = (part["event"] >= 0) & (part["kind"] <= SEND_SNAPSHOT)  # trades count lines, not events
     anchor = np.full(part.size, part.size, dtype=np.int64)
     for market, (at, is_empty) in first.items():
         anchor[part["market"] == market] = at + 1 if is_empty else 0
