@@ -1,0 +1,201 @@
+"""Where a lake lies: a small interface, and the directory form of it.
+
+Purpose: put, put-if-absent, get, list over relative keys with `/`. Nothing here ever deletes: the
+deduplicator's role has no right to.
+
+Durability of LocalStore: `put` and `put_if_absent` return after the bytes and their directory
+entry are synced; a reader sees the old object or the new one, never a part. Unfinished writes lie
+under `.tmp/` and are no part of the lake.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, Protocol
+
+import pyarrow as pa
+
+from marketdata.errors import LakeError, StorageError
+
+TEMPORARY: Final = ".tmp"
+MAX_OBJECT_BYTES: Final = 2 << 30  # an hour of one table; S3 takes 5 GiB in one put
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A key that exists and its size in bytes."""
+
+    key: str
+    bytes: int
+
+
+class Store(Protocol):
+    """What a lake needs of a place. Absent objects raise LakeError, refusals StorageError."""
+
+    @property
+    def location(self) -> str:
+        """Where it is, for messages: a directory or s3://bucket/prefix."""
+
+    def get(self, key: str) -> bytes:
+        """The whole object."""
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`; fewer only at the end of the object."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the object, None where there is none."""
+
+    def put(self, key: str, body: bytes) -> None:
+        """Write or replace; atomic for readers, durable on return."""
+
+    def put_if_absent(self, key: str, body: bytes) -> bool:
+        """Write unless the key exists; False if it does. Of two writers exactly one gets True."""
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object whose key begins with `prefix`, in key order."""
+
+    def open(self, key: str) -> pa.NativeFile:
+        """The object for random reading."""
+
+
+def check_key(key: str) -> str:
+    """`key` if it stays inside a lake; LakeError otherwise."""
+    path = PurePosixPath(key)
+    if not key or path.is_absolute() or ".." in path.parts or str(path) != key or "\\" in key:
+        raise LakeError(f"{key!r} is not a key inside a lake")
+    return key
+
+
+class LocalStore:
+    """A directory as a store; made on the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._made = 0
+
+    @property
+    def location(self) -> str:
+        return str(self._root)
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self._path(key).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise _absent(key, self.location) from None
+        except OSError as e:
+            raise StorageError(f"{key}: {e.strerror} under {self._root}") from e
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        try:
+            with self._path(key).open("rb") as f:
+                f.seek(offset)
+                return f.read(length)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise _absent(key, self.location) from None
+        except OSError as e:
+            raise StorageError(f"{key}: {e.strerror} under {self._root}") from e
+
+    def size(self, key: str) -> int | None:
+        path = self._path(key)
+        return path.stat().st_size if path.is_file() else None
+
+    def put(self, key: str, body: bytes) -> None:
+        path = self._path(key)
+        try:
+            temporary = self._write_temporary(body)
+            self._make_folder(path.parent)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except OSError as e:
+            raise StorageError(f"{key}: {e.strerror} under {self._root}") from e
+
+    def put_if_absent(self, key: str, body: bytes) -> bool:
+        path = self._path(key)
+        try:
+            temporary = self._write_temporary(body)
+            try:
+                self._make_folder(path.parent)
+                os.link(temporary, path)  # refuses an existing name, unlike rename
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+        except OSError as e:
+            raise StorageError(f"{key}: {e.strerror} under {self._root}") from e
+        return True
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        # The folder part of the prefix bounds the walk; the rest is compared as text.
+        folder = self._root / prefix.rpartition("/")[0]
+        found = []
+        for path in folder.rglob("*") if folder.is_dir() else ():
+            key = path.relative_to(self._root).as_posix()
+            if key.startswith(prefix) and not key.startswith(TEMPORARY + "/") and path.is_file():
+                found.append(StoredObject(key, path.stat().st_size))
+        yield from sorted(found, key=lambda o: o.key)
+
+    def open(self, key: str) -> pa.NativeFile:
+        path = self._path(key)
+        try:
+            return pa.memory_map(str(path)) if path.stat().st_size else pa.BufferReader(b"")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise _absent(key, self.location) from None
+        except OSError as e:
+            raise StorageError(f"{key}: {e.strerror} under {self._root}") from e
+
+    def _write_temporary(self, body: bytes) -> Path:
+        if len(body) > MAX_OBJECT_BYTES:
+            raise LakeError(f"an object of {len(body)} bytes is over the limit {MAX_OBJECT_BYTES}")
+        folder = self._root / TEMPORARY
+        folder.mkdir(parents=True, exist_ok=True)
+        self._made += 1
+        path = folder / f"{os.getpid()}-{id(self)}-{self._made}"
+        with path.open("wb") as f:
+            f.write(body)
+            f.flush()
+            os.fsync(f.fileno())
+        return path
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make `folder`; each new name is synced in its parent, or a power cut could lose it."""
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            _sync_folder(path.parent)
+
+
+def open_store(location: str | Path) -> Store:
+    """The store at a directory or `s3://bucket/prefix`; nothing is read yet."""
+    text = str(location)
+    if text.startswith("s3://"):
+        # boto3 is an extra: a reader of directories does without it.
+        from kalshilake.s3 import S3Store  # noqa: PLC0415
+
+        return S3Store.from_uri(text)
+    if "://" in text:
+        raise LakeError(
+            f"{text!r} is no place for a lake", hint="a directory or s3://bucket/prefix"
+        )
+    return LocalStore(Path(text))
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _absent(key: str, location: str) -> LakeError:
+    return LakeError(f"{key} is not in {location}")

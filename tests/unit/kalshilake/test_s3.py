@@ -1,0 +1,84 @@
+"""S3 as a store, against an S3 that runs in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import boto3
+import pyarrow as pa
+import pytest
+from moto import mock_aws
+
+from kalshilake import paths, tables
+from kalshilake.s3 import S3Store
+from kalshilake.store import StoredObject, open_store
+from kalshilake.write import commit_version, load_head, write_hour
+from marketdata.errors import LakeError, StorageError
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with mock_aws():
+        boto3.client("s3").create_bucket(Bucket="kalshi-data-test")
+        made = open_store("s3://kalshi-data-test/some/lake/")
+        assert isinstance(made, S3Store)
+        yield made
+
+
+def test_put_get_range_size_list_and_open_agree(store: S3Store) -> None:
+    """The same contract as the directory."""
+    store.put("a/c", b"0123456789")
+    store.put("a/b", b"x")
+    assert store.location == "s3://kalshi-data-test/some/lake"
+    assert store.get("a/c") == b"0123456789"
+    assert store.get_range("a/c", 3, 4) == b"3456"
+    assert store.get_range("a/c", 50, 4) == b""
+    assert store.get_range("a/c", 0, 0) == b""
+    assert (store.size("a/c"), store.size("nope")) == (10, None)
+    assert list(store.list("a/")) == [StoredObject("a/b", 1), StoredObject("a/c", 10)]
+    with store.open("a/c") as f:
+        f.seek(2)
+        assert f.read(3) == b"234"
+        f.seek(-1, 2)
+        assert f.read() == b"9"
+
+
+def test_put_if_absent_refuses_the_second_writer(store: S3Store) -> None:
+    """The number of a version is given out by this call alone."""
+    assert store.put_if_absent("manifest/v", b"1") is True
+    assert store.put_if_absent("manifest/v", b"2") is False
+    assert store.get("manifest/v") == b"1"
+
+
+def test_absent_objects_and_refusals_are_told_apart(store: S3Store) -> None:
+    """An absent object is final, a refusal is retried."""
+    with pytest.raises(LakeError, match="nope is not in"):
+        store.get("nope")
+    with pytest.raises(LakeError):
+        store.open("nope")
+    other = S3Store("no-such-bucket", "", boto3.client("s3"))
+    with pytest.raises(StorageError):
+        other.put("a", b"")
+    with pytest.raises(StorageError):
+        list(other.list(""))
+    with pytest.raises(LakeError, match="no bucket"):
+        open_store("s3:///x")
+
+
+def test_an_hour_and_a_version_are_written_as_to_a_directory(store: S3Store) -> None:
+    """The exporter does not know which store it has."""
+    hour = 485_000 * paths.US_PER_HOUR
+    rows = tables.records_table(
+        "markets", [{"market_ticker": "M", "first_seen": hour + 1, "title": "t"}]
+    )
+    record = write_hour(store, "markets", hour, rows, watermark_us=hour)
+    commit = commit_version(store, [record], watermark_us=hour)
+    assert commit.changed
+    head = load_head(store)
+    assert head is not None
+    assert head.version.objects == (record,)
+    with store.open(record.key) as f:
+        assert isinstance(f, pa.NativeFile)
