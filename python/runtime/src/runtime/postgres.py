@@ -1,0 +1,270 @@
+"""Talking to PostgreSQL: connect, migrate, COPY, commit when the answer may be lost.
+
+Purpose: the few things every service needs from a database, over asyncpg.
+
+What holds:
+- `connect` retries with capped full jitter, for ever unless told otherwise; what it cannot repair
+  (wrong password, no such database) it says at once.
+- Migrations go forward only, each in its own transaction, under one advisory lock; an applied file
+  whose bytes changed is refused.
+- `commit_once` repeats a transaction whose outcome is unknown; the caller's unique key makes the
+  repetition harmless.
+
+Does not do: start servers (runtime.embedded), pack rows (runtime.pgcopy), make partitions
+(runtime.partitions).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+import asyncpg
+
+from marketdata.errors import StorageError
+from runtime.pgcopy import HEADER, TRAILER, CopyLayout
+
+RETRY_BASE_S: Final = 0.1
+RETRY_CAP_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 10.0
+COPY_CHUNK_BYTES: Final = 1024 * 1024
+MIGRATION_LOCK: Final = 0x4B54_4D49  # "KTMI"
+STATEMENT_CACHE: Final = 100
+
+Connection: TypeAlias = asyncpg.Connection
+T = TypeVar("T")
+
+# A server that is starting, stopping, restarting or full: worth another try.
+TRANSIENT: Final[tuple[type[BaseException], ...]] = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+)
+
+
+def backoff_s(attempt: int, base_s: float = RETRY_BASE_S, cap_s: float = RETRY_CAP_S) -> float:
+    """Capped full jitter: uniform between 0 and min(cap, base * 2^attempt), seconds."""
+    return random.SystemRandom().uniform(0, min(cap_s, base_s * 2 ** min(attempt, 30)))
+
+
+def plainly(dsn: str) -> str:
+    """A connection string without its password, for messages."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", dsn)
+
+
+async def connect(
+    dsn: str,
+    *,
+    tries_max: int | None = None,
+    on_retry: Callable[[str], None] | None = None,
+    **settings: str,
+) -> Connection:
+    """An open connection. `on_retry` hears why it is not there yet (for /health).
+
+    Raises:
+        StorageError: `tries_max` tries failed, or the server refuses us for good.
+    """
+    attempt = 0
+    while True:
+        try:
+            return await asyncpg.connect(
+                dsn,
+                timeout=CONNECT_TIMEOUT_S,
+                statement_cache_size=STATEMENT_CACHE,
+                server_settings={"application_name": "kalshi-tape", **settings},
+            )
+        except TRANSIENT as error:
+            attempt += 1
+            told = f"{plainly(dsn)}: {type(error).__name__}: {error}"
+            if on_retry is not None:
+                on_retry(told)
+            if tries_max is not None and attempt >= tries_max:
+                raise StorageError(f"no connection after {attempt} tries: {told}") from error
+            await asyncio.sleep(backoff_s(attempt))
+        except (asyncpg.PostgresError, ValueError) as error:
+            raise StorageError(
+                f"{plainly(dsn)} refuses us: {error}", hint="check the connection string"
+            ) from error
+
+
+async def server_identity(connection: Connection) -> int:
+    """The cluster's system identifier: another number means another cluster, whose transaction
+    ids and batch ids have nothing to do with the former's."""
+    return int(await connection.fetchval("SELECT system_identifier FROM pg_control_system()"))
+
+
+async def backend(connection: Connection) -> Literal["hypertable", "native"]:
+    """Which partitioning this server can do: asked of the server, never of the settings."""
+    found = await connection.fetchval(
+        "SELECT count(*) FROM pg_available_extensions WHERE name = 'timescaledb'"
+    )
+    return "hypertable" if found else "native"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One SQL file `NNNN_name.sql`."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.sql.encode("utf-8")).hexdigest()
+
+
+def migrations(folder: str | Traversable) -> list[Migration]:
+    """The files of a folder in order; a name means a folder of this package."""
+    root = (
+        resources.files("runtime").joinpath("migrations", folder)
+        if isinstance(folder, str)
+        else folder
+    )
+    found: list[Migration] = []
+    for entry in root.iterdir():
+        match = re.match(r"^(\d{4})_(\w+)\.sql$", entry.name)
+        if match is not None:
+            found.append(Migration(int(match[1]), match[2], entry.read_text(encoding="utf-8")))
+    found.sort(key=lambda migration: migration.version)
+    versions = [migration.version for migration in found]
+    if not found or versions != list(range(1, len(found) + 1)):
+        raise StorageError(f"migrations {folder} are numbered {versions}, not 1, 2, 3, ...")
+    return found
+
+
+async def migrate(connection: Connection, folder: str | Traversable) -> list[int]:
+    """Bring the database to the newest version; the versions that were applied now.
+
+    Raises:
+        StorageError: an applied file has changed, or the database is newer than this program.
+    """
+    wanted = migrations(folder)
+    await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+    try:
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_version (version integer PRIMARY KEY,"
+            " name text NOT NULL, sha256 text NOT NULL,"
+            " applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        applied = {
+            row["version"]: row["sha256"]
+            for row in await connection.fetch("SELECT version, sha256 FROM schema_version")
+        }
+        _check_applied(applied, wanted)
+        done: list[int] = []
+        for migration in wanted:
+            if migration.version not in applied:
+                async with connection.transaction():
+                    await connection.execute(migration.sql)
+                    await connection.execute(
+                        "INSERT INTO schema_version (version, name, sha256) VALUES ($1, $2, $3)",
+                        migration.version,
+                        migration.name,
+                        migration.checksum,
+                    )
+                done.append(migration.version)
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock($1)", MIGRATION_LOCK)
+    if done:
+        await connection.reload_schema_state()
+    return done
+
+
+def _check_applied(applied: dict[int, str], wanted: list[Migration]) -> None:
+    known = {migration.version: migration for migration in wanted}
+    for version, checksum in sorted(applied.items()):
+        if version not in known:
+            raise StorageError(
+                f"the database is at schema version {version}, this program knows {len(wanted)}",
+                hint="run the newer program",
+            )
+        if known[version].checksum != checksum:
+            raise StorageError(
+                f"migration {version:04d}_{known[version].name} was applied with other contents",
+                hint="never edit an applied migration; add a new one",
+            )
+
+
+async def copy_in(connection: Connection, layout: CopyLayout, *parts: bytes | bytearray) -> int:
+    """COPY packed rows (parts without header and trailer, whole rows each) into a table.
+
+    Returns the number of rows the server counted.
+    """
+
+    async def chunks() -> AsyncIterator[bytes | memoryview]:
+        yield HEADER
+        for part in parts:
+            view = memoryview(part)
+            for begin in range(0, len(view), COPY_CHUNK_BYTES):
+                yield view[begin : begin + COPY_CHUNK_BYTES]
+        yield TRAILER
+
+    status = await connection.copy_to_table(
+        layout.table, source=chunks(), columns=layout.names, format="binary"
+    )
+    return int(status.split()[-1])
+
+
+async def copy_out(connection: Connection, query: str, *args: Any) -> bytearray:
+    """The whole binary COPY answer of a query, header and trailer included."""
+    body = bytearray()
+
+    async def take(chunk: bytes) -> None:
+        body.extend(chunk)
+
+    await connection.copy_from_query(query, *args, output=take, format="binary")
+    return body
+
+
+async def commit_once(
+    attempt: Callable[[], Awaitable[T]],
+    *,
+    already_done: Callable[[], Awaitable[T | None]],
+    on_retry: Callable[[str], None] | None = None,
+    tries_max: int | None = None,
+) -> T:
+    """Run a transaction until its effect is there exactly once.
+
+    `attempt` does the whole transaction, including its own reconnecting, and writes a unique key.
+    When its outcome is unknown (the connection broke) it is tried again; `already_done` is asked
+    first, and also when the unique key refuses: its answer, if not None, is the result.
+
+    Raises:
+        StorageError: `tries_max` tries failed.
+    """
+    tries = 0
+    while True:
+        try:
+            if tries:
+                result = await already_done()
+                if result is not None:
+                    return result
+            return await attempt()
+        except asyncpg.UniqueViolationError:
+            result = await already_done()
+            if result is None:
+                raise
+            return result
+        except TRANSIENT as error:
+            tries += 1
+            if on_retry is not None:
+                on_retry(f"{type(error).__name__}: {error}")
+            if tries_max is not None and tries >= tries_max:
+                raise StorageError(f"no commit after {tries} tries: {error}") from error
+            await asyncio.sleep(backoff_s(tries))
