@@ -1,0 +1,185 @@
+"""Settings of the services: environment variables `KT_...`, checked once, at start, all together.
+
+What holds: a service that starts has settings that are complete and plausible; every fault, unknown
+`KT_` names included, is in the one ConfigError. Settings are frozen. The signing key is a file.
+
+Does not do: defaults that depend on a machine, reading files (except whether a key file is there).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar, get_origin
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from marketdata.errors import ConfigError
+from runtime.spool import GROUP_COMMIT_MS, SEGMENT_BYTES
+from runtime.spool_files import RETAIN_BYTES, SEGMENT_BYTES_MAX
+
+PREFIX: Final = "KT_"
+
+
+def _begins_with(*schemes: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+            raise ValueError(f"must begin with {' or '.join(f'{s}://' for s in schemes)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{path} cannot be read by this account")
+    return path
+
+
+Dsn = Annotated[str, _begins_with("postgresql", "postgres")]
+WsUrl = Annotated[str, _begins_with("ws", "wss")]
+HttpUrl = Annotated[str, _begins_with("http", "https")]
+Port = Annotated[int, Field(ge=0, le=65535)]  # 0: the system chooses
+ReadableFile = Annotated[Path, AfterValidator(_is_file)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[int, Field(ge=0)]
+
+
+class ServiceSettings(BaseSettings):
+    """What every service has."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    bind: str = "127.0.0.1"
+    health_port: Port = 8080
+    metrics_port: Port = 9090
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    clock_offset_ms: int = 0  # tests: added to the wall clock
+
+    def described(self) -> dict[str, Any]:
+        """All settings for the log at start, passwords blanked."""
+        from runtime.postgres import plainly  # noqa: PLC0415  (asyncpg only where it is used)
+
+        def blank(value: Any) -> Any:
+            if isinstance(value, str):
+                return plainly(value)
+            return [blank(item) for item in value] if isinstance(value, list) else value
+
+        return {name: blank(value) for name, value in self.model_dump(mode="json").items()}
+
+
+class GathererSettings(ServiceSettings):
+    """`python -m gatherer.main`."""
+
+    gatherer_name: Name = "g1"
+    ws_url: WsUrl
+    rest_url: HttpUrl
+    key_id: Annotated[str, Field(min_length=1)]
+    private_key_file: ReadableFile
+    ca_file: ReadableFile | None = None  # trust this certificate besides the system's (tests)
+    spool_dir: Path
+    timescale_dsn: Dsn
+    postgres_dsn: Dsn
+    transport: Literal["websockets", "picows"] = "websockets"
+    reconnect_base_ms: Count = 250
+    reconnect_cap_ms: Count = 30_000
+    group_commit_ms: Count = GROUP_COMMIT_MS
+    sink_flush_ms: Count = 250
+    sink_flush_rows: Count = 5_000
+    sink_queue_rows: Count = 100_000  # held in memory; more are read again from the spool
+    heartbeat_ms: Count = 1_000  # a batch without rows moves the watermark
+    markets_per_connection: Count = 2_000
+    audit_interval_s: Count = 300  # one get_snapshot round over all books
+    data_timeout_s: Count = 30  # silence of a feed that should speak
+    discovery_interval_s: Count = 60
+    drain_deadline_s: Count = 20  # at a clean stop
+    segment_bytes: Annotated[int, Field(ge=64 * 1024, le=SEGMENT_BYTES_MAX)] = SEGMENT_BYTES
+    spool_retain_bytes: Amount = RETAIN_BYTES
+    rest_rate_per_s: Annotated[float, Field(gt=0)] = 5.0
+
+
+class DedupSettings(ServiceSettings):
+    """`python -m dedup.main`. `gatherer_dsns` and `gatherer_meta_dsns` are JSON lists; the index is
+    the gatherer's bit in `sources`."""
+
+    gatherer_dsns: Annotated[list[Dsn], Field(min_length=1, max_length=15)]
+    gatherer_meta_dsns: Annotated[list[Dsn], Field(max_length=15)] = Field(default_factory=list)
+    production_dsn: Dsn
+    lake_uri: Annotated[str, Field(min_length=1)]
+    window_ms: Count = 5_000
+    grace_ms: Amount = 2_000
+    idle_hold_ms: Amount = 5_000
+    patience_s: Count = 60
+    merge: Literal["runs", "content"] = "runs"
+    poll_ms: Count = 250
+    final: bool = False
+
+
+S = TypeVar("S", bound=ServiceSettings)
+_ALL: Final[tuple[type[ServiceSettings], ...]] = (GathererSettings, DedupSettings)
+
+
+def load(kind: type[S], environ: Mapping[str, str] | None = None) -> S:
+    """The settings of a service from the environment.
+
+    Raises:
+        ConfigError: with every fault, one a line.
+    """
+    variables = os.environ if environ is None else environ
+    faults = _unknown_names(kind, variables)
+    values = _taken(kind, variables, faults)
+    try:
+        settings = kind.model_validate(values)
+    except ValidationError as error:
+        told = {fault.split(":")[0] for fault in faults}
+        for fault in error.errors():
+            name = PREFIX + ".".join(str(part) for part in fault["loc"]).upper()
+            if name not in told:
+                faults.append(f"{name}: {_said(fault)}")
+    else:
+        if not faults:
+            return settings
+    count = f"{len(faults)} settings are" if len(faults) > 1 else "1 setting is"
+    raise ConfigError(f"{count} wrong:\n  " + "\n  ".join(sorted(faults)))
+
+
+def _taken(
+    kind: type[ServiceSettings], variables: Mapping[str, str], faults: list[str]
+) -> dict[str, Any]:
+    """The values of this service; lists are parsed as JSON. An empty variable counts as not set."""
+    values: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        variable = PREFIX + name.upper()
+        text = variables.get(variable, "")
+        if not text:
+            continue
+        values[name] = text
+        if get_origin(field.annotation) is list:
+            try:
+                values[name] = json.loads(text)
+            except ValueError as error:
+                faults.append(f"{variable}: is not a JSON list: {error} (got {text!r})")
+    return values
+
+
+def _said(fault: Any) -> str:
+    if fault["type"] == "missing":
+        return "is not set"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{message} (got {fault['input']!r})"
+
+
+def _unknown_names(kind: type[ServiceSettings], variables: Mapping[str, str]) -> list[str]:
+    """A mistyped name would otherwise be a setting that silently does nothing."""
+    known = {PREFIX + name.upper() for each in (kind, *_ALL) for name in each.model_fields}
+    return [
+        f"{name}: no service has a setting of this name"
+        for name in variables
+        if name.startswith(PREFIX) and name not in known
+    ]

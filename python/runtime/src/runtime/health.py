@@ -1,0 +1,182 @@
+"""What a service says about itself: /health and /status (8080 by default), /metrics (9090).
+
+What holds:
+- Read only: GET and HEAD, no request body, no parameters, nothing a page could embed.
+- /health is 200 while every component is ok or degraded, else 503, always with the reasons in plain
+  words. `degraded` means: works, late or with less; `failing` means: does not do its work.
+
+Does not do: decide what a component's trouble is; the component says it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from aiohttp import web
+
+from marketdata.errors import StorageError
+from runtime.metrics import Metrics
+
+State = Literal["starting", "ok", "degraded", "failing", "stopping"]
+STATES: Final[tuple[State, ...]] = ("ok", "degraded", "starting", "stopping", "failing")
+COMPONENTS_MAX: Final = 100
+REASON_CHARS_MAX: Final = 500
+
+HEADERS: Final[Mapping[str, str]] = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Server": "kalshi-tape",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One part's word about itself."""
+
+    state: State
+    reason: str
+
+
+class Health:
+    """The states of a service's components. The worst one is the service's."""
+
+    def __init__(self, service: str, *components: str) -> None:
+        self.service = service
+        self._components: dict[str, Component] = {}
+        for name in components:
+            self.set(name, "starting")
+
+    def set(self, component: str, state: State, reason: str = "") -> None:
+        """Say a component's state; every state but ok should have a reason in plain words."""
+        assert state in STATES, state
+        if component not in self._components:
+            assert len(self._components) < COMPONENTS_MAX, "components have fixed names"
+        self._components[component] = Component(state, reason[:REASON_CHARS_MAX])
+
+    def get(self, component: str) -> Component | None:
+        """What a component said last."""
+        return self._components.get(component)
+
+    @property
+    def state(self) -> State:
+        """The worst state of all components; starting when there are none."""
+        states = [component.state for component in self._components.values()]
+        return max(states, key=STATES.index) if states else "starting"
+
+    def report(self) -> dict[str, Any]:
+        """The JSON body of /health."""
+        reasons = [
+            f"{name}: {component.reason or component.state}"
+            for name, component in self._components.items()
+            if component.state != "ok"
+        ]
+        return {
+            "service": self.service,
+            "state": self.state,
+            "reasons": reasons,
+            "components": {
+                name: {"state": component.state, "reason": component.reason}
+                for name, component in self._components.items()
+            },
+        }
+
+
+Report = Callable[[], Mapping[str, Any]]
+_Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HealthServer:
+    """Both HTTP servers of a service, as an async context manager.
+
+    `detail` adds to /health (`detail` key), `status` is the body of /status. Port 0: the system
+    chooses; `health_port` and `metrics_port` tell which.
+    """
+
+    def __init__(
+        self,
+        health: Health,
+        metrics: Metrics,
+        *,
+        bind: str = "127.0.0.1",
+        health_port: int = 0,
+        metrics_port: int = 0,
+        detail: Report | None = None,
+        status: Report | None = None,
+    ) -> None:
+        self._health, self._metrics = health, metrics
+        self._bind = bind
+        self.health_port, self.metrics_port = health_port, metrics_port
+        self._detail, self._status = detail, status
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            self.health_port = await self._serve(
+                self.health_port, {"/health": self._answer_health, "/status": self._answer_status}
+            )
+            self.metrics_port = await self._serve(
+                self.metrics_port, {"/metrics": self._answer_metrics}
+            )
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _serve(self, port: int, routes: Mapping[str, _Answer]) -> int:
+        app = web.Application(client_max_size=1024)
+        app.on_response_prepare.append(_safe_headers)
+        for path, answer in routes.items():
+            app.router.add_get(path, answer)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, self._bind, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise StorageError(
+                f"cannot listen on {self._bind}:{port}: {error.strerror or error}",
+                hint="choose another port, or 0 to let the system choose",
+            ) from error
+        return int(runner.addresses[0][1])
+
+    async def _answer_health(self, _request: web.Request) -> web.StreamResponse:
+        body = self._health.report()
+        if self._detail is not None:
+            body["detail"] = dict(self._detail())
+        return _json(body, 200 if body["state"] in ("ok", "degraded") else 503)
+
+    async def _answer_status(self, _request: web.Request) -> web.StreamResponse:
+        return _json(dict(self._status()) if self._status is not None else {}, 200)
+
+    async def _answer_metrics(self, _request: web.Request) -> web.StreamResponse:
+        for name, component in self._health.report()["components"].items():
+            self._metrics.gauge("healthy", component=name).set(component["state"] == "ok")
+        return web.Response(
+            body=self._metrics.exposition(),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
+
+
+async def _safe_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
+
+
+def _json(body: Mapping[str, Any], status: int) -> web.Response:
+    text = json.dumps(body, default=str, separators=(",", ":"))
+    return web.Response(text=text + "\n", status=status, content_type="application/json")

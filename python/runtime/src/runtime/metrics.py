@@ -1,0 +1,179 @@
+"""Every metric there is: name, kind, unit, labels, meaning, in one table; and their values.
+
+What holds: a metric that is not in TABLE cannot be written; label values come from closed sets
+(reasons, kinds, gatherers), never from tickers, so the number of series has a bound.
+
+`python -m runtime.metrics` prints the table as Markdown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+PREFIX: Final = "kalshi_tape_"
+LATENCY_BUCKETS_S: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+SERIES_MAX: Final = 200  # label combinations of one metric; more are counted under "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One line of the table. `name` is without prefix and, for counters, ends in _total."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+
+def _rows(kind: Literal["counter", "gauge", "histogram"], text: str) -> list[Metric]:
+    """`name | unit | labels | meaning` a line."""
+    found: list[Metric] = []
+    for line in text.strip().splitlines():
+        name, unit, labels, meaning = (cell.strip() for cell in line.split("|"))
+        found.append(Metric(name, kind, unit, meaning, tuple(labels.split())))
+    return found
+
+
+_COUNTERS: Final = """
+frames_total | frames | channel | frames received, by channel of the connection
+frame_bytes_total | bytes | | payload bytes received
+connects_total | events | | connections opened
+closes_total | events | reason | connections ended
+reconnect_tries_total | events | reason | connection attempts that failed
+gaps_total | events | channel | stretches of missing sequence numbers
+gap_frames_total | frames | channel | sequence numbers that never came
+duplicates_total | frames | | frames with a sequence number already seen
+problems_total | frames | reason | frames kept but not understood
+snapshots_total | snapshots | verdict | snapshots by what they said about the running book
+snapshot_requests_total | requests | reason | get_snapshot commands sent
+negative_levels_total | events | | levels that went below zero
+rest_requests_total | requests | status | REST answers by status class
+spool_bytes_total | bytes | | bytes appended to the spool
+spool_commits_total | commits | | group commits
+spool_errors_total | errors | | writes or syncs that the disk refused
+spool_torn_total | tails | | torn tails kept aside
+sink_rows_total | rows | table | rows committed
+sink_batches_total | batches | | batches committed
+sink_retries_total | tries | reason | commits tried again
+partitions_default_total | spans | | time spans left to the DEFAULT partition
+pull_rows_total | rows | gatherer table | rows read from a gatherer
+pull_errors_total | errors | gatherer | reads that failed and were repeated
+merged_rows_total | rows | table | rows of the tape
+duplicate_rows_total | rows | gatherer | rows proven to be already on the tape
+quarantined_rows_total | rows | gatherer reason | rows that could not be placed
+skipped_rows_total | rows | gatherer reason | rows that carry nothing for the tape
+late_rows_total | rows | gatherer | rows that came after their window had closed
+ambiguous_total | events | | cuts that no data can decide
+disputed_total | events | | contradictions between gatherers that no audit decides
+epochs_total | epochs | reason | epochs opened
+audits_total | snapshots | outcome | snapshots compared with the merged book
+invariant_breaks_total | events | invariant | broken invariants; anything but 0 is a bug
+windows_total | windows | | windows closed
+exports_total | objects | table | lake objects written
+"""
+_GAUGES: Final = """
+up | 1 | | 1 while the service runs
+healthy | 1 | component | 1 ok, 0 otherwise, by component
+connections_open | connections | | connections that are open
+markets_subscribed | markets | | markets wanted
+books_anchored | markets | | markets with a proven book
+spool_buffered_bytes | bytes | | appended and not yet durable
+spool_disk_free_bytes | bytes | | free space where the spool lies
+spool_lag_bytes | bytes | | between the sink's cursor and the end of the spool
+sink_queue_rows | rows | | rows waiting for commit in memory
+clock_offset_seconds | seconds | | of the wall clock against the exchange's Date header
+watermark_age_seconds | seconds | | age of the merge watermark
+gatherer_lag_seconds | seconds | gatherer | between a gatherer's last commit and now
+gatherers_waited_for | gatherers | | gatherers that keep the next window open
+export_lag_hours | hours | | closed hours not yet in the lake
+"""
+_HISTOGRAMS: Final = """
+commit_seconds | seconds | | duration of one database commit
+spool_sync_seconds | seconds | | duration of one spool write and sync
+receive_to_commit_seconds | seconds | | from receiving a frame to its committed row
+window_seconds | seconds | | duration of merging and publishing one window
+export_seconds | seconds | | duration of one lake export
+"""
+TABLE: Final[tuple[Metric, ...]] = (
+    *_rows("counter", _COUNTERS),
+    *_rows("gauge", _GAUGES),
+    *_rows("histogram", _HISTOGRAMS),
+)
+
+
+class Metrics:
+    """The values of one process, in a registry of their own. Metrics appear when first used."""
+
+    def __init__(self) -> None:
+        self._table = {metric.name: metric for metric in TABLE}
+        self._registry = CollectorRegistry()
+        self._live: dict[str, Counter | Gauge | Histogram] = {}
+        self._series: dict[str, set[tuple[str, ...]]] = {}
+
+    def counter(self, name: str, **labels: str) -> Counter:
+        """The counter, bound to its labels: keep it where it is used often."""
+        found = self._bound(name, labels)
+        assert isinstance(found, Counter), f"{name} is not a counter"
+        return found
+
+    def gauge(self, name: str, **labels: str) -> Gauge:
+        """The gauge, bound to its labels."""
+        found = self._bound(name, labels)
+        assert isinstance(found, Gauge), f"{name} is not a gauge"
+        return found
+
+    def histogram(self, name: str, **labels: str) -> Histogram:
+        """The histogram, bound to its labels."""
+        found = self._bound(name, labels)
+        assert isinstance(found, Histogram), f"{name} is not a histogram"
+        return found
+
+    def _bound(self, name: str, labels: dict[str, str]) -> Counter | Gauge | Histogram:
+        metric = self._table.get(name)
+        assert metric is not None, f"metric {name} is not in the table"
+        assert set(labels) == set(metric.labels), f"{name} has labels {metric.labels}"
+        parent = self._live.get(name) or self._make(metric)
+        if not labels:
+            return parent
+        values = tuple(labels[label] for label in metric.labels)
+        series = self._series.setdefault(name, set())
+        if values not in series and len(series) >= SERIES_MAX:
+            values = ("other",) * len(values)
+        series.add(values)
+        return parent.labels(*values)
+
+    def _make(self, metric: Metric) -> Counter | Gauge | Histogram:
+        name, text = PREFIX + metric.name, f"{metric.meaning} [{metric.unit}]"
+        made: Counter | Gauge | Histogram
+        if metric.kind == "counter":
+            made = Counter(name, text, metric.labels, registry=self._registry)
+        elif metric.kind == "gauge":
+            made = Gauge(name, text, metric.labels, registry=self._registry)
+        else:
+            made = Histogram(
+                name, text, metric.labels, registry=self._registry, buckets=LATENCY_BUCKETS_S
+            )
+        self._live[metric.name] = made
+        return made
+
+    def exposition(self) -> bytes:
+        """All values in Prometheus' text form."""
+        return generate_latest(self._registry)
+
+
+def markdown() -> str:
+    """TABLE as Markdown."""
+    lines = ["| metric | kind | unit | labels | meaning |", "|---|---|---|---|---|"]
+    for metric in TABLE:
+        labels = ", ".join(metric.labels) or "-"
+        cells = f"`{PREFIX}{metric.name}` | {metric.kind} | {metric.unit} | {labels}"
+        lines.append(f"| {cells} | {metric.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
