@@ -1,0 +1,1 @@
+"""Kalshi Tape on AWS: topology in, CloudFormation out, and the proofs that both say the same."""
