@@ -1,0 +1,103 @@
+"""Request signing for the exchange: RSA-PSS over `timestamp + METHOD + path`.
+
+Purpose: the three KALSHI-ACCESS headers of a REST call or of a WebSocket upgrade, and the loading
+of the private key with a message a person can act on.
+Source: the exchange's documentation of API keys (RSA-PSS, SHA-256, salt length = digest length).
+Does not do: reading the clock (the time comes in) or sending anything. A signature is good for one
+attempt only; callers sign anew each time because the exchange refuses stale time stamps.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from marketdata.errors import ConfigError
+
+KEY_FILE_BYTES_MAX: Final = 64 * 1024
+KEY_BITS_MIN: Final = 2048
+
+HEADER_KEY: Final = "KALSHI-ACCESS-KEY"
+HEADER_TIMESTAMP: Final = "KALSHI-ACCESS-TIMESTAMP"
+HEADER_SIGNATURE: Final = "KALSHI-ACCESS-SIGNATURE"
+
+_PSS: Final = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.DIGEST_LENGTH)
+
+
+def load_private_key(path: Path) -> rsa.RSAPrivateKey:
+    """The RSA key of a PEM file, PKCS#1 or PKCS#8; ConfigError with the file's name otherwise."""
+    try:
+        if path.stat().st_size > KEY_FILE_BYTES_MAX:
+            raise ConfigError(
+                f"{path} is larger than {KEY_FILE_BYTES_MAX} bytes: that is not a private key"
+            )
+        pem = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"private key file {path} cannot be read: {error.strerror}",
+            hint="KT_PRIVATE_KEY_FILE names the PEM file of the exchange's API key",
+        ) from error
+    return parse_private_key(pem, name=str(path))
+
+
+def parse_private_key(pem: bytes, *, name: str) -> rsa.RSAPrivateKey:
+    """The RSA key in `pem`; ConfigError naming `name` if it is anything else."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except TypeError as error:
+        raise ConfigError(
+            f"private key {name} is protected by a passphrase",
+            hint="store the key without a passphrase, readable by this service only",
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{name} is not a PEM private key",
+            hint="its first line should say BEGIN RSA PRIVATE KEY or BEGIN PRIVATE KEY",
+        ) from error
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise ConfigError(f"private key {name} is not an RSA key: the exchange signs with RSA-PSS")
+    if key.key_size < KEY_BITS_MIN:
+        raise ConfigError(
+            f"private key {name} has {key.key_size} bits, at least {KEY_BITS_MIN} needed"
+        )
+    return key
+
+
+class Signer:
+    """Makes signed headers. Holds the key, shows it to nobody (`repr` tells the key id only)."""
+
+    __slots__ = ("_key", "key_id")
+
+    def __init__(self, key_id: str, key: rsa.RSAPrivateKey) -> None:
+        self.key_id = key_id
+        self._key = key
+
+    def __repr__(self) -> str:
+        return f"Signer(key_id={self.key_id!r})"
+
+    def headers(self, method: str, url: str, wall_ns: int) -> dict[str, str]:
+        """The three headers for one attempt at `wall_ns` (UTC). The query is not signed."""
+        timestamp_ms = str(wall_ns // 1_000_000)
+        signed = f"{timestamp_ms}{method.upper()}{urlsplit(url).path}".encode()
+        signature = self._key.sign(signed, _PSS, hashes.SHA256())
+        return {
+            HEADER_KEY: self.key_id,
+            HEADER_TIMESTAMP: timestamp_ms,
+            HEADER_SIGNATURE: base64.b64encode(signature).decode("ascii"),
+        }
+
+
+def handshake_of(headers: dict[str, str]) -> str:
+    """First 16 hex digits of the SHA-256 of the signature header: names one upgrade attempt.
+
+    Kept in the connect record of the spool; a test exchange keeps the same, so that a recording and
+    the exchange's own log can be joined without either storing the signature.
+    """
+    return hashlib.sha256(headers[HEADER_SIGNATURE].encode("ascii")).hexdigest()[:16]

@@ -1,0 +1,687 @@
+"""From the decoded events of one gatherer to rows with verdicts: runs, chains, audits.
+
+Purpose: follow `seq` for each subscription (connection, sid), keep each market's book and its hash,
+and say what each frame proves: in sequence, gap, snapshot agrees, snapshot differs. Trades
+and tickers become rows too, and everything that was not understood becomes a PROBLEM row.
+
+Words: a *run* is a stretch of one subscription without a sequence gap, over all its markets. A
+*chain* is one market within a run, *floating* until its first snapshot in the run: its hash then
+counts from 0 at the run's start.
+
+Invariants:
+- INV-30 rows are a function of the events and their order: no clock, no randomness, no iteration
+  over unordered sets. The same spool gives the same ids, hashes and rows.
+- INV-31 within a run every anchored chain has H[i] = H[i-1] + C(side, price) * delta; a snapshot
+  agrees only if its own hash equals the running one.
+- INV-32 after a gap no chain is anchored before its next snapshot, and exactly one effect asks for
+  snapshots of the subscription.
+- INV-33 `Continuity.restore(c.export())` goes on exactly as `c` would have.
+- INV-34 a number of the sequence is used once: a frame seen already is counted and not stored.
+
+Does not do: decoding (wire), telling seq apart per market or per sid (sequence), sending commands
+(session), storing anything (the spool before, the sink after).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from marketdata import events
+from marketdata.book import CONSTANTS, MASK, hash_levels, pack_levels
+from marketdata.chain import Chain, Life, Rows, Scope, ticker_row, trade_row
+from marketdata.events import TsPrecision
+from marketdata.rows import (
+    DELTA_ROW,
+    ControlKind,
+    ControlRow,
+    DeltaFlag,
+    SnapshotRow,
+    SnapshotVerdict,
+)
+from marketdata.sequence import Tracker, Verdict
+from marketdata.units import US_PER_MS
+
+BOOK_CHANNEL: Final = "orderbook_delta"
+SEQUENCED_CHANNELS: Final = frozenset({BOOK_CHANNEL, "trade"})
+"""Channels whose run begins with `subscribed`, so that a quiet one is covered from there."""
+
+TERMINAL_CODES: Final = frozenset({10, 17, 25})
+"""Errors after which a subscription is dead: channel error, internal error (retired), overflow."""
+
+DUPLICATES_IN_A_ROW_MAX: Final = 64
+"""More numbers seen already in a row than this mean that the exchange began to count anew."""
+
+PROBLEM_ROWS_MAX: Final = 100
+"""PROBLEM rows for each connection and reason; past it one row in each thousand, with the count."""
+PROBLEM_ROW_EVERY: Final = 1000
+PROBLEM_TEXT_MAX: Final = 300
+
+STATE_FORMAT: Final = 1
+
+_DELTA: Final = struct.Struct("=qqqQiiIiihh")
+assert _DELTA.size == DELTA_ROW.itemsize, "a packed delta is not a DELTA_ROW"
+
+_MICRO: Final = TsPrecision.MICRO
+_FLOATING: Final = int(DeltaFlag.FLOATING)
+_INFERRED: Final = int(DeltaFlag.TS_INFERRED)
+_MS_ONLY: Final = int(DeltaFlag.TS_MS_ONLY)
+_NEGATIVE: Final = int(DeltaFlag.NEGATIVE)
+_BACKWARD: Final = int(DeltaFlag.TS_BACKWARD)
+_RESET: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
+_LOW32: Final = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Effect: frames of a subscription were lost; its markets need fresh snapshots."""
+
+    conn_id: int
+    sid: int
+    channel: str
+    missing: int  # numbers skipped, 0 where that cannot be told
+    tickers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A frame that `wire` did not understand, with what could be read of it. It stays in the spool;
+    `detail` tells where."""
+
+    reason: str  # TapeError.reason
+    message: str
+    detail: dict[str, Any]
+    sid: int | None = None
+    seq: int | None = None
+    market: str | None = None
+
+
+class Continuity:
+    """The state of one gatherer's intake. Feed it control records and events in spool order.
+
+    `rows` is what has come out since the last `take`; `effects` what the session should do.
+    `counts` counts duplicates, problems by reason, verdicts and gaps since the state was made.
+    """
+
+    def __init__(self, id_base: int) -> None:
+        self.rows = Rows()
+        self.effects: list[Gap] = []
+        self.counts: Counter[str] = Counter()
+        self.last_received_ns = 0
+        self._next_market_id = id_base
+        self._next_run_id = id_base
+        self._next_conn_id = id_base
+        self._market_ids: dict[str, int] = {}
+        self._fresh: dict[str, int] = {}
+        self._lives: dict[int, Life] = {}
+        self._latest_us = 0  # of connections that are over
+
+    # --- what the shells ask
+
+    def take(self) -> Rows:
+        """The rows since the last call; the caller owns them."""
+        rows, self.rows = self.rows, Rows()
+        return rows
+
+    def take_effects(self) -> list[Gap]:
+        """The effects since the last call."""
+        found, self.effects = self.effects, []
+        return found
+
+    @property
+    def next_conn_id(self) -> int:
+        """The id for the next connect record."""
+        return self._next_conn_id
+
+    @property
+    def n_markets(self) -> int:
+        """Markets with an id."""
+        return len(self._market_ids)
+
+    def market_id(self, ticker: str) -> int:
+        """This gatherer's id of a market, given when first asked; a market row tells it."""
+        known = self._market_ids.get(ticker)
+        if known is not None:
+            return known
+        given = self._next_market_id
+        self._next_market_id += 1
+        self._market_ids[ticker] = given
+        self._fresh[ticker] = given
+        self.rows.markets.append((given, ticker))
+        return given
+
+    def take_fresh_markets(self) -> dict[str, int]:
+        """Ids given since the last call, for the spool's MARKET record."""
+        if not self._fresh:
+            return {}
+        fresh, self._fresh = self._fresh, {}
+        return fresh
+
+    def open_connections(self) -> list[int]:
+        """Connections without a close record: those that died with the process before this one."""
+        return list(self._lives)
+
+    def latest_us(self) -> int:
+        """The latest exchange time on any channel; 0 before the first."""
+        latest = self._latest_us
+        for life in self._lives.values():
+            for scope in life.scopes.values():
+                latest = max(latest, scope.last_us)
+        return latest
+
+    # --- control records
+
+    def control(self, record: Mapping[str, Any]) -> None:
+        """A CONTROL record: connect, close, subscribe (a command as sent), error, note."""
+        received_ns = int(record["received_ns"])
+        self.last_received_ns = max(self.last_received_ns, received_ns)
+        kind, conn_id = record["k"], int(record.get("conn", 0))
+        if kind == "connect":
+            self._connect(conn_id, record, received_ns)
+        elif kind == "close":
+            self._close(conn_id, str(record.get("reason", "")), record, received_ns)
+        elif kind == "subscribe":
+            self._commanded(conn_id, record)
+        else:
+            detail = {k: v for k, v in record.items() if k not in {"k", "conn", "received_ns"}}
+            self._control_row(
+                ControlKind.PROBLEM, received_ns, conn_id, reason=f"{kind}d", detail=detail
+            )
+
+    def end(self) -> None:
+        """The END record: a clean stop; nothing more comes before the next connect."""
+        self._control_row(ControlKind.GATHERER_END, self.last_received_ns, 0)
+
+    def _connect(self, conn_id: int, record: Mapping[str, Any], received_ns: int) -> None:
+        self._next_conn_id = max(self._next_conn_id, conn_id + 1)
+        self._lives[conn_id] = Life()
+        detail = {k: record.get(k, "") for k in ("conn_uid", "handshake", "local", "url")}
+        self._control_row(ControlKind.CONN_OPEN, received_ns, conn_id, detail=detail)
+
+    def _close(
+        self, conn_id: int, reason: str, record: Mapping[str, Any], received_ns: int
+    ) -> None:
+        life = self._lives.pop(conn_id, None)
+        for scope in life.scopes.values() if life is not None else ():
+            self._latest_us = max(self._latest_us, scope.last_us)
+            self._end_run(conn_id, scope, "close", received_ns)
+        detail = {k: record[k] for k in ("code", "text") if record.get(k)}
+        self._control_row(
+            ControlKind.CONN_CLOSE, received_ns, conn_id, reason=reason, detail=detail
+        )
+
+    def _commanded(self, conn_id: int, record: Mapping[str, Any]) -> None:
+        """Remember what only the reply will make true: markets leave with the `ok`."""
+        command = record.get("command") or {}
+        params = command.get("params") or {}
+        if params.get("action") == "delete_markets" and command.get("id"):
+            tickers = list(params.get("market_tickers") or [params.get("market_ticker")])
+            self._life(conn_id).removals[command["id"]] = tickers
+
+    # --- events
+
+    def absorb(
+        self, conn_id: int, batch: Sequence[events.Decoded | Refused], received_ns: int
+    ) -> None:
+        """Decoded frames of one connection, in arrival order, received together.
+
+        The hot path of the gatherer: an order book change costs one turn of this loop and no call
+        but the packing of its row.
+        """
+        self.last_received_ns = received_ns
+        life = self._lives.get(conn_id) or self._life(conn_id)
+        scopes, deltas, pack = life.scopes, self.rows.deltas, _DELTA.pack
+        for event in batch:
+            if type(event) is not events.Delta:
+                self._other(conn_id, life, event, received_ns)
+                continue
+            seq, market = event.seq, event.market
+            scope = scopes.get(event.sid)  # type: ignore[arg-type]
+            if scope is None:
+                scope = self._scope(life, event.sid, BOOK_CHANNEL)
+            counter = scope.counter
+            if counter is not None and seq == counter.next:
+                counter.next = seq + 1
+                scope.last_seq = seq
+            elif not self._sequenced(conn_id, scope, seq, market, received_ns):
+                continue
+            run_id = scope.run_id
+            chain = scope.chains.get(market)
+            if chain is None:
+                chain = scope.chains[market] = Chain(self.market_id(market), run_id)
+            elif chain.run_id != run_id:
+                chain.float_in(run_id)
+            exchange_us, flags = event.exchange_us, 0
+            if exchange_us is None or exchange_us < chain.last_us:
+                exchange_us, flags = self._odd_time(scope, chain, event)
+            else:
+                chain.last_us = exchange_us
+                if exchange_us > scope.last_us:
+                    scope.last_us = exchange_us
+                if event.ts_precision is not _MICRO:
+                    flags = _MS_ONLY
+            side, price, delta = event.side, event.price, event.delta
+            if chain.anchored:
+                levels = chain.no if side else chain.yes
+                size = levels.get(price, 0) + delta
+                if size > 0:
+                    levels[price] = size
+                elif size:
+                    levels[price] = size
+                    flags |= _NEGATIVE
+                    self.counts["negative"] += 1
+                else:
+                    levels.pop(price, None)
+            else:
+                flags |= _FLOATING
+            book_hash = chain.hash = (chain.hash + CONSTANTS[side][price] * delta) & MASK
+            deltas += pack(
+                exchange_us, received_ns, delta, book_hash, chain.market_id, run_id,
+                seq & _LOW32, 0, price, side, flags,  # type: ignore[operator]
+            )  # fmt: skip
+
+    def _odd_time(self, scope: Scope, chain: Chain, event: events.Delta) -> tuple[int, int]:
+        """Time and flags of a change that has none, or one before the market's last."""
+        exchange_us = event.exchange_us
+        if exchange_us is None:
+            return chain.last_us or scope.last_us or self.latest_us(), _INFERRED
+        if event.ts_precision is _MICRO:
+            return exchange_us, _BACKWARD
+        if exchange_us // US_PER_MS == chain.last_us // US_PER_MS:
+            return exchange_us, _MS_ONLY  # the same millisecond: only its digits are cut
+        return exchange_us, _MS_ONLY | _BACKWARD
+
+    def _other(
+        self, conn_id: int, life: Life, event: events.Decoded | Refused, received_ns: int
+    ) -> None:
+        """Every frame but an order book change."""
+        if isinstance(event, events.Ticker):
+            self._ticker(self._scope(life, event.sid, "ticker"), event, received_ns)
+        elif isinstance(event, events.Trade):
+            self._trade(conn_id, life, event, received_ns)
+        elif isinstance(event, events.Snapshot):
+            scope = self._scope(life, event.sid, BOOK_CHANNEL)
+            self._snapshot(conn_id, scope, event, received_ns)
+        elif isinstance(event, Refused):
+            self._refused(conn_id, life, event, received_ns)
+        elif isinstance(event, events.Subscribed):
+            self._subscribed(conn_id, life, event, received_ns)
+        elif isinstance(event, events.Ok | events.Unsubscribed | events.Error):
+            self._reply(conn_id, life, event, received_ns)
+        elif isinstance(event, events.Unknown):
+            self._consume(conn_id, life, event.sid, event.seq, received_ns)
+            detail = {"type": event.type[:PROBLEM_TEXT_MAX]}
+            self._problem(conn_id, life, "unknown_type", detail, received_ns, event.sid or 0)
+        else:
+            self._consume(conn_id, life, event.sid, event.seq, received_ns, "market_lifecycle_v2")
+
+    def _refused(self, conn_id: int, life: Life, refused: Refused, received_ns: int) -> None:
+        """A frame that was not understood: what cannot be read is never counted as covered.
+
+        It uses its number, but the claim on its market ends there (`market_removed`), or the whole
+        run where no market can be told.
+        """
+        detail = {**refused.detail, "error": refused.message[:PROBLEM_TEXT_MAX]}
+        sid, seq, market = refused.sid, refused.seq, refused.market
+        self._problem(conn_id, life, refused.reason, detail, received_ns, sid or 0)
+        scope = None if sid is None else life.scopes.get(sid)
+        if scope is None or scope.channel not in SEQUENCED_CHANNELS:
+            return
+        if not self._sequenced(conn_id, scope, seq, market, received_ns):
+            return
+        if scope.channel != BOOK_CHANNEL or market is None:
+            self._end_run(conn_id, scope, "error", received_ns)
+            return
+        self._remove_market(conn_id, scope, market, seq or 0, received_ns, refused.reason)
+        self.effects.append(Gap(conn_id, scope.sid, scope.channel, 1, (market,)))
+
+    def _snapshot(
+        self, conn_id: int, scope: Scope, event: events.Snapshot, received_ns: int
+    ) -> None:
+        if not self._sequenced(conn_id, scope, event.seq, event.market, received_ns):
+            return
+        chain = scope.chains.get(event.market)
+        known = chain is not None
+        if chain is None:
+            chain = scope.chains[event.market] = Chain(self.market_id(event.market), scope.run_id)
+        elif chain.run_id != scope.run_id:
+            chain.float_in(scope.run_id)
+        book_hash, running = hash_levels(event.yes, event.no), chain.hash
+        flags = 0
+        if not chain.anchored:
+            verdict = SnapshotVerdict.ANCHOR
+            flags = _FLOATING if known else 0
+        elif book_hash == running:
+            verdict = SnapshotVerdict.AGREES
+        elif event.yes or event.no:
+            verdict = SnapshotVerdict.DIFFERS
+        else:
+            verdict = SnapshotVerdict.RESET
+            self._reset_row(scope, chain, event.seq or 0, received_ns)
+        self.counts[f"snapshot_{verdict.name.lower()}"] += 1
+        self.rows.snapshots.append(
+            SnapshotRow(
+                exchange_us=scope.last_us or self.latest_us(),
+                received_ns=received_ns,
+                book_hash=book_hash,
+                running_hash=running,
+                market_id=chain.market_id,
+                run_id=scope.run_id,
+                seq=event.seq or 0,
+                batch_id=0,
+                verdict=int(verdict),
+                flags=flags,
+                levels=pack_levels(event.yes, event.no),
+            )
+        )
+        if verdict is not SnapshotVerdict.AGREES:
+            chain.load(event.yes, event.no, book_hash)
+
+    def _reset_row(self, scope: Scope, chain: Chain, seq: int, received_ns: int) -> None:
+        """An empty snapshot emptied a book: an event, with the time of the one before it."""
+        exchange_us = chain.last_us or scope.last_us or self.latest_us()
+        self.rows.deltas += _DELTA.pack(
+            exchange_us, received_ns, 0, 0, chain.market_id, scope.run_id,
+            seq & _LOW32, 0, 0, 0, _RESET,
+        )  # fmt: skip
+
+    def _trade(self, conn_id: int, life: Life, event: events.Trade, received_ns: int) -> None:
+        scope = self._scope(life, event.sid, "trade")
+        run_id = 0
+        if event.seq is not None:
+            if not self._sequenced(conn_id, scope, event.seq, event.market, received_ns):
+                return
+            run_id = scope.run_id
+        elif scope.run_id:  # a form without seq proves nothing: what was claimed ends here
+            self._end_run(conn_id, scope, "unsequenced", received_ns)
+        if event.trade_id is None:
+            detail = {"market": event.market, "what": "trade without an id"}
+            self._problem(conn_id, life, "missing_field", detail, received_ns, scope.sid)
+            return
+        exchange_us = self._time_of(scope, event.exchange_us)
+        market_id = self.market_id(event.market)
+        self.rows.trades.append(
+            trade_row(event, event.trade_id, exchange_us, received_ns, market_id, run_id)
+        )
+
+    def _ticker(self, scope: Scope, event: events.Ticker, received_ns: int) -> None:
+        exchange_us = self._time_of(scope, event.exchange_us)
+        self.rows.tickers.append(
+            ticker_row(event, exchange_us, received_ns, self.market_id(event.market))
+        )
+
+    def _time_of(self, scope: Scope, exchange_us: int | None) -> int:
+        """The event's own time, else the sid's latest, else the latest of any channel."""
+        if exchange_us is None:
+            return scope.last_us or self.latest_us()
+        scope.last_us = max(scope.last_us, exchange_us)
+        return exchange_us
+
+    def _subscribed(
+        self, conn_id: int, life: Life, event: events.Subscribed, received_ns: int
+    ) -> None:
+        if event.sid is None or event.channel is None:
+            return
+        old = life.scopes.get(event.sid)
+        if old is not None and (old.run_id or not old.started):
+            old.channel = event.channel  # its first frames came before the reply
+        else:
+            if old is not None:
+                self._latest_us = max(self._latest_us, old.last_us)
+            life.scopes[event.sid] = Scope(event.sid, event.channel)
+        scope = life.scopes[event.sid]
+        if event.channel in SEQUENCED_CHANNELS and not scope.run_id:
+            self._start_run(conn_id, scope, 1, "subscribed", received_ns)
+
+    def _reply(
+        self,
+        conn_id: int,
+        life: Life,
+        event: events.Ok | events.Unsubscribed | events.Error,
+        received_ns: int,
+    ) -> None:
+        scope = self._consume(conn_id, life, event.sid, event.seq, received_ns)
+        removed = life.removals.pop(event.id or 0, [])
+        if isinstance(event, events.Error):
+            self.counts[f"error_{event.code}"] += 1
+            if scope is not None and event.code in TERMINAL_CODES:
+                self._end_run(conn_id, scope, "error", received_ns)
+        elif isinstance(event, events.Unsubscribed):
+            if scope is not None:
+                self._end_run(conn_id, scope, "unsubscribed", received_ns)
+        elif scope is not None:
+            for ticker in removed:
+                self._remove_market(conn_id, scope, ticker, event.seq or 0, received_ns)
+
+    def _remove_market(
+        self, conn_id: int, scope: Scope, ticker: str, seq: int, received_ns: int, reason: str = ""
+    ) -> None:
+        """The claim on a market ends: it left the subscription, or (with `reason`) a frame of it
+        was not understood."""
+        chain = scope.chains.pop(ticker, None)
+        if chain is None:
+            return
+        self._control_row(
+            ControlKind.MARKET_REMOVED,
+            received_ns,
+            conn_id,
+            run_id=scope.run_id,
+            sid=scope.sid,
+            seq=seq,
+            market_id=chain.market_id,
+            exchange_us=scope.last_us,
+            reason=reason,
+        )
+
+    # --- sequence and runs
+
+    def _consume(
+        self,
+        conn_id: int,
+        life: Life,
+        sid: int | None,
+        seq: int | None,
+        received_ns: int,
+        channel: str = "",
+    ) -> Scope | None:
+        """Let a frame without rows use its number. Returns its scope if it names one."""
+        if sid is None:
+            return None
+        scope = life.scopes.get(sid)
+        if scope is None:
+            scope = self._scope(life, sid, channel)
+        if seq is not None:
+            self._sequenced(conn_id, scope, seq, None, received_ns)
+        return scope
+
+    def _sequenced(
+        self, conn_id: int, scope: Scope, seq: int | None, market: str | None, received_ns: int
+    ) -> bool:
+        """Whether a frame with rows is to be used. It is in the scope's live run then."""
+        tracker = scope.tracker
+        verdict = tracker.observe(seq, market)
+        if verdict is Verdict.IN_SEQUENCE and scope.run_id:
+            scope.last_seq = seq or 0
+            scope.duplicates_in_a_row = 0
+            scope.counter = tracker.firm_counter
+            return True
+        return self._rare(conn_id, scope, verdict, seq, received_ns)
+
+    def _rare(
+        self, conn_id: int, scope: Scope, verdict: Verdict, seq: int | None, received_ns: int
+    ) -> bool:
+        """Every case but the next number of a live run. Whether the frame is to be used."""
+        number = seq or 0
+        if verdict is Verdict.UNSEQUENCED:
+            if seq is None and scope.channel in SEQUENCED_CHANNELS:
+                self.counts["unsequenced"] += 1
+                self._end_run(conn_id, scope, "unsequenced", received_ns)
+            return False
+        if scope.channel not in SEQUENCED_CHANNELS:
+            self.counts[f"other_{verdict.name.lower()}"] += 1
+            return True
+        if verdict is Verdict.DUPLICATE:
+            self.counts["duplicate"] += 1
+            scope.duplicates_in_a_row += 1
+            if scope.duplicates_in_a_row > DUPLICATES_IN_A_ROW_MAX:
+                self._end_run(conn_id, scope, "gap", received_ns)
+                scope.tracker = Tracker()
+            return False
+        if verdict is Verdict.BACKWARD:
+            self.counts["backward"] += 1
+            self._end_run(conn_id, scope, "gap", received_ns)
+            return False
+        missing = scope.tracker.missing if verdict is Verdict.GAP else 0
+        self._end_run(conn_id, scope, "gap", received_ns)
+        is_first = number == 1 and not scope.started
+        self._start_run(conn_id, scope, number, "subscribed" if is_first else "gap", received_ns)
+        scope.last_seq = number
+        scope.duplicates_in_a_row = 0
+        if not is_first:
+            self.counts["gap"] += 1
+            self.counts["missing"] += missing
+            tickers = tuple(scope.chains)
+            self.effects.append(Gap(conn_id, scope.sid, scope.channel, missing, tickers))
+        return True
+
+    def _start_run(
+        self, conn_id: int, scope: Scope, seq: int, start: str, received_ns: int
+    ) -> None:
+        scope.run_id = self._next_run_id
+        self._next_run_id += 1
+        scope.started = True
+        self._control_row(
+            ControlKind.RUN_START,
+            received_ns,
+            conn_id,
+            run_id=scope.run_id,
+            sid=scope.sid,
+            seq=seq,
+            exchange_us=scope.last_us,
+            detail={"channel": scope.channel, "start": start},
+        )
+
+    def _end_run(self, conn_id: int, scope: Scope, reason: str, received_ns: int) -> None:
+        if not scope.run_id:
+            return
+        self._control_row(
+            ControlKind.RUN_END,
+            received_ns,
+            conn_id,
+            run_id=scope.run_id,
+            sid=scope.sid,
+            seq=scope.last_seq,
+            exchange_us=scope.last_us,
+            reason=reason,
+        )
+        scope.run_id = 0
+        scope.counter = None
+
+    # --- state
+
+    def export(self) -> dict[str, Any]:
+        """The whole state as a JSON-able value, for the spool's STATE record.
+
+        Rows and effects not yet taken are not part of it: whoever replays from here takes them
+        from the records that made them.
+        """
+        return {
+            "format": STATE_FORMAT,
+            "next_market_id": self._next_market_id,
+            "next_run_id": self._next_run_id,
+            "next_conn_id": self._next_conn_id,
+            "last_received_ns": self.last_received_ns,
+            "latest_us": self._latest_us,
+            "markets": self._market_ids,
+            "lives": [[conn_id, life.export()] for conn_id, life in self._lives.items()],
+        }
+
+    @classmethod
+    def restore(cls, form: Mapping[str, Any]) -> Continuity:
+        """The continuity of `export`, with no rows and no effects."""
+        state = cls(0)
+        state._next_market_id = form["next_market_id"]
+        state._next_run_id = form["next_run_id"]
+        state._next_conn_id = form["next_conn_id"]
+        state.last_received_ns = form["last_received_ns"]
+        state._latest_us = form["latest_us"]
+        state._market_ids = dict(form["markets"])
+        state._lives = {conn_id: Life.restore(life) for conn_id, life in form["lives"]}
+        return state
+
+    # --- small parts
+
+    def _life(self, conn_id: int) -> Life:
+        """The connection; one without a connect record (its record was lost) begins here."""
+        life = self._lives.get(conn_id)
+        if life is None:
+            life = self._lives[conn_id] = Life()
+            self._next_conn_id = max(self._next_conn_id, conn_id + 1)
+        return life
+
+    def _scope(self, life: Life, sid: int | None, channel: str) -> Scope:
+        """The subscription of a frame. A frame without sid belongs to sid 0 of its connection."""
+        number = sid or 0
+        scope = life.scopes.get(number)
+        if scope is None:
+            scope = life.scopes[number] = Scope(number, channel)
+        elif not scope.channel:
+            scope.channel = channel  # a reply came before the first frame of its kind
+        return scope
+
+    def _control_row(
+        self,
+        kind: str,
+        received_ns: int,
+        conn_id: int,
+        *,
+        run_id: int = 0,
+        sid: int = 0,
+        seq: int = 0,
+        market_id: int = 0,
+        exchange_us: int = 0,
+        reason: str = "",
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        self.counts[kind] += 1
+        self.rows.controls.append(
+            ControlRow(
+                batch_id=0,
+                ord=0,
+                received_ns=received_ns,
+                kind=kind,
+                conn_id=conn_id,
+                run_id=run_id,
+                sid=sid,
+                seq=seq,
+                market_id=market_id,
+                exchange_us=exchange_us,
+                reason=reason,
+                detail=detail or {},
+            )
+        )
+
+    def _problem(
+        self,
+        conn_id: int,
+        life: Life,
+        reason: str,
+        detail: dict[str, Any],
+        received_ns: int,
+        sid: int = 0,
+    ) -> None:
+        self.counts[f"problem_{reason}"] += 1
+        count = life.problems.get(reason, 0) + 1
+        life.problems[reason] = count
+        if count <= PROBLEM_ROWS_MAX or count % PROBLEM_ROW_EVERY == 0:
+            self._control_row(
+                ControlKind.PROBLEM,
+                received_ns,
+                conn_id,
+                sid=sid,
+                reason=reason,
+                detail={**detail, "count": count},
+            )
