@@ -20,13 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kalshilake.schema import KINDS, LEVELS, PRICE, SIDES, SIZE, TABLES, TIME, TableSpec, spec_of
+from marketdata.book import LEVEL
 from marketdata.errors import LakeError
 from marketdata.rows import DeltaFlag
 
 Ints = npt.NDArray[Any]
 
-# The packed form of a book's levels (docs/formats.md section 2): counts, then 12-byte levels.
-LEVEL: Final = np.dtype([("price", "<i4"), ("size", "<i8")])
 _PRICE_MAX: Final = 10**9
 _SIZE_MAX: Final = 10**18
 

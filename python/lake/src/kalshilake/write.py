@@ -45,6 +45,7 @@ from kalshilake.schema import (
     DATA_PAGE_BYTES,
     ROW_GROUP_ROWS,
     SCHEMA_VERSION,
+    STATUSES,
     TableSpec,
     spec_of,
 )
@@ -229,10 +230,23 @@ def _in_order(spec: TableSpec, hour_us: int, rows: pa.Table) -> pa.Table:
             f"{int(outside.sum())} rows of {spec.name} lie outside the hour "
             f"{paths.at(hour_us):%Y-%m-%dT%H} (the first is of {seen:%Y-%m-%dT%H:%M:%S.%f})"
         )
+    if spec.name == "coverage":
+        _check_coverage(plain, hour_us)
     order = sort_order(plain, spec.key)
     if not np.array_equal(order, np.arange(len(order))):
         plain = plain.take(pa.array(order))
     return plain.combine_chunks()
+
+
+def _check_coverage(rows: pa.Table, hour_us: int) -> None:
+    """An interval ends with its hour at the latest, so that one hour's object tells all of it."""
+    start, end = times_us(rows.column("from_ts")), times_us(rows.column("to_ts"))
+    wrong = (end <= start) | (end > hour_us + paths.US_PER_HOUR)
+    if wrong.any():
+        raise LakeError(f"{int(wrong.sum())} coverage intervals are empty or outlast their hour")
+    unknown = set(rows.column("status").unique().to_pylist()) - set(STATUSES)
+    if unknown:
+        raise LakeError(f"coverage status {min(unknown)!r} is unknown")
 
 
 def _dictionaries(spec: TableSpec, ordered: pa.Table) -> pa.Table:

@@ -1,0 +1,153 @@
+"""Reading single objects: the pinned bytes or nothing.
+
+Purpose: opens an object as a version lists it, checks its footer against the manifest, every page
+against its checksum, and reads only row groups whose statistics can hold what is asked for.
+
+Invariants:
+    L-14 rows come from the very bytes that the pinned version lists: from the object, or from
+         superseded/ after a later export replaced it; otherwise LakeError, never other rows.
+
+Does not do: coverage, joining hours (read).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kalshilake import paths
+from kalshilake.manifest import ObjectRecord
+from kalshilake.schema import TIME, spec_of
+from kalshilake.store import Store
+from marketdata.errors import LakeError
+
+FOOTERS_KEPT: Final = 2_048
+MAX_US: Final = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class _Footer:
+    key: str  # where the pinned bytes lie
+    metadata: Any  # pyarrow.parquet.FileMetaData
+    groups: tuple[tuple[str, str, int, int], ...]  # first, last market; min, max time in us
+
+
+class ObjectReader:
+    """Reads objects of one store; keeps their footers."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._footers: OrderedDict[str, _Footer] = OrderedDict()
+
+    def read(
+        self,
+        record: ObjectRecord,
+        *,
+        columns: Sequence[str] | None = None,
+        markets: Sequence[str] | None = None,
+        from_us: int = -MAX_US,
+        to_us: int = MAX_US,
+    ) -> pa.Table:
+        """Rows of `markets` (None: all) with from_us <= time < to_us, in the object's order."""
+        spec = spec_of(record.table)
+        names = list(columns) if columns is not None else spec.schema.names
+        wanted = list(dict.fromkeys([*names, "market_ticker", spec.time]))
+        schema = pa.schema([spec.schema.field(n) for n in wanted])
+        if record.rows == 0:
+            return schema.empty_table().select(names)
+        footer = self._footer(record)
+        groups = [
+            i
+            for i, (first, last, low, high) in enumerate(footer.groups)
+            if low < to_us and high >= from_us and _may_hold(first, last, markets)
+        ]
+        if not groups:
+            return schema.empty_table().select(names)
+        source = self._store.open(footer.key)
+        try:
+            with pq.ParquetFile(
+                source, metadata=footer.metadata, page_checksum_verification=True
+            ) as parquet:
+                # One group: starting threads costs more than it saves.
+                rows = parquet.read_row_groups(groups, columns=wanted, use_threads=len(groups) > 1)
+        except (OSError, pa.ArrowException) as e:
+            raise LakeError(f"{record.key}: altered or damaged ({e})") from e
+        rows = rows.select(wanted).cast(schema).replace_schema_metadata(None)
+        return _matching(rows, spec.time, markets, from_us, to_us, footer, groups).select(names)
+
+    def pinned_key(self, record: ObjectRecord) -> str:
+        """Where the bytes of `record` lie. Raises LakeError if they lie nowhere."""
+        return self._footer(record).key
+
+    def _footer(self, record: ObjectRecord) -> _Footer:
+        found = self._footers.get(record.sha256)
+        if found is not None:
+            self._footers.move_to_end(record.sha256)
+            return found
+        for key in (record.key, paths.superseded_key(record.sha256)):
+            if self._store.size(key) != record.bytes:
+                continue
+            tail = self._store.get_range(
+                key, record.bytes - record.footer_bytes, record.footer_bytes
+            )
+            if hashlib.sha256(tail).hexdigest() == record.footer_sha256:
+                made = _parse_footer(record, key, tail)
+                self._footers[record.sha256] = made
+                if len(self._footers) > FOOTERS_KEPT:
+                    self._footers.popitem(last=False)
+                return made
+        raise LakeError(
+            f"{record.key}: absent or altered since the version that lists it",
+            hint=f"tape verify {self._store.location}",
+        )
+
+
+def _parse_footer(record: ObjectRecord, key: str, tail: bytes) -> _Footer:
+    """The footer alone is a Parquet file without a body to pyarrow: offsets stay as they are."""
+    metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + tail))
+    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    ticker, time = names.index("market_ticker"), names.index(spec_of(record.table).time)
+    groups = []
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        market, moment = group.column(ticker).statistics, group.column(time).statistics
+        low, high = (pa.scalar(m, TIME).value for m in (moment.min, moment.max))
+        groups.append((market.min, market.max, low, high))
+    return _Footer(key, metadata, tuple(groups))
+
+
+def _may_hold(first: str, last: str, markets: Sequence[str] | None) -> bool:
+    return markets is None or any(first <= m <= last for m in markets)
+
+
+def _matching(
+    rows: pa.Table,
+    time: str,
+    markets: Sequence[str] | None,
+    from_us: int,
+    to_us: int,
+    footer: _Footer,
+    groups: list[int],
+) -> pa.Table:
+    """Drop what the row groups hold beyond the question; nothing is copied if they hold nothing."""
+    chosen = [footer.groups[i] for i in groups]
+    mask = None
+    # Statistics that name one market prove that a group holds no other.
+    if markets is not None and {m for g in chosen for m in g[:2]} != set(markets[:1]):
+        mask = pc.is_in(rows.column("market_ticker"), value_set=pa.array(markets, pa.string()))
+    if min(g[2] for g in chosen) < from_us:
+        mask = _both(mask, pc.greater_equal(rows.column(time), pa.scalar(from_us, TIME)))
+    if max(g[3] for g in chosen) >= to_us:
+        mask = _both(mask, pc.less(rows.column(time), pa.scalar(to_us, TIME)))
+    return rows if mask is None else rows.filter(mask)
+
+
+def _both(a: Any, b: Any) -> Any:
+    return b if a is None else pc.and_(a, b)
