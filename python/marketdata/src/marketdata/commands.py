@@ -1,0 +1,165 @@
+"""Commands under way on one connection: ids, deadlines, missing snapshots, the rate limit.
+
+Purpose: the session's ledger. A command is over when it is acknowledged and every market it asked
+about has shown a snapshot; until then it has a deadline.
+Invariants:
+- INV-40 a command is matched to its reply by id, never by order; an id is used once, and 0 never.
+- `waiting` holds a ticker exactly while some command misses its snapshot.
+Does not do: deciding what to send (session), encoding (wire).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from marketdata import wire
+from marketdata.effects import NS_PER_S, SendCommand, SessionSettings
+
+Kind: TypeAlias = Literal["subscribe", "add", "delete", "snapshot", "list"]
+
+_ACTIONS: Final[dict[str, Literal["add_markets", "delete_markets", "get_snapshot"]]] = {
+    "add": "add_markets",
+    "delete": "delete_markets",
+    "snapshot": "get_snapshot",
+}
+
+
+@dataclass(slots=True)
+class Command:
+    """A command under way."""
+
+    id: int
+    kind: Kind
+    channel: str
+    sid: int | None
+    asked: tuple[str, ...]
+    deadline_ns: int
+    tries: int
+    first_sent_ns: int  # of its first try
+    is_acked: bool = False
+    missing: set[str] = field(default_factory=set)  # asked, and no snapshot yet
+
+    def is_over(self) -> bool:
+        """Nothing more is expected. A get_snapshot needs no acknowledgement of its own."""
+        return not self.missing and (self.is_acked or self.kind == "snapshot")
+
+    def encode(self) -> bytes:
+        """The frame to send."""
+        if self.kind == "list":
+            return wire.list_subscriptions(self.id)
+        if self.kind == "subscribe":
+            return wire.subscribe(self.id, [self.channel], self.asked or None)
+        assert self.sid is not None, "an update has a sid"
+        return wire.update_subscription(self.id, self.sid, _ACTIONS[self.kind], self.asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tickers that shall travel in a command of their own: a retry, or half of a refused one."""
+
+    kind: Kind
+    tickers: tuple[str, ...]
+    tries: int
+    due_ns: int
+    first_sent_ns: int
+
+
+class Ledger:
+    """Commands under way, by id."""
+
+    def __init__(self, settings: SessionSettings) -> None:
+        self._settings = settings
+        self._next_id = 1
+        self._commands: dict[int, Command] = {}
+        self._sent: deque[int] = deque()  # times of the commands of the last second
+        self.waiting: dict[str, set[int]] = {}  # ticker -> commands that miss its snapshot
+
+    def __iter__(self) -> Iterator[Command]:
+        return iter(list(self._commands.values()))
+
+    def reset(self) -> None:
+        """Forget all commands; ids go on."""
+        self._commands.clear()
+        self.waiting.clear()
+        self._sent.clear()
+
+    def get(self, command_id: int | None) -> Command | None:
+        """The command under way with this id."""
+        return self._commands.get(command_id or 0)
+
+    def issue(
+        self,
+        kind: Kind,
+        channel: str,
+        sid: int | None,
+        tickers: tuple[str, ...],
+        now_ns: int,
+        *,
+        tries: int = 1,
+        first_sent_ns: int | None = None,
+    ) -> SendCommand:
+        """Enter a command and return the effect that sends it."""
+        timeout_ns = self._settings.ack_timeout_ns
+        if kind == "snapshot":
+            timeout_ns = self._settings.snapshot_timeout_ns
+        first_ns = now_ns if first_sent_ns is None else first_sent_ns
+        command_id, self._next_id = self._next_id, self._next_id + 1
+        command = Command(
+            command_id, kind, channel, sid, tickers, now_ns + timeout_ns, tries, first_ns
+        )
+        if kind in ("subscribe", "add", "snapshot"):
+            command.missing = set(tickers)
+            for ticker in tickers:
+                self.waiting.setdefault(ticker, set()).add(command_id)
+        self._commands[command_id] = command
+        self._sent.append(now_ns)
+        return SendCommand(command.encode(), command_id, kind)
+
+    def acknowledge(self, command: Command, now_ns: int) -> None:
+        """The exchange did it; snapshots that are missing get their own deadline."""
+        command.is_acked = True
+        command.deadline_ns = now_ns + self._settings.snapshot_timeout_ns
+        self._end_if_over(command)
+
+    def got_snapshot(self, ticker: str) -> None:
+        """A snapshot of this market came, or none is wanted any more."""
+        for command_id in self.waiting.pop(ticker, ()):
+            command = self._commands[command_id]
+            command.missing.discard(ticker)
+            self._end_if_over(command)
+
+    def forget(self, command: Command) -> None:
+        """The command is over, done or not."""
+        del self._commands[command.id]
+        self.miss_no_more(command, command.asked)
+
+    def miss_no_more(self, command: Command, tickers: Iterable[str]) -> None:
+        """This command waits for no snapshot of these any more."""
+        for ticker in tickers:
+            command.missing.discard(ticker)
+            ids = self.waiting.get(ticker, set())
+            ids.discard(command.id)
+            if not ids:
+                self.waiting.pop(ticker, None)
+
+    def n_snapshots_asked(self) -> int:
+        """Snapshots asked for by get_snapshot and not seen."""
+        return sum(len(c.missing) for c in self._commands.values() if c.kind == "snapshot")
+
+    def has_room(self, now_ns: int) -> bool:
+        """Whether one more command fits into this second."""
+        while self._sent and self._sent[0] <= now_ns - NS_PER_S:
+            self._sent.popleft()
+        return len(self._sent) < self._settings.commands_per_s
+
+    def room_at(self) -> int | None:
+        """When a full second will have room again; None where it has room."""
+        full = len(self._sent) >= self._settings.commands_per_s
+        return self._sent[0] + NS_PER_S if full else None
+
+    def _end_if_over(self, command: Command) -> None:
+        if command.is_over():
+            self._commands.pop(command.id, None)
