@@ -45,7 +45,7 @@ async def carry_out_kill(fleet: Fleet, target: str) -> None:
     """kill -9 of a service (its watcher restarts it) or of a database server (started again here)."""
     if target in fleet.databases:
         database = fleet.databases[target]
-        await database.kill()
+        database.kill()
         await asyncio.sleep(DATABASE_DOWN_S)
         await database.start()
     else:
@@ -191,6 +191,8 @@ def demo(
     """Record, merge and prove a tape on this machine."""
     console = Console(stderr=json_line)
     folder = out if out is not None else Path(tempfile.mkdtemp(prefix="kalshi-tape-"))
+    if out is None:
+        folder.chmod(0o711)  # the servers' account must be able to reach its own folders in it
     if frames is None and synthetic == 0:
         synthetic, seconds, rate = 200, seconds or 20.0, rate or "1"
     code = 1
