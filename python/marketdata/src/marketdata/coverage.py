@@ -4,8 +4,8 @@ Purpose: the rows of evidence that the merge emits (progress of runs, claims of 
 the one function that turns them into intervals. A row a window and market would be far too much;
 evidence is written where something begins, ends or goes wrong, and coverage is computed from it.
 
-Invariants: INV-C1 `complete` only where a claim that nobody invalidated reaches, and nowhere where a
-mark lies. INV-C2 the intervals of a market and channel are disjoint, ascending and fill [a, b).
+Invariants: INV-C1 `complete` only where a claim that nobody took back reaches, and nowhere where
+a mark lies. INV-C2 the intervals of a market and channel are disjoint, ascending and fill [a, b).
 INV-C3 no `complete` interval crosses the start of an epoch.
 
 Does not do: deciding what a run proves (dedup.evidence), reading or writing.
@@ -14,8 +14,10 @@ Does not do: deciding what a run proves (dedup.evidence), reading or writing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Protocol, TypeVar
 
 OPEN_US: Final = 2**62  # `to_us` of a claim or mark that has not ended yet
 
@@ -31,7 +33,7 @@ MarkKind = Literal["gap", "ambiguous", "disputed", "quarantined", "late"]
 class RunProgress:
     """How far a run got. Key (gatherer, run_id): a later row replaces the earlier one.
 
-    `[from_us, to_us)` is what the run proves of other markets' silence: the margin for clocks of the
+    `[from_us, to_us)` is what the run proves of any of its markets: the margin for clocks of the
     exchange's engines is already taken off at both ends. `to_us` grows while the run lives.
     """
 
@@ -108,3 +110,144 @@ class Interval:
     sources: int
     audits: int
     epoch: int
+
+
+class Evidence(Protocol):
+    """Everything that bears on one stretch of time, for `tickers`."""
+
+    tickers: list[str]
+    progress: list[RunProgress]
+    claims: list[MarketClaim]
+    marks: list[Mark]
+    epochs: list[EpochStart]
+    audits: list[AuditPoint]
+
+
+_Row = TypeVar("_Row", Mark, EpochStart, AuditPoint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    from_us: int
+    to_us: int
+    gatherer: int
+
+
+_RANK: Final[dict[str, Status]] = {  # the first that applies wins
+    "disputed": "disputed",
+    "ambiguous": "ambiguous",
+    "quarantined": "gap",
+    "gap": "gap",
+}
+
+
+def intervals(evidence: Evidence, from_us: int, to_us: int) -> list[Interval]:
+    """Coverage of [from_us, to_us) for every ticker and channel, ordered and without a hole."""
+    reach = {(p.gatherer, p.run_id): p for p in evidence.progress}
+    claims: dict[str, list[_Stretch]] = {}
+    for claim in evidence.claims:
+        stretch = _claimed(claim, reach)
+        if stretch is not None:
+            claims.setdefault(claim.ticker, []).append(stretch)
+    trades = [
+        _Stretch(p.from_us, p.to_us, p.gatherer) for p in evidence.progress if p.channel == TRADE
+    ]
+    marks = _by_ticker(evidence.marks)
+    epochs = _by_ticker(evidence.epochs)
+    audits = _by_ticker([a for a in evidence.audits if a.agrees])
+    made: list[Interval] = []
+    for ticker in sorted(set(evidence.tickers)):
+        times = sorted(a.exchange_us for a in audits.get(ticker, ()))
+        book = _channel(
+            ticker, ORDERBOOK, from_us, to_us, claims.get(ticker, []), marks.get(ticker, []),
+            epochs.get(ticker, []),
+        )  # fmt: skip
+        made += [_with_audits(i, times) for i in book]
+        made += _channel(ticker, TRADE, from_us, to_us, trades, [], [])
+        if from_us < to_us:
+            reason = "no sequence numbers"
+            made.append(Interval(ticker, TICKER, from_us, to_us, "unproven", reason, 0, 0, 0))
+    return made
+
+
+def _by_ticker(rows: Sequence[_Row]) -> dict[str, list[_Row]]:
+    found: dict[str, list[_Row]] = {}
+    for row in rows:
+        found.setdefault(row.ticker, []).append(row)
+    return found
+
+
+def _claimed(
+    claim: MarketClaim, reach: Mapping[tuple[int, int], RunProgress]
+) -> _Stretch | None:
+    """What a claim covers: an open one only as far as its run has got."""
+    if not claim.valid:
+        return None
+    to_us = claim.to_us
+    if to_us >= OPEN_US:
+        run = reach.get((claim.gatherer, claim.run_id))
+        if run is None:
+            return None
+        to_us = run.to_us
+    return _Stretch(claim.from_us, to_us, claim.gatherer) if to_us > claim.from_us else None
+
+
+def _channel(
+    ticker: str,
+    channel: str,
+    from_us: int,
+    to_us: int,
+    claims: list[_Stretch],
+    marks: list[Mark],
+    epochs: list[EpochStart],
+) -> list[Interval]:
+    """Cut [from_us, to_us) at every place where something changes, and judge each part."""
+    cuts = {from_us, to_us}
+    for row in (*claims, *marks):
+        cuts |= {row.from_us, row.to_us}
+    cuts |= {e.from_us for e in epochs}
+    ordered = sorted(c for c in cuts if from_us <= c <= to_us)
+    first = min((c.from_us for c in claims), default=to_us)
+    last = max((c.to_us for c in claims), default=from_us)
+    starts = sorted((e.from_us, e.epoch) for e in epochs)
+    made: list[Interval] = []
+    for low, high in zip(ordered, ordered[1:], strict=False):
+        sources = 0
+        for claim in claims:
+            if claim.from_us <= low and high <= claim.to_us:
+                sources |= 1 << claim.gatherer
+        here = [m for m in marks if m.from_us <= low and high <= m.to_us]
+        status, reason = _judge(sources, here, within=first <= low and high <= last)
+        epoch = max((e for us, e in starts if us <= low), default=0)
+        part = Interval(ticker, channel, low, high, status, reason, sources, 0, epoch)
+        before = made[-1] if made else None
+        if before is not None and _alike(before, part):
+            part = replace(part, from_us=before.from_us)
+            made.pop()
+        made.append(part)
+    return made
+
+
+def _judge(sources: int, marks: list[Mark], *, within: bool) -> tuple[Status, str]:
+    """Status and reason of one part. `within`: claims lie before and after it (INV-C1)."""
+    for kind, status in _RANK.items():
+        for mark in marks:
+            if mark.kind == kind:
+                return status, mark.reason
+    note = "; ".join(sorted({m.reason for m in marks}))
+    if sources:
+        return "complete", note
+    if within:
+        return "gap", note or "no gatherer was in sequence"
+    return "dark", note or "not recorded"
+
+
+def _alike(a: Interval, b: Interval) -> bool:
+    return (a.to_us, a.status, a.reason, a.sources, a.epoch) == (
+        b.from_us, b.status, b.reason, b.sources, b.epoch,
+    )  # fmt: skip
+
+
+def _with_audits(interval: Interval, times: list[int]) -> Interval:
+    passed = bisect_left(times, interval.to_us) - bisect_left(times, interval.from_us)
+    return replace(interval, audits=passed) if passed else interval

@@ -1,0 +1,410 @@
+"""What one gatherer delivered and no window has taken yet; which window each row belongs to.
+
+Purpose: turn batches into windows of exchange time such that the outcome does not depend on how the
+batches were read. A row belongs to the window of its own exchange time, but never further back than
+`engine_skew_us` behind the latest time its run had shown: then "the run has shown a time that much
+past the window" means that every row of the window is there.
+
+Invariants: INV-W1 within one run and market the window never goes back. INV-W2 the window of a row
+depends only on the rows before it in its run. INV-W3 rows of closed windows are not lost: they go to
+the next one (the merge places them or says `late`).
+
+Does not do: merging, evidence, deciding when to close (arbitrate.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dedup.runs import Run
+from marketdata.rows import (
+    DELTA_ROW,
+    ControlKind,
+    ControlRow,
+    DeltaFlag,
+    DeltaRows,
+    GathererBatch,
+    SnapshotRow,
+    SnapshotVerdict,
+    TickerRow,
+    TradeRow,
+)
+
+I64 = npt.NDArray[np.int64]
+UNTIMED: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
+FLOATING: Final = int(DeltaFlag.FLOATING)
+_LOW: Final = np.int64(0xFFFFFFFF)
+
+
+def pair_key(market: int, run_id: int) -> int:
+    """One number for (market index, run)."""
+    return market << 32 | run_id
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Delta rows of one batch that no window has taken yet, sorted by (market, run), then arrival."""
+
+    rows: DeltaRows
+    key: I64
+    window: I64
+
+
+@dataclass(slots=True)
+class SnapItem:
+    """A snapshot waiting for its window."""
+
+    key: int
+    window: int
+    row: SnapshotRow
+
+
+@dataclass(slots=True)
+class EndItem:
+    """The end of a run, or of one market in it (`key` is -1 for a whole run)."""
+
+    run_id: int
+    key: int
+    window: int
+    seq: int
+    batch_id: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Cut:
+    """What one window takes from one gatherer; rows sorted by (market, run), then arrival."""
+
+    rows: DeltaRows
+    key: I64
+    snapshots: dict[int, list[SnapItem]] = field(default_factory=dict)  # by pair key, by seq
+    ends: list[EndItem] = field(default_factory=list)
+    trades: list[TradeRow] = field(default_factory=list)
+    tickers: list[TickerRow] = field(default_factory=list)
+
+
+class Inflow:
+    """One gatherer's rows on their way to a window."""
+
+    def __init__(self, gatherer: int, window_us: int, engine_skew_us: int) -> None:
+        self.gatherer = gatherer
+        self.window_us = window_us
+        self.skew_us = engine_skew_us
+        self.closed = -1  # last closed window
+        self.reread = (-1, -1)  # (closed, seen batch) when the state was loaded
+        self.ids: dict[int, int] = {}  # the gatherer's market id -> index of the ticker
+        self.runs: dict[int, Run] = {}
+        self.chunks: list[Chunk] = []
+        self.snapshots: list[SnapItem] = []
+        self.held: list[SnapItem] = []  # of runs that have not shown an exchange time yet
+        self.ends: list[EndItem] = []
+        self.trades: list[tuple[int, TradeRow]] = []
+        self.tickers: list[tuple[int, TickerRow]] = []
+        self.floors: dict[int, int] = {}  # pair -> window of its latest row
+        self.floats: dict[int, tuple[int, int]] = {}  # pair -> (window, received_ns): no anchor yet
+        self.anchors: dict[int, SnapshotRow] = {}  # pair -> first snapshot, while it waits
+        self.first_seen: dict[int, int] = {}  # window -> received_ns of the first row past it
+        self.max_window = -1
+        self.max_received_ns = 0
+        self.seen_batch = 0
+        self.ended = False
+        self.started = False
+
+    # -- absorbing -------------------------------------------------------------------------------
+
+    def absorb(self, batch: GathererBatch) -> None:
+        """Take a batch in; its markets must have been put into `ids` before."""
+        self.started = True
+        closings = []
+        for control in batch.controls:
+            if control.kind in (ControlKind.RUN_END, ControlKind.MARKET_REMOVED):
+                closings.append(control)
+            else:
+                self._control(control)
+        before = {run_id: run.shown_us for run_id, run in self.runs.items()}
+        trace = self._rows(batch.deltas)
+        self._snapshots(batch.snapshots, before, trace)
+        for control in closings:
+            self._closing(control)
+        self._trades_and_tickers(batch)
+        self.max_received_ns = max(self.max_received_ns, batch.max_received_ns)
+        self.seen_batch = max(self.seen_batch, batch.last_batch_id)
+
+    def _is_reread(self, window: int, batch_id: int) -> bool:
+        return window <= self.reread[0] and batch_id <= self.reread[1]
+
+    def _control(self, control: ControlRow) -> None:
+        if control.kind == ControlKind.RUN_START:
+            if control.batch_id > self.reread[1] and control.run_id not in self.runs:
+                self.runs[control.run_id] = Run(
+                    gatherer=self.gatherer,
+                    run_id=control.run_id,
+                    connection=control.conn_id << 16 | control.sid & 0xFFFF,
+                    channel=_channel(control.detail.get("channel")),
+                    fresh=control.detail.get("start") != "gap",
+                    first_seq=control.seq,
+                    last_received_ns=control.received_ns,
+                    started_ns=control.received_ns,
+                )
+        elif control.kind == ControlKind.GATHERER_END:
+            self.ended = True
+        elif control.kind == ControlKind.CONN_OPEN:
+            self.ended = False
+
+    def _run(self, run_id: int, received_ns: int) -> Run:
+        """The run of a row; a row whose run_start was never seen gets a run that proves little."""
+        run = self.runs.get(run_id)
+        if run is None:
+            run = self.runs[run_id] = Run(
+                gatherer=self.gatherer, run_id=run_id, connection=-run_id, channel="orderbook",
+                fresh=True, first_seq=0, last_received_ns=received_ns, started_ns=received_ns,
+            )  # fmt: skip
+        return run
+
+    def _rows(self, rows: DeltaRows) -> dict[int, tuple[npt.NDArray[np.uint32], I64]]:
+        """Give every delta row its window; per run: (seq, latest exchange time shown) by arrival."""
+        trace: dict[int, tuple[npt.NDArray[np.uint32], I64]] = {}
+        if rows.size == 0:
+            return trace
+        us, run_ids, flags = rows["exchange_us"], rows["run_id"], rows["flags"]
+        effective = np.empty(rows.size, np.int64)
+        timed_us = np.where((flags & UNTIMED) == 0, us, -1)
+        for run_id in np.unique(run_ids).tolist():
+            mine = run_ids == run_id
+            received = int(rows["received_ns"][mine][-1])
+            run = self._run(run_id, received)
+            shown = np.maximum.accumulate(np.maximum(timed_us[mine], run.shown_us))
+            effective[mine] = np.maximum(us[mine], shown - self.skew_us)
+            trace[run_id] = (rows["seq"][mine], shown)
+            self._release_held(run, int(shown[-1]))
+            run.shown_us, run.last_received_ns = int(shown[-1]), received
+        key, window = self._keys(rows), effective // self.window_us
+        order = np.argsort(key, kind="stable")
+        rows, key, window = rows[order], key[order], window[order]
+        window = self._monotone(key, window)
+        self._note_first_seen(rows, window)
+        keep = (window > self.reread[0]) | (rows["batch_id"] > self.reread[1])
+        if not keep.all():
+            rows, key, window = rows[keep], key[keep], window[keep]
+        window = np.maximum(window, self.closed + 1)
+        if rows.size:
+            self._note_floating(rows, key, window)
+            self.chunks.append(Chunk(rows, key, window))
+            for run_id in np.unique(rows["run_id"]).tolist():
+                run = self.runs[run_id]
+                run.max_window = max(run.max_window, int(window[rows["run_id"] == run_id].max()))
+        return trace
+
+    def _keys(self, rows: DeltaRows) -> I64:
+        ids, inverse = np.unique(rows["market_id"], return_inverse=True)
+        index = np.array([self.ids[i] for i in ids.tolist()], np.int64)
+        return (index[inverse] << 32) | rows["run_id"].astype(np.int64)
+
+    def _monotone(self, key: I64, window: I64) -> I64:
+        """INV-W1: the window of a row is not before that of the row before it in its pair."""
+        starts = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
+        keys = key[starts].tolist()
+        floors = np.array([self.floors.get(k, 0) for k in keys], np.int64)
+        window[starts] = np.maximum(window[starts], floors)
+        if (window[1:] < window[:-1])[key[1:] == key[:-1]].any():
+            group = np.cumsum(np.concatenate(([0], key[1:] != key[:-1]))).astype(np.int64) << 34
+            window = np.maximum.accumulate(window + group) - group
+        stops = np.concatenate((starts[1:], [key.size])) - 1
+        self.floors.update(zip(keys, window[stops].tolist(), strict=True))
+        return window
+
+    def _note_first_seen(self, rows: DeltaRows, window: I64) -> None:
+        latest = int(window.max())
+        if latest <= self.max_window:
+            return
+        fresh = window > self.max_window
+        for w in np.unique(window[fresh]).tolist():
+            self.first_seen[w] = int(rows["received_ns"][window >= w].min())
+        self.max_window = latest
+
+    def _note_floating(self, rows: DeltaRows, key: I64, window: I64) -> None:
+        floating = (rows["flags"] & FLOATING) != 0
+        if not floating.any():
+            return
+        keys, first = np.unique(key[floating], return_index=True)
+        windows, received = window[floating][first], rows["received_ns"][floating][first]
+        for k, w, r in zip(keys.tolist(), windows.tolist(), received.tolist(), strict=True):
+            if k not in self.anchors:
+                self.floats.setdefault(k, (w, r))
+
+    def _release_held(self, run: Run, shown_us: int) -> None:
+        """The run showed its first exchange time: its snapshots before it can have a window."""
+        if run.shown_us >= 0 or shown_us < 0 or not self.held:
+            return
+        window = max((shown_us - self.skew_us) // self.window_us, 0)
+        mine = [s for s in self.held if s.row.run_id == run.run_id]
+        self.held = [s for s in self.held if s.row.run_id != run.run_id]
+        for item in mine:
+            item.window = max(window, self.closed + 1)
+            run.max_window = max(run.max_window, item.window)
+            if not self._is_reread(window, item.row.batch_id):
+                self.snapshots.append(item)
+
+    def _snapshots(
+        self,
+        snapshots: list[SnapshotRow],
+        before: dict[int, int],
+        trace: dict[int, tuple[npt.NDArray[np.uint32], I64]],
+    ) -> None:
+        for row in snapshots:
+            run = self._run(row.run_id, row.received_ns)
+            run.last_received_ns = max(run.last_received_ns, row.received_ns)
+            key = pair_key(self.ids[row.market_id], row.run_id)
+            item = SnapItem(key, 0, row)
+            if row.verdict == SnapshotVerdict.ANCHOR:
+                self.floats.pop(key, None)
+                self.anchors.setdefault(key, row)
+            shown_us = before.get(row.run_id, -1)
+            if row.run_id in trace:
+                seqs, shown = trace[row.run_id]
+                at = int(np.searchsorted(seqs, row.seq))
+                # A snapshot before the run's first time gets its window from that time.
+                shown_us = int(shown[at - 1]) if at else shown_us
+                if shown_us < 0 and shown[-1] >= 0:
+                    shown_us = int(shown[np.argmax(shown >= 0)])
+            if shown_us < 0:
+                self.held.append(item)
+                continue
+            window = max((shown_us - self.skew_us) // self.window_us, self._own_window(key, row), 0)
+            if self._is_reread(window, row.batch_id):
+                self.anchors.pop(key, None)
+                continue
+            item.window = max(window, self.closed + 1)
+            run.max_window = max(run.max_window, item.window)
+            self.snapshots.append(item)
+
+    def _own_window(self, key: int, row: SnapshotRow) -> int:
+        """Window of the latest row before the snapshot in its run and market."""
+        for chunk in reversed(self.chunks):
+            low, high = np.searchsorted(chunk.key, [key, key + 1]).tolist()
+            at = low + int(np.searchsorted(chunk.rows["seq"][low:high], row.seq))
+            if at > low:
+                return int(chunk.window[at - 1])
+        return 0
+
+    def _closing(self, control: ControlRow) -> None:
+        run = self.runs.get(control.run_id)
+        if run is None:
+            return  # read again after a restart: dealt with before it
+        if control.kind == ControlKind.RUN_END:
+            run.ended = True
+            key, window = -1, run.max_window
+            self.floats = {k: v for k, v in self.floats.items() if k & int(_LOW) != run.run_id}
+        else:
+            key = pair_key(self.ids[control.market_id], control.run_id)
+            window = max(self.floors.get(key, 0), (run.shown_us - self.skew_us) // self.window_us)
+            if self._is_reread(window, control.batch_id):
+                return
+        self.ends.append(
+            EndItem(
+                control.run_id, key, max(window, self.closed + 1), control.seq, control.batch_id,
+                control.reason,
+            )
+        )  # fmt: skip
+
+    def _trades_and_tickers(self, batch: GathererBatch) -> None:
+        for trade in batch.trades:
+            window = trade.exchange_us // self.window_us
+            if not self._is_reread(window, trade.batch_id):
+                self.trades.append((max(window, self.closed + 1), trade))
+        for ticker in batch.tickers:
+            window = ticker.exchange_us // self.window_us
+            if not self._is_reread(window, ticker.batch_id):
+                self.tickers.append((max(window, self.closed + 1), ticker))
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    def next_window(self) -> int | None:
+        """The earliest window that anything waits for."""
+        windows = [int(c.window.min()) for c in self.chunks]
+        windows += [s.window for s in self.snapshots] + [e.window for e in self.ends]
+        windows += [w for w, _ in self.trades] + [w for w, _ in self.tickers]
+        return min(windows, default=None)
+
+    def reread_from(self) -> int:
+        """First batch with something that no window has taken."""
+        batches = [int(c.rows["batch_id"].min()) for c in self.chunks]
+        batches += [s.row.batch_id for s in self.snapshots] + [s.row.batch_id for s in self.held]
+        batches += [e.batch_id for e in self.ends]
+        batches += [t.batch_id for _, t in self.trades] + [t.batch_id for _, t in self.tickers]
+        return min(batches, default=self.seen_batch + 1)
+
+    # -- cutting ---------------------------------------------------------------------------------
+
+    def cut(self, window: int) -> Cut:
+        """Take everything up to and with `window`."""
+        taken: list[Chunk] = []
+        left: list[Chunk] = []
+        for chunk in self.chunks:
+            mask = chunk.window <= window
+            if mask.all():
+                taken.append(chunk)
+            elif mask.any():
+                taken.append(Chunk(chunk.rows[mask], chunk.key[mask], chunk.window[mask]))
+                left.append(Chunk(chunk.rows[~mask], chunk.key[~mask], chunk.window[~mask]))
+            else:
+                left.append(chunk)
+        self.chunks = left
+        cut = Cut(*_merged(taken))
+        cut.snapshots = self._cut_snapshots(window)
+        cut.ends = sorted(
+            (e for e in self.ends if e.window <= window), key=lambda e: (e.run_id, e.seq, e.key)
+        )
+        self.ends = [e for e in self.ends if e.window > window]
+        cut.trades = [t for w, t in self.trades if w <= window]
+        self.trades = [(w, t) for w, t in self.trades if w > window]
+        cut.tickers = [t for w, t in self.tickers if w <= window]
+        self.tickers = [(w, t) for w, t in self.tickers if w > window]
+        self.closed = window
+        for w in [w for w in self.first_seen if w <= window]:
+            del self.first_seen[w]
+        for key in [k for k, (w, _) in self.floats.items() if w <= window]:
+            self.floats[key] = (window + 1, self.floats[key][1])
+        return cut
+
+    def _cut_snapshots(self, window: int) -> dict[int, list[SnapItem]]:
+        taken: dict[int, list[SnapItem]] = {}
+        left = []
+        for item in self.snapshots:
+            if item.window <= window:
+                taken.setdefault(item.key, []).append(item)
+                self.anchors.pop(item.key, None)
+            else:
+                left.append(item)
+        self.snapshots = left
+        for items in taken.values():
+            items.sort(key=lambda s: s.row.seq)
+        return taken
+
+    def forget(self, run: Run, markets: list[int]) -> None:
+        """The run is over and taken: nothing of it comes any more."""
+        self.runs.pop(run.run_id, None)
+        for market in markets:
+            key = pair_key(market, run.run_id)
+            self.floors.pop(key, None)
+            self.floats.pop(key, None)
+            self.anchors.pop(key, None)
+        self.held = [s for s in self.held if s.row.run_id != run.run_id]
+
+
+def _channel(name: object) -> str:
+    return "orderbook" if name in (None, "orderbook", "orderbook_delta") else str(name)
+
+
+def _merged(chunks: list[Chunk]) -> tuple[DeltaRows, I64]:
+    if not chunks:
+        return np.empty(0, DELTA_ROW), np.empty(0, np.int64)
+    if len(chunks) == 1:
+        return chunks[0].rows, chunks[0].key
+    key = np.concatenate([c.key for c in chunks])
+    order = np.argsort(key, kind="stable")
+    return np.concatenate([c.rows for c in chunks])[order], key[order]

@@ -1,0 +1,580 @@
+"""Feed arbitration of one market: several runs of its events become one sequence, or say why not.
+
+Purpose: the ten rules found on recorded data (docs/invariants.md), for one market and one stretch
+of exchange time. A run of one subscription is a contiguous substring of the market's true sequence;
+it has one offset in it, proven by equality of (kind, side, price, delta, H before) over the whole
+overlap.
+
+Invariants:
+- INV-M1 every event of every piece is accounted for: placed in a segment or rejected with a reason.
+- INV-M2 the result does not depend on the order in which the pieces are given.
+- INV-M3 nothing is appended that overlaps in time and does not align (rule 9 decides by vote, else
+  it is disputed); nothing is placed where the seq numbers of its connection forbid it (rule 6).
+- INV-M4 a weaker mode of comparison (rule 10) is used only where the stronger one contradicts
+  itself, and is reported.
+
+Does not do: building pieces from rows, joints by shared live time (rule 7), epochs, numbering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+
+from marketdata.alignment import (
+    Events,
+    agreement,
+    candidate_offsets,
+    canonical,
+    floating_offsets,
+    join_events,
+    no_events,
+)
+from marketdata.rows import DeltaFlag
+
+Mode = Literal["exact", "window", "groups"]
+UNTIMED: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """A contiguous stretch of one run in one market, without a cut.
+
+    `position`: events of the base's epoch before its first event, if that is known from earlier
+    stretches (a continuing run); None: to be found. `seq_from`/`seq_to`: sequence numbers between
+    which this connection saw everything (rule 6). `audit`: what the next snapshot of this run said
+    about its book: +1 agreed, -1 differed, 0 unknown (rule 9). `weak`: a level went below zero.
+    """
+
+    gatherer: int
+    connection: int
+    run_id: int
+    seq_from: int
+    seq_to: int
+    events: Events
+    anchored: bool = True
+    position: int | None = None
+    audit: int = 0
+    weak: bool = False
+    open_end: bool = True  # the run goes on after this stretch
+    constant: int = 0  # found by alignment: what a floating run's H lacked (rule 3)
+
+
+@dataclass(slots=True)
+class Base:
+    """The end of the tape so far: where continuing runs go on.
+
+    `events`: those already on the tape that some continuing run has not shown yet (usually none);
+    `witnesses`: their source masks. `count`: events of the epoch on the tape, `events` included.
+    `former`: (gatherer, connection) -> (position, seq_to) at which its last run ended (rule 6).
+    """
+
+    count: int
+    h_end: int
+    last_us: int
+    events: Events = field(default_factory=no_events)
+    witnesses: list[int] = field(default_factory=list)
+    former: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """Events first..first+length of `piece` stand at start..start+length of its segment."""
+
+    piece: Piece
+    first: int
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """A known stretch of the market's sequence; its first `emitted` events are on the tape."""
+
+    events: Events
+    emitted: int = 0
+    is_base: bool = False
+    parts: list[Part] = field(default_factory=list)
+    ambiguous: list[tuple[int, int]] = field(default_factory=list)  # index ranges
+    disputed_from: int = -1  # index from which gatherers contradict each other undecided
+    branch: tuple[Segment, int] | None = None  # contradicts that segment from that index on
+
+    def gatherers(self, start: int, stop: int) -> set[int]:
+        """Gatherers with a part that reaches into start..stop and shows no impossible book."""
+        return {
+            p.piece.gatherer
+            for p in self.parts
+            if p.end > start and p.start < stop and not p.piece.weak
+        }
+
+    def audit(self, start: int) -> int:
+        """Sum of what the next snapshots said about the runs that go past `start`."""
+        return sum(p.piece.audit for p in self.parts if p.end > start)
+
+
+@dataclass(slots=True)
+class Rejected:
+    """Events start..stop of `piece` that are not on the tape, and why."""
+
+    piece: Piece
+    start: int
+    stop: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Merged:
+    """Segments in time order (the base's first, if there is a base), and what was left out."""
+
+    segments: list[Segment]
+    rejected: list[Rejected]
+    mode: Mode
+
+
+def merge_pieces(base: Base | None, pieces: Iterable[Piece], match_window_us: int) -> Merged:
+    """Merge one market's pieces of one stretch of time onto its base.
+
+    Comparison modes are tried from strong to weak until nothing is contradicted (rule 10); if
+    something is in all of them, the strongest mode's contradictions are decided by vote (rule 9).
+    """
+    ordered = sorted(pieces, key=_place_order)
+    first: _Attempt | None = None
+    modes: tuple[tuple[Mode, int], ...] = (("exact", 0), ("window", match_window_us), ("groups", 0))
+    for mode, tolerance_us in modes:
+        for piece in ordered:
+            piece.constant = 0
+        attempt = _Attempt(base, tolerance_us, match_window_us, grouped=mode == "groups")
+        attempt.run(ordered)
+        if not attempt.contradicted:
+            return attempt.finish(mode)
+        first = first or attempt
+    assert first is not None
+    for piece in ordered:
+        piece.constant = first.constants.get(id(piece), 0)
+    return first.finish("exact")
+
+
+def _place_order(piece: Piece) -> tuple[int, int, int, int, int]:
+    start = int(piece.events.us[0]) if len(piece.events) else 0
+    return start, -len(piece.events), piece.gatherer, piece.run_id, piece.seq_from
+
+
+class _Attempt:
+    """One try at merging, in one comparison mode."""
+
+    def __init__(
+        self, base: Base | None, tolerance_us: int, match_window_us: int, *, grouped: bool
+    ) -> None:
+        self.base = base
+        self.tolerance_us = tolerance_us
+        self.near_us = match_window_us
+        self.grouped = grouped
+        self.segments: list[Segment] = []
+        self.rejected: list[Rejected] = []
+        self.constants: dict[int, int] = {}
+        self.contradicted = False
+        if base is not None:
+            self.segments.append(Segment(base.events, len(base.events), is_base=True))
+
+    # -- placing ---------------------------------------------------------------------------------
+
+    def run(self, pieces: Sequence[Piece]) -> None:
+        """Continuing runs first, then anchored ones, then those whose H is not known (rule 3)."""
+        with_events = [p for p in pieces if len(p.events)]
+        pinned = [p for p in with_events if p.position is not None]
+        pinned.sort(key=lambda p: (-(p.position or 0) - len(p.events), p.gatherer, p.run_id))
+        for piece in pinned:
+            self._place_pinned(piece)
+        for piece in with_events:
+            if piece.position is None and piece.anchored:
+                self._place_anchored(piece)
+        self._place_floating([p for p in with_events if not p.anchored and p.position is None])
+
+    def _events(self, piece: Piece) -> tuple[Events, int, int]:
+        """(events to compare, how many were cut off at the front, and at the end)."""
+        events = piece.events
+        if not self.grouped:
+            return events, 0, 0
+        first, stop = 0, len(events)
+        if piece.position is None:  # the run may have begun inside its first microsecond
+            first = int(np.argmax(events.us != events.us[0])) or stop
+        if not piece.open_end and first < stop:  # and ended inside its last
+            stop = int(np.flatnonzero(events.us == events.us[-1])[0])
+        stop = max(first, stop)
+        self._reject(piece, 0, first, "cut_group")
+        self._reject(piece, stop, len(events), "cut_group")
+        return canonical(events.part(first, stop)), first, len(events) - stop
+
+    def _reject(self, piece: Piece, start: int, stop: int, reason: str) -> None:
+        if stop > start:
+            self.rejected.append(Rejected(piece, start, stop, reason))
+
+    def _place_pinned(self, piece: Piece) -> None:
+        base, segment = self.base, self.segments[0]
+        assert base is not None
+        assert piece.position is not None
+        offset = piece.position - (base.count - len(base.events))
+        events, first, _ = self._events(piece)
+        start, agreed, length = agreement(events, segment.events, offset, self.tolerance_us)
+        if agreed == length:
+            self._add(segment, piece, events, first, offset)
+            return
+        at = start + agreed
+        self._add(segment, piece, events.part(0, at), first, offset)
+        self._contradict(segment, at + offset, piece, events.part(at, len(events)), first + at)
+
+    def _place_anchored(self, piece: Piece) -> None:
+        events, first, _ = self._events(piece)
+        late = self._late(events)
+        if late:
+            self._reject(piece, first, first + late, "late")
+            events, first = events.part(late, len(events)), first + late
+        if len(events) == 0:
+            return
+        fits: list[tuple[Segment, int]] = []
+        worst: tuple[Segment, int, int] | None = None  # segment, index in it, index in events
+        for segment in self.segments:
+            offset, clash = self._try(segment, piece, events)
+            if offset is not None:
+                fits.append((segment, offset))
+            elif clash is not None and (worst is None or clash[1] > worst[2]):
+                worst = (segment, clash[0], clash[1])
+        if fits:
+            self._join(fits, piece, events, first)
+            if worst is not None:
+                self.contradicted = True
+                self._clash_of(fits[0][0], worst[0])
+        elif worst is None:
+            self._new(piece, events, first)
+        else:
+            segment, index, at = worst
+            if at:
+                self._add(segment, piece, events.part(0, at), first, index - at)
+            self._contradict(segment, index, piece, events.part(at, len(events)), first + at)
+
+    def _late(self, events: Events) -> int:
+        """Leading events of a new run that lie before the end of the tape and are not kept."""
+        if self.base is None:
+            return 0
+        timed = (events.flags & UNTIMED) == 0
+        old = np.flatnonzero(timed & (events.us <= self.base.last_us))
+        if old.size == 0:
+            return 0
+        if candidate_offsets(events, self.segments[0].events, self.near_us):
+            return 0
+        return int(old[-1]) + 1
+
+    def _try(
+        self, segment: Segment, piece: Piece, events: Events
+    ) -> tuple[int | None, tuple[int, int] | None]:
+        """(offset, None) if the piece fits, (None, clash) if it contradicts, else (None, None)."""
+        valid: list[tuple[int, int]] = []
+        clash: tuple[int, int] | None = None
+        for offset in candidate_offsets(events, segment.events, self.near_us):
+            if not self._seq_allows(segment, piece, offset, len(events)):
+                continue
+            start, agreed, length = agreement(events, segment.events, offset, self.tolerance_us)
+            if agreed == length and (offset >= 0 or not segment.is_base):
+                valid.append((length, offset))
+                continue
+            if agreed == 0:  # a like event at another time; it counts only if all the rest fits too
+                _, agreed, _ = agreement(events, segment.events, offset, self.near_us)
+                if agreed < length:
+                    continue
+            at = start + agreed if offset >= 0 else 0
+            if clash is None or at > clash[1]:
+                clash = (max(0, offset + at), at)
+        if valid:
+            valid.sort(key=lambda v: (-v[0], v[1]))
+            if len(valid) > 1 and valid[1][0] == valid[0][0]:
+                at = max(0, valid[0][1])
+                segment.ambiguous.append((at, min(at + len(events), at + valid[0][0])))
+            return valid[0][1], None
+        if clash is None and self._overlap_in_time(segment, events):
+            clash = (self._index_at(segment, int(events.us[0])), 0)
+        return None, clash
+
+    def _overlap_in_time(self, segment: Segment, events: Events) -> bool:
+        """Do both know a common stretch of time longer than the tolerance?"""
+        new = segment.events.part(segment.emitted, len(segment.events))
+        a, b = _timed_range(new), _timed_range(events)
+        if a is None or b is None:
+            return False
+        return max(a[0], b[0]) + self.tolerance_us < min(a[1], b[1]) or (
+            a[0] < b[0] <= b[1] < a[1] or b[0] < a[0] <= a[1] < b[1]
+        )
+
+    def _index_at(self, segment: Segment, us: int) -> int:
+        """First not yet emitted event of the segment that is not before `us`."""
+        later = np.flatnonzero(segment.events.us[segment.emitted :] >= us)
+        return segment.emitted + (int(later[0]) if later.size else len(segment.events))
+
+    def _seq_allows(self, segment: Segment, piece: Piece, offset: int, length: int) -> bool:
+        """Rule 6: runs of one connection are disjoint, in order, no further apart than seq says."""
+        mine = (piece.gatherer, piece.connection)
+        for part in segment.parts:
+            other = part.piece
+            if (other.gatherer, other.connection) != mine or other is piece:
+                continue
+            if other.seq_to < piece.seq_from:
+                room, missing = offset - part.end, piece.seq_from - other.seq_to - 1
+            elif piece.seq_to < other.seq_from:
+                room, missing = part.start - offset - length, other.seq_from - piece.seq_to - 1
+            else:
+                return False
+            if room < 0 or (room > missing and other.run_id != piece.run_id):
+                return False
+        if segment.is_base and self.base is not None and mine in self.base.former:
+            position, seq_to = self.base.former[mine]
+            room = offset + self.base.count - len(self.base.events) - position
+            if seq_to < piece.seq_from and not 0 <= room <= piece.seq_from - seq_to - 1:
+                return False
+        return True
+
+    def _add(self, segment: Segment, piece: Piece, events: Events, first: int, offset: int) -> None:
+        """Put `events` (those from `first` on of the piece) at `offset`; the segment may grow."""
+        if offset < 0:
+            segment.events = join_events([events.part(0, -offset), segment.events])
+            self._shift(segment, -offset)
+            offset = 0
+        extra = offset + len(events) - len(segment.events)
+        if extra > 0:
+            tail = events.part(len(events) - extra, len(events))
+            segment.events = join_events([segment.events, tail]) if len(segment.events) else tail
+        if len(events):
+            segment.parts.append(Part(piece, first, offset, len(events)))
+
+    def _shift(self, segment: Segment, by: int) -> None:
+        for part in segment.parts:
+            part.start += by
+        segment.ambiguous = [(a + by, b + by) for a, b in segment.ambiguous]
+        for other in self.segments:
+            if other.branch is not None and other.branch[0] is segment:
+                other.branch = (segment, other.branch[1] + by)
+
+    def _new(self, piece: Piece, events: Events, first: int) -> Segment:
+        segment = Segment(no_events())
+        self._add(segment, piece, events, first, 0)
+        self.segments.append(segment)
+        return segment
+
+    def _join(
+        self, fits: list[tuple[Segment, int]], piece: Piece, events: Events, first: int
+    ) -> None:
+        """Rule 5: the piece extends one segment; if it fits several, they become one."""
+        fits.sort(key=lambda f: (not f[0].is_base, -f[1]))
+        target, offset = fits[0]
+        self._add(target, piece, events, first, offset)
+        start = max(offset, 0)  # where the piece's first event stands now
+        for other, other_offset in fits[1:]:
+            at = start - other_offset
+            _, agreed, length = agreement(other.events, target.events, at, self.tolerance_us)
+            if at < 0 or agreed != length or length == 0:
+                self.contradicted = True
+                self._clash_of(target, other)
+                continue
+            self._absorb(target, other, at)
+
+    def _absorb(self, target: Segment, other: Segment, at: int) -> None:
+        extra = at + len(other.events) - len(target.events)
+        if extra > 0:
+            tail = other.events.part(len(other.events) - extra, len(other.events))
+            target.events = join_events([target.events, tail])
+        for part in other.parts:
+            part.start += at
+            target.parts.append(part)
+        target.ambiguous += [(a + at, b + at) for a, b in other.ambiguous]
+        for segment in self.segments:
+            if segment.branch is not None and segment.branch[0] is other:
+                segment.branch = (target, segment.branch[1] + at)
+        self.segments.remove(other)
+
+    # -- floating runs ---------------------------------------------------------------------------
+
+    def _place_floating(self, pieces: list[Piece]) -> None:
+        """Each takes H from a segment it fits and passes it on (rule 3), until nothing moves."""
+        waiting = pieces
+        progress = True
+        while waiting and progress:
+            progress = False
+            left = []
+            for piece in waiting:
+                if self._place_one_floating(piece):
+                    progress = True
+                else:
+                    left.append(piece)
+            waiting = left
+        for piece in waiting:
+            self._reject(piece, 0, len(piece.events), "unanchored")
+
+    def _place_one_floating(self, piece: Piece) -> bool:
+        fits: dict[int, list[tuple[Segment, int, int]]] = {}
+        for segment in self.segments:
+            for offset, constant in floating_offsets(
+                piece.events, segment.events, self.tolerance_us
+            ):
+                events = piece.events.shifted(constant)
+                _, agreed, length = agreement(events, segment.events, offset, self.tolerance_us)
+                if (
+                    agreed == length
+                    and (offset >= 0 or not segment.is_base)
+                    and self._seq_allows(segment, piece, offset, len(events))
+                    and self._wide_enough(segment, events, offset, length)
+                ):
+                    fits.setdefault(constant, []).append((segment, offset, length))
+        if not fits:
+            return False
+        best = max(sum(length for _, _, length in found) for found in fits.values())
+        choice = [
+            c for c, found in fits.items() if sum(length for _, _, length in found) == best
+        ]
+        found = fits[choice[0]]
+        if len(choice) > 1 or len({id(s) for s, _, _ in found}) != len(found):
+            return False  # several places are equally good: never guess
+        piece.constant = choice[0]
+        self.constants[id(piece)] = choice[0]
+        events = piece.events.shifted(piece.constant)
+        self._join([(s, o) for s, o, _ in found], piece, events, 0)
+        return True
+
+    def _wide_enough(self, segment: Segment, events: Events, offset: int, length: int) -> bool:
+        """Rule 8: agreement inside one microsecond that neither covers fully proves nothing."""
+        if offset >= 0 and offset + len(events) <= len(segment.events):
+            return True
+        start = max(0, -offset)
+        us = events.us[start : start + length]
+        if us[0] != us[-1]:
+            return True
+        whole_run = bool(events.us[0] < us[0] and events.us[-1] > us[-1])
+        before = segment.is_base or bool(segment.events.us[0] < us[0])
+        return whole_run or (before and bool(segment.events.us[-1] > us[-1]))
+
+    # -- contradictions --------------------------------------------------------------------------
+
+    def _contradict(
+        self, segment: Segment, index: int, piece: Piece, events: Events, first: int
+    ) -> None:
+        """The piece goes its own way from `index` of the segment on: keep both until the vote."""
+        self.contradicted = True
+        for rival in self.segments:
+            if rival.branch is None or rival.branch[0] is not segment:
+                continue
+            offsets = candidate_offsets(events, rival.events, self.tolerance_us)
+            for offset in offsets:
+                _, agreed, length = agreement(events, rival.events, offset, self.tolerance_us)
+                if agreed == length:
+                    self._add(rival, piece, events, first, offset)
+                    return
+        self._new(piece, events, first).branch = (segment, index)
+
+    def _clash_of(self, segment: Segment, other: Segment) -> None:
+        """Two segments that know a common time and differ: one of them has to defend itself."""
+        free = other.branch is None and not other.is_base
+        low, high = (segment, other) if free else (other, segment)
+        if high.branch is None and not high.is_base and high is not low:
+            start = int(high.events.us[0])
+            high.branch = (low, self._index_at(low, start))
+
+    def _vote(self, segment: Segment, index: int, rival: Segment) -> int:
+        """Rule 9: 1 if the rival is believed, -1 if the segment is, 0 if nobody can say."""
+        ours = segment.gatherers(index, len(segment.events) + 1)
+        if segment.is_base and self.base is not None and index < segment.emitted:
+            for mask in self.base.witnesses[index:]:
+                ours |= {g for g in range(mask.bit_length()) if mask >> g & 1}
+        theirs = rival.gatherers(0, len(rival.events) + 1)
+        mine = (len(ours - theirs), segment.audit(index))
+        yours = (len(theirs - ours), rival.audit(0))
+        return (yours > mine) - (yours < mine)
+
+    def _resolve(self, rival: Segment) -> None:
+        assert rival.branch is not None
+        segment, index = rival.branch
+        rival.branch = None
+        verdict = self._vote(segment, index, rival)
+        if verdict < 0:
+            self._drop(rival, 0, "contradicted")
+            self.segments.remove(rival)
+        elif verdict > 0:
+            cut = max(index, segment.emitted)
+            self._drop(segment, cut, "contradicted")
+            joined = index >= segment.emitted and index == len(segment.events)
+            if joined and self._continues(segment, rival):
+                self._absorb(segment, rival, index)
+        else:
+            self._drop(rival, 0, "disputed")
+            self.segments.remove(rival)
+            index = max(index, segment.emitted)
+            if segment.disputed_from < 0 or index < segment.disputed_from:
+                segment.disputed_from = index
+
+    def _continues(self, segment: Segment, rival: Segment) -> bool:
+        """Does the rival's first event follow the segment's last in the chain of book hashes?"""
+        if len(segment.events):
+            return bool(segment.events.h_after[-1] == rival.events.h_before[0])
+        return self.base is not None and self.base.h_end == int(rival.events.h_before[0])
+
+    def _drop(self, segment: Segment, index: int, reason: str) -> None:
+        """Take the events from `index` on off the segment; their parts are rejected from there."""
+        kept = []
+        for part in segment.parts:
+            if part.end > index:
+                keep = max(0, index - part.start)
+                self._reject(part.piece, part.first + keep, part.first + part.length, reason)
+                part.length = keep
+            if part.length:
+                kept.append(part)
+        segment.parts = kept
+        segment.events = segment.events.part(0, index)
+
+    # -- result ----------------------------------------------------------------------------------
+
+    def finish(self, mode: Mode) -> Merged:
+        """Decide what is contradicted, then put the segments in time order."""
+        while True:
+            rivals = [s for s in self.segments if s.branch is not None]
+            if not rivals:
+                break
+            rivals.sort(key=lambda s: (s.branch[1] if s.branch else 0, int(s.events.us[0])))
+            self._resolve(rivals[-1])
+        base = [s for s in self.segments if s.is_base]
+        others = [s for s in self.segments if not s.is_base and len(s.events)]
+        others.sort(key=lambda s: (int(s.events.us[0]), int(s.events.us[-1])))
+        ordered = base + _order_ties(others)
+        return Merged(ordered, self.rejected, mode)
+
+
+def _timed_range(events: Events) -> tuple[int, int] | None:
+    timed = events.us[(events.flags & UNTIMED) == 0]
+    return (int(timed[0]), int(timed[-1])) if timed.size else None
+
+
+def _order_ties(segments: list[Segment]) -> list[Segment]:
+    """Segments that meet in one microsecond: in the order of a connection that saw both, or flagged."""
+    for i in range(len(segments) - 1):
+        a, b = segments[i], segments[i + 1]
+        if int(a.events.us[-1]) < int(b.events.us[0]):
+            continue
+        order = _seen_by_both(a, b)
+        if order > 0:
+            segments[i], segments[i + 1] = b, a
+        elif order == 0:
+            us = int(b.events.us[0])
+            a.ambiguous.append((int(np.searchsorted(a.events.us, us)), len(a.events)))
+            b.ambiguous.append((0, int(np.searchsorted(b.events.us, us, side="right"))))
+    return segments
+
+
+def _seen_by_both(a: Segment, b: Segment) -> int:
+    """-1 if a connection saw a before b, 1 if b before a, 0 if none saw both."""
+    for p in a.parts:
+        for q in b.parts:
+            if (p.piece.gatherer, p.piece.connection) == (q.piece.gatherer, q.piece.connection):
+                return -1 if p.piece.seq_to < q.piece.seq_from else 1
+    return 0
