@@ -33,7 +33,7 @@ def test_price_of_every_documented_form_is_exact(text: str, micros: int) -> None
 @pytest.mark.parametrize(
     "text",
     ["", ".", "0.", ".5", "-0.5", "+0.5", " 0.5", "0.5 ", "0.5\n", "5e-1", "0,5", "00.5", "2",
-     "1.0001", "1.000001", "0.0000001", "0.9600000", "nan", "0x1", "\u0660.\u0665", "0.\u0665", "0_1"],
+     "1.0001", "1.000001", "0.0000001", "0.9600000", "nan", "0x1", "\u0660.\u0665", "0_1"],
 )  # fmt: skip
 def test_price_of_any_other_form_is_refused(text: str) -> None:
     """A price that is not understood stays raw; it is never guessed."""

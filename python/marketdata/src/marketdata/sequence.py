@@ -15,8 +15,8 @@ Invariants:
 - INV-30 frames lost, repeated or late in a per-sid stream never turn the scope to MARKET.
 - INV-31 while the scope is UNDECIDED, a stretch of IN_SEQUENCE verdicts has no hole for any market
   after its first frame in the stream, whichever scope is the true one.
-- INV-32 DUPLICATE is said only of a number that was seen, on a market that had reached it: in a per-
-  sid stream a frame not seen before is never called a duplicate. What cannot be told is BACKWARD.
+- INV-32 DUPLICATE is said only of a number that was seen, on a market that had reached it: in a
+  per-sid stream no frame that is new is called a duplicate. What cannot be told is BACKWARD.
 - INV-33 `restore(export())` gives the same verdicts for ever after.
 
 Does not do: runs, books (continuity), asking for snapshots (session), numbers across connections.

@@ -1,0 +1,99 @@
+"""The ledger of commands under way: what it forgets too early is never asked for again."""
+
+from __future__ import annotations
+
+import msgspec
+
+from marketdata.commands import Ledger
+from marketdata.effects import NS_PER_S, SessionSettings
+
+S = NS_PER_S
+
+
+def ledger(**settings: int) -> Ledger:
+    return Ledger(SessionSettings(**settings))
+
+
+def test_ids_start_at_one_and_are_never_used_again() -> None:
+    """Id 0 means "no id" on this exchange; a reply of before must not match a new command."""
+    book = ledger()
+    first = book.issue("list", "", None, (), 0)
+    book.reset()
+    second = book.issue("list", "", None, (), 0)
+    assert (first.id, second.id) == (1, 2)
+    assert book.get(1) is None
+    assert book.get(None) is None
+    assert book.get(0) is None
+
+
+def test_every_kind_is_encoded_as_the_exchange_documents() -> None:
+    """The frames themselves are checked in the tests of wire; here the mapping."""
+    book = ledger()
+    sent = [
+        book.issue("subscribe", "trade", None, (), 0),
+        book.issue("subscribe", "orderbook_delta", None, ("A",), 0),
+        book.issue("add", "orderbook_delta", 4, ("A",), 0),
+        book.issue("delete", "orderbook_delta", 4, ("A",), 0),
+        book.issue("snapshot", "orderbook_delta", 4, ("A",), 0),
+        book.issue("list", "", None, (), 0),
+    ]
+    frames = [msgspec.json.decode(effect.payload) for effect in sent]
+    assert [f["cmd"] for f in frames] == [
+        "subscribe", "subscribe", "update_subscription", "update_subscription",
+        "update_subscription", "list_subscriptions",
+    ]  # fmt: skip
+    assert "market_tickers" not in frames[0]["params"]
+    assert [f["params"].get("action") for f in frames[2:5]] == [
+        "add_markets", "delete_markets", "get_snapshot",
+    ]  # fmt: skip
+    assert [effect.kind for effect in sent][2:5] == ["add", "delete", "snapshot"]
+
+
+def test_subscribe_is_over_after_its_reply_and_its_snapshots_in_either_order() -> None:
+    """Snapshots may overtake the acknowledgement."""
+    book = ledger()
+    book.issue("subscribe", "orderbook_delta", None, ("A", "B"), 0)
+    (command,) = book
+    book.got_snapshot("A")
+    book.acknowledge(command, 5)
+    assert list(book) == [command]
+    book.got_snapshot("B")
+    assert list(book) == []
+    assert book.waiting == {}
+
+
+def test_acknowledged_command_gets_a_deadline_for_its_snapshots() -> None:
+    """The reply took its time; the snapshots get theirs from then on."""
+    book = ledger(ack_timeout_ns=3 * S, snapshot_timeout_ns=7 * S)
+    book.issue("add", "orderbook_delta", 4, ("A",), 0)
+    (command,) = book
+    assert command.deadline_ns == 3 * S
+    book.acknowledge(command, 2 * S)
+    assert command.deadline_ns == 9 * S
+
+
+def test_forgotten_command_leaves_the_waits_of_others() -> None:
+    """Two requests for one market: the second still misses it."""
+    book = ledger()
+    first = book.issue("snapshot", "orderbook_delta", 4, ("A", "B"), 0)
+    second = book.issue("snapshot", "orderbook_delta", 4, ("A",), 0)
+    assert book.n_snapshots_asked() == 3
+    command = book.get(first.id)
+    assert command is not None
+    book.forget(command)
+    assert book.waiting == {"A": {second.id}}
+    book.got_snapshot("A")
+    assert list(book) == []
+
+
+def test_rate_of_commands_is_limited_over_any_second() -> None:
+    """A window that starts anew each full second would allow twice the limit."""
+    book = ledger(commands_per_s=2)
+    book.issue("list", "", None, (), 0)
+    assert book.has_room(0)
+    assert book.room_at() is None
+    book.issue("list", "", None, (), S // 2)
+    assert not book.has_room(S // 2)
+    assert book.room_at() == S
+    assert book.has_room(S)
+    assert book.room_at() is None
