@@ -91,8 +91,14 @@ class Recorder:
         headers = self.keys.headers("GET", WS_PATH)
         digest = hashlib.sha256(headers["KALSHI-ACCESS-SIGNATURE"].encode()).hexdigest()[:16]
         try:
+            # Without a queue limit: else a send from the reading loop can wait for a close that
+            # cannot be read.
             socket = await websockets.connect(
-                self.ws_url, additional_headers=headers, compression=None, max_size=64 << 20
+                self.ws_url,
+                additional_headers=headers,
+                compression=None,
+                max_size=64 << 20,
+                max_queue=None,
             )
         except (websockets.exceptions.WebSocketException, OSError):
             self.refused += 1

@@ -124,11 +124,13 @@ def _lines(path: Path) -> Iterator[RecordedFrame]:
                 row = orjson.loads(line)
             except orjson.JSONDecodeError as fault:
                 raise refuse(path, f"is not JSON ({fault})", place) from None
-            match row:
-                case {"recv_ns": int(ns), "conn": int(conn), "frame": dict(frame)}:
-                    yield RecordedFrame(ns // 1000, conn, frame, place)
-                case _:
-                    raise refuse(path, f"is {_shape(row)}", place)
+            # Not a match statement: this runs once per recorded frame.
+            if not isinstance(row, dict):
+                raise refuse(path, f"is {_shape(row)}", place)
+            ns, conn, frame = row.get("recv_ns"), row.get("conn"), row.get("frame")
+            if not (isinstance(ns, int) and isinstance(conn, int) and isinstance(frame, dict)):
+                raise refuse(path, f"is {_shape(row)}", place)
+            yield RecordedFrame(ns // 1000, conn, frame, place)
 
 
 def _shape(row: object) -> str:

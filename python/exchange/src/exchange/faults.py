@@ -26,7 +26,7 @@ from typing import Any, Final
 SECOND_US: Final = 1_000_000
 AUX_FRAME_SHARE: Final = 20  # a connection without books is taken to have 1/20 of the frames
 SLOTS_IN_COINCIDENCE: Final = 8
-SETTLE_SHARE: Final = 0.004  # a new connection is spared for this share of the play
+SETTLE_SHARES: Final = (0.004, 0.03)  # a new connection is spared for such a share of the play
 RUN_ON_EVENTS: Final = (200, 3000)  # the venue runs on for so many events after a cut
 RUN_ON_SHARE: Final = 10  # ... but for at most a tenth of a short play
 SHARD_OFFSET_US_MAX: Final = 50_000
@@ -298,9 +298,9 @@ class FaultPlan:
         ]
         return sorted(faults, reverse=True)
 
-    def settle_us(self) -> int:
+    def settle_us(self, rng: random.Random) -> int:
         """Engine time for which a new connection is spared by time faults."""
-        return int(self.span_us * SETTLE_SHARE)
+        return int(self.span_us * rng.uniform(*SETTLE_SHARES))
 
     def run_on(self, rng: random.Random) -> int:
         """Events that the venue plays after a cut before it waits for the return (full speed)."""

@@ -25,6 +25,8 @@ from marketdata.errors import OffScale
 PRICE_SCALE: Final = 1_000_000
 SIZE_SCALE: Final = 100
 _MEMO: Final = 1 << 16
+SECOND_DIGITS: Final = 19  # 2026-05-11T05:31:13
+FRACTION_DIGITS: Final = 6
 
 
 @lru_cache(maxsize=_MEMO)
@@ -68,15 +70,27 @@ def scaled(text: str, scale: int) -> int:
     return whole
 
 
-def time_us(text: str) -> int:
-    """Microseconds since 1970 of an RFC 3339 text in UTC with 0 to 6 fraction digits."""
+@lru_cache(maxsize=1024)
+def _second_us(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise OffScale(f"{text!r} is not an RFC 3339 time") from None
-    if moment.tzinfo is None or moment.utcoffset():
+    if moment.tzinfo is not None:
         raise OffScale(f"{text!r} is not a time in UTC")
-    return int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond
+    return int(moment.replace(tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def time_us(text: str) -> int:
+    """Microseconds since 1970 of an RFC 3339 text ending in Z with 0 to 6 fraction digits."""
+    fraction = text[20:-1]
+    if len(text) < SECOND_DIGITS + 1 or text[-1] != "Z" or text[19] not in ".Z":
+        raise OffScale(f"{text!r} is not an RFC 3339 time in UTC")
+    if not fraction:
+        return _second_us(text[:SECOND_DIGITS])
+    if not fraction.isdecimal() or len(fraction) > FRACTION_DIGITS:
+        raise OffScale(f"{text!r} has no exact microsecond")
+    return _second_us(text[:SECOND_DIGITS]) + int(fraction.ljust(FRACTION_DIGITS, "0"))
 
 
 def delta_head(ticker: str, market_id: str) -> bytes:

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import orjson
 
 from exchange.capture import (
@@ -46,6 +47,7 @@ from exchange.timeline import (
 )
 
 SECOND_US: Final = 1_000_000
+PRELOAD_EVENTS: Final = 250_000
 LISTED_BEFORE_US: Final = 900 * SECOND_US  # open_time in REST: a capture does not tell it
 UUID_SPACE: Final = uuid.UUID("5f1f6c52-4c1c-4f6e-9c5e-0a4f5d3c2b1a")
 
@@ -66,8 +68,12 @@ class ReplaySource:
         self.events_expected = sum(capture.events for capture in captures)
 
     def items(self) -> Iterator[Item]:
-        """All captures merged by engine time; the order within a capture is kept."""
-        return heapq.merge(*(track.items() for track in self._tracks), key=lambda item: item.at_us)
+        """All captures merged by engine time; the order within a capture is kept.
+
+        A play of up to PRELOAD_EVENTS is read at once, so that reading does not slow it.
+        """
+        merged = heapq.merge(*(t.items() for t in self._tracks), key=lambda item: item.at_us)
+        return iter(list(merged)) if self.events_expected <= PRELOAD_EVENTS else merged
 
 
 def replay_source(path: Path) -> ReplaySource:
@@ -202,15 +208,7 @@ class _Clock:
             yield from self._place(limit_us=exchange_us)
             self.at_us = max(self.at_us, exchange_us)
             if item.at_us != self.at_us:
-                item = DeltaItem(
-                    self.at_us,
-                    item.market,
-                    item.side,
-                    item.price,
-                    item.delta,
-                    item.exchange_us,
-                    item.form,
-                )
+                item = msgspec.structs.replace(item, at_us=self.at_us)
             self._timed_us, self._timed_received_us = self.at_us, row.received_us
             yield item
         elif kind == "ticker" or (kind == "orderbook_snapshot" and not self._is_anchor(row)):

@@ -276,7 +276,8 @@ class Venue:
         slot = connection.slot
         if slot is None or not slot.time_faults:
             return
-        at_us = max(slot.time_faults[-1].at_us, connection.live_us + self.plan.settle_us())
+        settled_us = connection.live_us + self.plan.settle_us(slot.rng)
+        at_us = max(slot.time_faults[-1].at_us, settled_us)
         self.set_timer(at_us, "fault", connection)
 
     def set_timer(
