@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from marketdata.errors import ConfigError
+from runtime.postgres import plainly
 from runtime.spool import GROUP_COMMIT_MS, SEGMENT_BYTES
 from runtime.spool_files import RETAIN_BYTES, SEGMENT_BYTES_MAX
 
@@ -64,7 +65,6 @@ class ServiceSettings(BaseSettings):
 
     def described(self) -> dict[str, Any]:
         """All settings for the log at start, passwords blanked."""
-        from runtime.postgres import plainly  # noqa: PLC0415  (asyncpg only where it is used)
 
         def blank(value: Any) -> Any:
             if isinstance(value, str):
@@ -172,7 +172,8 @@ def _said(fault: Any) -> str:
     if fault["type"] == "missing":
         return "is not set"
     message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{message} (got {fault['input']!r})"
+    given = fault["input"]
+    return f"{message} (got {plainly(given) if isinstance(given, str) else given!r})"
 
 
 def _unknown_names(kind: type[ServiceSettings], variables: Mapping[str, str]) -> list[str]:

@@ -63,7 +63,7 @@ def backoff_s(attempt: int, base_s: float = RETRY_BASE_S, cap_s: float = RETRY_C
 
 def plainly(dsn: str) -> str:
     """A connection string without its password, for messages."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", dsn)
+    return re.sub(r":[^:@/]+@", ":***@", dsn)
 
 
 async def connect(

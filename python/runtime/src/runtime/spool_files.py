@@ -118,7 +118,7 @@ def read_meta(directory: Path) -> SpoolMeta | None:
         if body["format"] != FORMAT:
             raise StorageError(f"{path} says format {body['format']}, this program knows {FORMAT}")
         return SpoolMeta(
-            uuid.UUID(body["spool_uid"]), int(body["created_ns"]), int(body["id_base"])
+            uuid.UUID(str(body["spool_uid"])), int(body["created_ns"]), int(body["id_base"])
         )
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(

@@ -66,6 +66,7 @@ class SpoolReader:
         self._opened = -1
         self._counted: int | None = None  # records since the segment's start, None if begun inside
         self._path: Path | None = None
+        self._last_kind: int | None = None  # in the open segment, None before the first record
         self.damage: list[str] = []
         self.damage_count = 0
 
@@ -109,6 +110,8 @@ class SpoolReader:
         if self._durable is not None and number > self._durable().segment:
             return False
         if number != self._position.segment:
+            if self._position.segment > 0:  # somebody had read it, so it was there
+                self._note(f"segment {self._position.segment} before it is missing")
             self._position = Position(number, 0)
         self._path = segments[number]
         if self._path.suffix == ".zst":
@@ -118,7 +121,7 @@ class SpoolReader:
                 self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return self._open()  # compressed between the look and the open
-        self._opened = number
+        self._opened, self._last_kind = number, None
         return self._enter()
 
     def _enter(self) -> bool:
@@ -203,6 +206,7 @@ class SpoolReader:
     def _check_seal(self, records: list[SpoolRecord]) -> None:
         """A second count, by other code than the CRCs, that no record of a segment is missing."""
         last = records[-1]
+        self._last_kind = last.kind
         if self._counted is None:
             return
         self._counted += len(records)
@@ -218,6 +222,10 @@ class SpoolReader:
             return False
         if self._position.offset < limit:
             self._note(f"unreadable from offset {self._position.offset} to {limit}")
+        elif self._last_kind not in (None, KIND_SEAL):
+            self._note("ends without a seal")
+        if min(later) != self._opened + 1:
+            self._note(f"the next segment there is has number {min(later)}")
         self._position = Position(min(later), 0)
         return True
 

@@ -205,5 +205,6 @@ CREATE TABLE export_object (
 CREATE TABLE lake_version (
     only_row    boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     version     bigint NOT NULL,
-    sha256      text NOT NULL
+    sha256      text NOT NULL,
+    exported_to_us bigint NOT NULL               -- closed_to_us at the last moment of export
 );

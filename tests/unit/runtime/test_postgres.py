@@ -1,0 +1,193 @@
+"""runtime.postgres against a real server: retries, migrations, commits with a lost answer."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from marketdata.errors import StorageError
+from runtime import postgres
+from runtime.embedded import EmbeddedPostgres, free_port
+
+
+def write(folder: Path, **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, sql in files.items():
+        (folder / f"{name.removeprefix('v')}.sql").write_text(sql)
+    return folder
+
+
+async def test_connect_gives_up_with_every_reason_when_told_so() -> None:
+    told: list[str] = []
+    dsn = f"postgresql://u:hunter2@127.0.0.1:{free_port()}/x"
+    with pytest.raises(StorageError, match="no connection after 2 tries") as caught:
+        await postgres.connect(dsn, tries_max=2, on_retry=told.append)
+    assert len(told) == 2
+    assert "hunter2" not in str(caught.value) + "".join(told)
+
+
+async def test_connect_says_at_once_what_waiting_cannot_repair(dsn: str) -> None:
+    with pytest.raises(StorageError, match="refuses us"):
+        await postgres.connect(dsn.rsplit("/", 1)[0] + "/no_such_database")
+
+
+async def test_connect_waits_for_a_server_that_is_not_there_yet() -> None:
+    """At boot the recorder may be up before its database."""
+    async with EmbeddedPostgres() as server:
+        server.kill()
+        heard: list[str] = []
+
+        def start_once(reason: str) -> None:
+            heard.append(reason)
+            if not server.running:
+                server.start_blocking()
+
+        connection = await postgres.connect(server.dsn(), on_retry=start_once)
+        assert await connection.fetchval("SELECT 1") == 1
+        await connection.close()
+        assert heard
+
+
+def test_backoff_is_capped_full_jitter() -> None:
+    values = [postgres.backoff_s(attempt) for attempt in range(200)]
+    assert all(0 <= value <= postgres.RETRY_CAP_S for value in values)
+    assert len(set(values)) > 150
+
+
+async def test_migrations_are_applied_once_and_in_order(
+    connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, v0001_a="CREATE TABLE a (x int)", v0002_b="ALTER TABLE a ADD y int")
+    assert await postgres.migrate(connection, folder) == [1, 2]
+    assert await postgres.migrate(connection, folder) == []
+    write(tmp_path, v0003_c="INSERT INTO a VALUES (1, 2)")
+    assert await postgres.migrate(connection, folder) == [3]
+    assert await connection.fetchval("SELECT y FROM a") == 2
+
+
+async def test_a_failing_migration_leaves_nothing_half_done(
+    connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, v0001_a="CREATE TABLE a (x int); SELECT 1/0")
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await postgres.migrate(connection, folder)
+    assert await connection.fetchval("SELECT to_regclass('a')") is None
+    write(tmp_path, v0001_a="CREATE TABLE a (x int)")
+    assert await postgres.migrate(connection, folder) == [1]
+
+
+async def test_an_edited_migration_is_refused(
+    connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, v0001_a="CREATE TABLE a (x int)")
+    await postgres.migrate(connection, folder)
+    write(tmp_path, v0001_a="CREATE TABLE a (x bigint)")
+    with pytest.raises(StorageError, match="applied with other contents"):
+        await postgres.migrate(connection, folder)
+
+
+async def test_a_database_newer_than_the_program_is_refused(
+    connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "new", v0001_a="SELECT 1", v0002_b="SELECT 2")
+    await postgres.migrate(connection, folder)
+    older = write(tmp_path / "old", v0001_a="SELECT 1")
+    with pytest.raises(StorageError, match="at schema version 2"):
+        await postgres.migrate(connection, older)
+
+
+def test_a_hole_in_the_numbers_of_migrations_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"numbered \[1, 3\]"):
+        postgres.migrations(write(tmp_path, v0001_a="SELECT 1", v0003_c="SELECT 3"))
+
+
+async def test_two_programs_migrating_at_once_apply_each_file_once(
+    dsn: str, tmp_path: Path
+) -> None:
+    """The second one waits for the lock and then finds nothing to do."""
+    folder = write(tmp_path, v0001_a="CREATE TABLE a (x int); SELECT pg_sleep(0.2)")
+    first, second = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    try:
+        done = await asyncio.gather(
+            postgres.migrate(first, folder), postgres.migrate(second, folder)
+        )
+        assert sorted(done) == [[], [1]]
+    finally:
+        await first.close()
+        await second.close()
+
+
+async def test_shipped_migrations_apply_to_an_empty_database(
+    connection: asyncpg.Connection,
+) -> None:
+    for folder in ("gatherer_hot", "gatherer_meta"):
+        await connection.execute("DROP TABLE IF EXISTS schema_version")
+        assert await postgres.migrate(connection, folder)
+
+
+async def test_backend_is_native_where_timescaledb_is_not(connection: asyncpg.Connection) -> None:
+    assert await postgres.backend(connection) == "native"
+
+
+async def test_commit_whose_answer_is_lost_takes_effect_once(dsn: str) -> None:
+    """The server committed and the connection broke before it could say so."""
+    setup = await asyncpg.connect(dsn)
+    await setup.execute("CREATE TABLE batch (uid uuid PRIMARY KEY, n int)")
+    uid, tries = uuid.uuid4(), 0
+
+    async def attempt() -> str:
+        nonlocal tries
+        tries += 1
+        connection = await asyncpg.connect(dsn)
+        try:
+            await connection.execute("INSERT INTO batch VALUES ($1, $2)", uid, tries)
+        finally:
+            await connection.close()
+        if tries == 1:
+            raise ConnectionResetError("the answer never came")
+        return "committed"
+
+    async def already_done() -> str | None:
+        found = await setup.fetchval("SELECT n FROM batch WHERE uid = $1", uid)
+        return None if found is None else f"found {found}"
+
+    assert await postgres.commit_once(attempt, already_done=already_done) == "found 1"
+    assert await setup.fetchval("SELECT count(*) FROM batch") == 1
+
+    async def never() -> str | None:
+        return None
+
+    with pytest.raises(asyncpg.UniqueViolationError):  # a key that is not ours is no success
+        await postgres.commit_once(attempt, already_done=never)
+    await setup.close()
+
+
+async def test_commit_that_never_reaches_the_server_is_tried_until_the_limit() -> None:
+    told: list[str] = []
+
+    async def attempt() -> None:
+        raise ConnectionRefusedError("nobody listens")
+
+    async def already_done() -> None:
+        return None
+
+    with pytest.raises(StorageError, match="no commit after 3 tries"):
+        await postgres.commit_once(
+            attempt, already_done=already_done, on_retry=told.append, tries_max=3
+        )
+    assert len(told) == 3
+
+
+async def test_two_clusters_have_different_identities(cluster: EmbeddedPostgres) -> None:
+    """A replaced cluster must be noticed: its transaction ids mean something else."""
+    async with EmbeddedPostgres() as other:
+        a, b = await asyncpg.connect(cluster.dsn()), await asyncpg.connect(other.dsn())
+        try:
+            assert await postgres.server_identity(a) != await postgres.server_identity(b)
+        finally:
+            await a.close()
+            await b.close()
