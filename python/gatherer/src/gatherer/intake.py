@@ -16,8 +16,10 @@ and against lists for each column (1.0 us).
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,9 +31,12 @@ from marketdata.chain import Rows
 from marketdata.continuity import Continuity, Gap, Refused
 from marketdata.errors import StorageError, WireError
 from runtime.spool import Position, SpoolReader, SpoolRecord, SpoolWriter, start_of
+from runtime.spool_read import READ_BYTES
 
-QUEUE_ROWS_MAX: Final = 200_000
+QUEUE_ROWS_MAX: Final = 100_000
 """Rows held for the sink, about 60 bytes each. Past it the sink reads the spool."""
+WAKE_ROWS: Final = 5_000
+"""Rows at which the sink is woken before its interval is over."""
 RECORD_BYTES_MAX: Final = 8 * 1024 * 1024
 """Frames of one wake-up are split into records of about this size."""
 HEAD_BYTES: Final = 200
@@ -118,6 +123,12 @@ class Decoding:
         self.continuity.absorb(conn_id, batch, received_ns)
         return notable
 
+    def forget(self) -> None:
+        """Let go of rows, effects and fresh ids: they were stored or told before."""
+        self.continuity.take()
+        self.continuity.take_effects()
+        self.continuity.take_fresh_markets()
+
     def state(self) -> bytes:
         """Payload of a STATE record."""
         return zlib.compress(orjson.dumps(self.continuity.export()), STATE_LEVEL)
@@ -150,35 +161,68 @@ def restore(payload: bytes | memoryview) -> Continuity:
         ) from error
 
 
-def replay(reader: SpoolReader, id_base: int, until: Position | None = None) -> Decoding:
-    """The decoding as it was after the last record before `until`, all rows let go.
+class RecordStream:
+    """The records of a reader one by one, so that nobody loses those read ahead."""
 
-    `reader` stands at the start of a segment: its first record is a STATE, or it is the spool's
-    first segment and the state is empty. It is left behind the last record applied.
+    __slots__ = ("_ahead", "_reader")
+
+    def __init__(self, reader: SpoolReader) -> None:
+        self._reader = reader
+        self._ahead: deque[SpoolRecord] = deque()
+
+    def fill(self, bytes_max: int = READ_BYTES) -> bool:
+        """Have a record ready. False: there are no more for now."""
+        if not self._ahead:
+            self._ahead.extend(self._reader.read(bytes_max))
+        return bool(self._ahead)
+
+    def peek(self) -> SpoolRecord:
+        """The next record, which stays."""
+        return self._ahead[0]
+
+    def pop(self) -> SpoolRecord:
+        """The next record."""
+        return self._ahead.popleft()
+
+    @property
+    def n_ready(self) -> int:
+        """Records read and not popped."""
+        return len(self._ahead)
+
+
+def begin(stream: RecordStream, id_base: int) -> Decoding:
+    """The decoding with which to apply the stream's records.
+
+    The stream stands at the start of a segment: its first record is a STATE, or it is the spool's
+    first segment and the state is empty.
     """
-    decoding = Decoding(Continuity(id_base))
-    first = True
-    while until is None or reader.position < until:
-        records = reader.read()
-        if not records:
-            break
-        for record in records:
-            if first and record.kind == segment.KIND_STATE:
-                decoding = Decoding(restore(record.payload))
-            first = False
-            decoding.apply(record)
-            if until is not None and record.end >= until:
-                break
-        decoding.continuity.take()
-        decoding.continuity.take_effects()
-        decoding.continuity.take_fresh_markets()
-    return decoding
+    if stream.fill() and stream.peek().kind == segment.KIND_STATE:
+        return Decoding(restore(stream.pop().payload))
+    return Decoding(Continuity(id_base))
+
+
+def apply_ready(stream: RecordStream, decoding: Decoding, until: Position | None) -> bool:
+    """Apply what the stream has read, letting the rows go. True: the record that ends at `until`
+    (or beyond) was applied."""
+    while stream.n_ready:
+        if until is not None and stream.peek().at >= until:
+            return True
+        decoding.apply(stream.pop())
+    decoding.forget()
+    return False
 
 
 class LiveIntake:
     """The writing end: sockets call `absorb`, the sink calls `take`. All in one event loop."""
 
-    def __init__(self, spool: SpoolWriter, decoding: Decoding) -> None:
+    def __init__(
+        self,
+        spool: SpoolWriter,
+        decoding: Decoding,
+        *,
+        queue_rows_max: int = QUEUE_ROWS_MAX,
+        wake_rows: int = WAKE_ROWS,
+    ) -> None:
         self._spool = spool
         self._decoding = decoding
         self._continuity = decoding.continuity
@@ -186,6 +230,9 @@ class LiveIntake:
         self._first_ns = 0
         self._claimed_ns = 0
         self._ordinals: dict[int, int] = {}
+        self._woken = asyncio.Event()
+        self.queue_rows_max = queue_rows_max
+        self.wake_rows = wake_rows
         self.spills = 0
 
     @property
@@ -255,11 +302,26 @@ class LiveIntake:
         return len(dead)
 
     def end(self) -> None:
-        """A clean stop: to be called right before the spool writes its END record."""
+        """A clean stop: the END record. Nothing may come after it in this process."""
+        self._spool.append(segment.KIND_END, b"")
         self._continuity.end()
         self._settle(self._continuity.last_received_ns)
 
     # --- the sink's side
+
+    def claim(self, told_ns: int) -> None:
+        """A reader was told earlier (by the process before this one) that everything up to
+        `told_ns` is there: stamps begin after it."""
+        self._claimed_ns = max(self._claimed_ns, told_ns)
+
+    async def wait_rows(self, timeout_s: float) -> None:
+        """Return when `wake_rows` rows are held, or none are held any more, or after a time."""
+        if self._start is None or self.held_rows >= self.wake_rows:
+            return
+        self._woken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._woken.wait()
 
     def hold(self) -> Position:
         """Begin to hold rows for the sink; returns the position from which they are held."""
@@ -306,9 +368,12 @@ class LiveIntake:
             return
         if not self._first_ns:
             self._first_ns = received_ns
-        if rows.n_rows() > QUEUE_ROWS_MAX:
+        held = rows.n_rows()
+        if held > self.queue_rows_max:
             self.spills += 1
             self.let_go()
+        if held >= self.wake_rows:
+            self._woken.set()
 
 
 def _split(frames: list[bytes]) -> list[list[bytes]]:
@@ -330,6 +395,12 @@ def recover(spool: SpoolWriter) -> Decoding:
     """The decoding at the end of a spool that was just opened, from its last segment."""
     reader = SpoolReader(spool.directory, start_of(spool.end))
     try:
-        return replay(reader, spool.meta.id_base)
+        stream = RecordStream(reader)
+        decoding = begin(stream, spool.meta.id_base)
+        apply_ready(stream, decoding, None)
+        while stream.fill():
+            apply_ready(stream, decoding, None)
     finally:
         reader.close()
+    decoding.forget()
+    return decoding

@@ -1,8 +1,7 @@
 """REST client of the exchange: signed, paced, patient.
 
 Purpose: GET below /trade-api/v2 with a token bucket, retry of 429 and 5xx with capped full jitter,
-paging with a guard against a cursor that does not move, and the exchange's three error bodies read
-as one.
+paging with a guard against a cursor that does not move.
 Source: the exchange answers 429 without Retry-After or rate headers, so the pace is ours to keep:
 three gatherers share 20 requests a second on the basic tier, hence 5 for each.
 Does not do: reading of what is inside a body beyond paging and errors (discovery does).
@@ -12,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import aiohttp
@@ -21,6 +20,7 @@ import orjson
 
 from gatherer.auth import Signer
 from marketdata.errors import TapeError
+from marketdata.rest_bodies import error_body
 
 RETRY_STATUSES: Final = frozenset({429, 500, 502, 503, 504})
 ATTEMPTS_MAX: Final = 8
@@ -29,7 +29,6 @@ BACKOFF_CAP_S: Final = 10.0
 REQUEST_TIMEOUT_S: Final = 20.0
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
 PAGES_MAX: Final = 100_000
-ERROR_TEXT_MAX: Final = 300
 
 Params = Mapping[str, str | int | Sequence[str]]
 
@@ -47,40 +46,13 @@ class RestError(TapeError):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorBody:
-    """Code and text of an error answer, whichever of its three forms it had."""
-
-    code: str
-    message: str
-
-
-def read_error(body: bytes) -> ErrorBody:
-    """Read `{"error": {"code", "message"}}`, `{"error": "text"}` or `{"code", "message"}`.
-
-    Anything else (a proxy's HTML page) gives code "" and the beginning of the text.
-    """
-    text = body[:ERROR_TEXT_MAX].decode("utf-8", "replace")
-    try:
-        decoded: object = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return ErrorBody("", text)
-    if isinstance(decoded, dict):
-        inner = decoded.get("error", decoded)
-        if isinstance(inner, str):
-            return ErrorBody("", inner)
-        if isinstance(inner, dict) and isinstance(inner.get("code"), str):
-            return ErrorBody(inner["code"], str(inner.get("message", "")))
-    return ErrorBody("", text)
-
-
 class TokenBucket:
     """Paces requests: `rate_per_s` on average, `burst` at once. Waiting callers go in turn."""
 
-    def __init__(self, rate_per_s: int, burst: int, *, monotonic_ns: Callable[[], int]) -> None:
-        if rate_per_s < 1 or burst < 1:
-            raise ValueError("rate and burst are at least 1")
-        self._interval_ns = 1_000_000_000 // rate_per_s
+    def __init__(self, rate_per_s: float, burst: int, *, monotonic_ns: Callable[[], int]) -> None:
+        if rate_per_s <= 0 or burst < 1:
+            raise ValueError("rate is above 0 and burst at least 1")
+        self._interval_ns = int(1_000_000_000 / rate_per_s)
         self._burst = burst
         self._monotonic_ns = monotonic_ns
         self._next_free_ns = monotonic_ns() - self._interval_ns * burst
@@ -110,22 +82,26 @@ class RestClient:
         url: str,
         signer: Signer,
         *,
-        rate_per_s: int,
+        rate_per_s: float,
         wall_ns: Callable[[], int],
         monotonic_ns: Callable[[], int],
         rng: random.Random | None = None,
         on_retry: Callable[[int], None] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._signer = signer
         self._wall_ns = wall_ns
-        self._bucket = TokenBucket(rate_per_s, rate_per_s, monotonic_ns=monotonic_ns)
+        self._bucket = TokenBucket(rate_per_s, max(1, int(rate_per_s)), monotonic_ns=monotonic_ns)
         self._rng = rng or random.Random()  # noqa: S311 (jitter is no secret)
         self._on_retry = on_retry
+        self._ssl_context = ssl_context
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        context: ssl.SSLContext | bool = True if self._ssl_context is None else self._ssl_context
         self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context),
             timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
             headers={"Accept": "application/json"},
         )
@@ -197,7 +173,7 @@ class RestClient:
             if len(body) > BODY_BYTES_MAX:
                 raise RestError(f"GET {path}: the answer exceeds {BODY_BYTES_MAX} bytes")
             if response.status != 200:
-                refusal = read_error(body)
+                refusal = error_body(body)
                 told = f"{response.status} {refusal.code} {refusal.message}".rstrip()
                 raise RestError(
                     f"GET {path}: status {told}",

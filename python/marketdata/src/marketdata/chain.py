@@ -51,6 +51,18 @@ class Rows:
             + len(self.markets)
         )
 
+    def counts(self) -> dict[str, int]:
+        """Rows held, by table; only tables that have some."""
+        each = {
+            "market": len(self.markets),
+            "orderbook_delta": self.n_deltas(),
+            "orderbook_snapshot": len(self.snapshots),
+            "trade": len(self.trades),
+            "ticker": len(self.tickers),
+            "control": len(self.controls),
+        }
+        return {table: count for table, count in each.items() if count}
+
 
 def trade_row(
     event: events.Trade,

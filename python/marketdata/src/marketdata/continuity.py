@@ -83,7 +83,7 @@ class Gap:
     sid: int
     channel: str
     missing: int  # numbers skipped, 0 where that cannot be told
-    tickers: tuple[str, ...]
+    tickers: tuple[str, ...] = ()  # the markets touched; none named: all of the subscription
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,8 @@ class Continuity:
     # --- control records
 
     def control(self, record: Mapping[str, Any]) -> None:
-        """A CONTROL record: connect, close, subscribe (a command as sent), error, note."""
+        """A CONTROL record: connect, close, subscribe (a command as sent), error; a note says nothing
+        to the tape."""
         received_ns = int(record["received_ns"])
         self.last_received_ns = max(self.last_received_ns, received_ns)
         kind, conn_id = record["k"], int(record.get("conn", 0))
@@ -185,11 +186,9 @@ class Continuity:
             self._close(conn_id, str(record.get("reason", "")), record, received_ns)
         elif kind == "subscribe":
             self._commanded(conn_id, record)
-        else:
-            detail = {k: v for k, v in record.items() if k not in {"k", "conn", "received_ns"}}
-            self._control_row(
-                ControlKind.PROBLEM, received_ns, conn_id, reason=f"{kind}d", detail=detail
-            )
+        elif kind == "error":
+            reason, detail = str(record.get("reason", "error")), dict(record.get("detail") or {})
+            self._problem(conn_id, self._life(conn_id), reason, detail, received_ns)
 
     def end(self) -> None:
         """The END record: a clean stop; nothing more comes before the next connect."""
@@ -543,8 +542,7 @@ class Continuity:
         if not is_first:
             self.counts["gap"] += 1
             self.counts["missing"] += missing
-            tickers = tuple(scope.chains)
-            self.effects.append(Gap(conn_id, scope.sid, scope.channel, missing, tickers))
+            self.effects.append(Gap(conn_id, scope.sid, scope.channel, missing))
         return True
 
     def _start_run(

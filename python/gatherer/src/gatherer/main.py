@@ -1,0 +1,51 @@
+"""The gatherer: `python -m gatherer.main`, settings by environment (runtime.config).
+
+Purpose: start the parts of gatherer.service under one supervisor and give its exit code.
+Exit codes: 0 clean stop, 1 a part failed, 2 settings are wrong.
+Does not do: decisions (they are in the parts), restarting itself (the service manager does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+
+import uvloop
+
+from gatherer.service import Gatherer
+from marketdata.errors import ConfigError, StorageError
+from runtime import config, logs
+from runtime.clock import Clock
+from runtime.supervise import Supervisor
+
+EXIT_SETTINGS = 2
+
+
+async def serve(settings: config.GathererSettings) -> int:
+    """Run until asked to stop; the exit code."""
+    supervisor = Supervisor("gatherer")
+    gatherer = Gatherer(settings, Clock(settings.clock_offset_ms), supervisor)
+    async with contextlib.AsyncExitStack() as stack:
+        await gatherer.open(stack)
+        gc.freeze()  # what start-up made lives for ever; the collector need not look at it
+        return await supervisor.run()
+
+
+def main() -> int:
+    """Entry point of the service."""
+    try:
+        settings = config.load(config.GathererSettings)
+        logs.setup("gatherer", settings.log_level)
+        logs.get("main").info("starting", **settings.described())
+        return uvloop.run(serve(settings))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_SETTINGS
+    except StorageError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

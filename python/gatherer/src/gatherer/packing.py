@@ -1,0 +1,191 @@
+"""A batch of rows as PostgreSQL's binary COPY bytes, all tables of one transaction.
+
+Purpose: what `intake` holds in native form becomes COPY rows in bulk, with the batch id that the
+one writer gives at the commit. Fixed-width tables go through numpy; snapshots and control rows, few
+and of variable width, through `pgcopy.pack_values`.
+Does not do: talking to a database; changing a value (but for what PostgreSQL cannot hold: a zero
+character in a control row's text, and a sid beyond 31 bits, both only in what was not understood).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from gatherer.intake import RowBatch
+from marketdata.rows import DELTA_ROW, ControlRow, SnapshotRow
+from runtime.pgcopy import (
+    CONTROL_COPY,
+    DELTA_COPY,
+    MARKET_COPY,
+    SNAPSHOT_COPY,
+    TICKER_COPY,
+    TRADE_COPY,
+    CopyLayout,
+    pack_rows,
+    pack_values,
+)
+
+_INT32_MAX: Final = 2**31 - 1
+_SIGN: Final = 1 << 63
+_WRAP: Final = 1 << 64
+
+_TRADE_FIELDS: Final = (
+    ("exchange_us", "i8"),
+    ("received_ns", "i8"),
+    ("trade_id", "V16"),
+    ("count", "i8"),
+    ("seq", "i8"),
+    ("market_id", "i4"),
+    ("run_id", "i4"),
+    ("yes_price", "i4"),
+    ("no_price", "i4"),
+    ("taker_side", "i2"),
+    ("flags", "i2"),
+)
+_TICKER_FIELDS: Final = (
+    ("exchange_us", "i8"),
+    ("received_ns", "i8"),
+    ("payload_key", "u8"),
+    ("volume", "i8"),
+    ("open_interest", "i8"),
+    ("dollar_volume", "i8"),
+    ("dollar_open_interest", "i8"),
+    ("yes_bid_size", "i8"),
+    ("yes_ask_size", "i8"),
+    ("last_trade_size", "i8"),
+    ("market_id", "i4"),
+    ("price", "i4"),
+    ("yes_bid", "i4"),
+    ("yes_ask", "i4"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """COPY rows of each table, and what the batch row says."""
+
+    batch_id: int
+    batch_uid: uuid.UUID
+    tables: tuple[tuple[CopyLayout, bytearray], ...]
+    counts: dict[str, int]  # rows by table
+    n_deltas: int
+    n_rows: int
+    min_exchange_us: int
+    max_exchange_us: int
+    min_received_ns: int
+    max_received_ns: int
+
+
+def pack(batch: RowBatch, batch_id: int, spool_uid: uuid.UUID) -> PackedBatch:
+    """All rows of `batch` for one transaction.
+
+    The batch's uid follows from the spool, the batch id and the place: again gives the same.
+    """
+    rows = batch.rows
+    deltas = np.frombuffer(rows.deltas, DELTA_ROW)
+    tables: list[tuple[CopyLayout, bytearray]] = []
+    if rows.markets:
+        tables.append((MARKET_COPY, _markets(rows.markets, batch_id)))
+    if len(deltas):
+        tables.append((DELTA_COPY, pack_rows(DELTA_COPY, deltas, batch_id=batch_id)))
+    if rows.snapshots:
+        tables.append((SNAPSHOT_COPY, _snapshots(rows.snapshots, batch_id)))
+    if rows.trades:
+        tables.append((TRADE_COPY, _fixed(TRADE_COPY, _TRADES, rows.trades, batch_id)))
+    if rows.tickers:
+        tables.append((TICKER_COPY, _fixed(TICKER_COPY, _TICKERS, rows.tickers, batch_id)))
+    if rows.controls:
+        tables.append((CONTROL_COPY, _controls(rows.controls, batch_id)))
+    return PackedBatch(
+        batch_id=batch_id,
+        batch_uid=uuid.uuid5(spool_uid, f"{batch_id} {batch.start} {batch.end}"),
+        tables=tuple(tables),
+        counts=rows.counts(),
+        n_deltas=len(deltas),
+        n_rows=rows.n_rows(),
+        min_exchange_us=int(deltas["exchange_us"].min()) if len(deltas) else 0,
+        max_exchange_us=int(deltas["exchange_us"].max()) if len(deltas) else 0,
+        min_received_ns=batch.min_received_ns,
+        max_received_ns=batch.max_received_ns,
+    )
+
+
+class _Fixed:
+    """Rows of a slotted dataclass -> a native structured array."""
+
+    __slots__ = ("dtype", "take")
+
+    def __init__(self, fields: tuple[tuple[str, str], ...]) -> None:
+        self.dtype = np.dtype(list(fields))
+        self.take = attrgetter(*(name for name, _ in fields))
+
+
+_TRADES: Final = _Fixed(_TRADE_FIELDS)
+_TICKERS: Final = _Fixed(_TICKER_FIELDS)
+
+
+def _fixed(layout: CopyLayout, form: _Fixed, rows: Iterable[Any], batch_id: int) -> bytearray:
+    native = np.array([form.take(row) for row in rows], dtype=form.dtype)
+    return pack_rows(layout, native, batch_id=batch_id)
+
+
+def _markets(markets: list[tuple[int, str]], batch_id: int) -> bytearray:
+    return pack_values(MARKET_COPY, [(given, batch_id, ticker) for given, ticker in markets])
+
+
+def _signed(bits: int) -> int:
+    """An unsigned 64-bit value as the int64 with the same bits."""
+    return bits - _WRAP if bits >= _SIGN else bits
+
+
+def _snapshots(rows: list[SnapshotRow], batch_id: int) -> bytearray:
+    return pack_values(
+        SNAPSHOT_COPY,
+        [
+            (
+                row.exchange_us,
+                row.received_ns,
+                _signed(row.book_hash),
+                _signed(row.running_hash),
+                row.seq,
+                row.market_id,
+                row.run_id,
+                batch_id,
+                row.verdict,
+                row.flags,
+                row.levels,
+            )
+            for row in rows
+        ],
+    )
+
+
+def _controls(rows: list[ControlRow], batch_id: int) -> bytearray:
+    return pack_values(
+        CONTROL_COPY,
+        [
+            (
+                batch_id,
+                at,
+                row.received_ns,
+                row.seq,
+                row.exchange_us,
+                row.conn_id,
+                row.run_id,
+                min(row.sid, _INT32_MAX),
+                row.market_id,
+                row.kind,
+                row.reason.replace("\x00", "\ufffd"),
+                # jsonb has no zero character: one in a frame's text must not stop the tape.
+                orjson.dumps(row.detail).replace(b"\\u0000", b"\\ufffd"),
+            )
+            for at, row in enumerate(rows)
+        ],
+    )
