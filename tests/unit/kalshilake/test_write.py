@@ -124,7 +124,7 @@ def test_an_empty_hour_is_an_object_too(tmp_path: Path) -> None:
     """Nothing happened, and the lake says so: absent would mean not exported."""
     store = LocalStore(tmp_path)
     record = write.write_hour(store, SPEC.name, HOUR, SPEC.schema.empty_table(), watermark_us=0)
-    assert (record.rows, record.row_groups, record.min_us) == (0, 0, HOUR)
+    assert (record.rows, record.min_us, record.first_market) == (0, HOUR, "")
     assert pq.read_table(pa.BufferReader(store.get(record.key))).num_rows == 0
 
 

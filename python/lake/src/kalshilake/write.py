@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -206,7 +207,7 @@ def describe(spec: TableSpec, hour_us: int, ordered: pa.Table, body: bytes) -> O
         sha256=_sha256(body),
         footer_bytes=footer_bytes,
         footer_sha256=_sha256(body[-footer_bytes:]),
-        row_groups=-(-n // ROW_GROUP_ROWS),
+        row_groups=pq.read_metadata(pa.BufferReader(body)).num_row_groups,
         min_us=int(times.min()) if n else hour_us,
         max_us=int(times.max()) if n else hour_us,
         first_market=markets[0].as_py() if n else "",
@@ -244,6 +245,14 @@ def _check_coverage(rows: pa.Table, hour_us: int) -> None:
     wrong = (end <= start) | (end > hour_us + paths.US_PER_HOUR)
     if wrong.any():
         raise LakeError(f"{int(wrong.sum())} coverage intervals are empty or outlast their hour")
+    names = [rows.column(c).to_pylist() for c in ("market_ticker", "channel")]
+    line: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for market, channel, a, b in zip(*names, start.tolist(), end.tolist(), strict=True):
+        line.setdefault((market, channel), []).append((a, b))
+    for (market, channel), spans in line.items():
+        spans.sort()
+        if any(one[1] != two[0] for one, two in itertools.pairwise(spans)):
+            raise LakeError(f"coverage of {market} {channel} overlaps or has a hole within an hour")
     unknown = set(rows.column("status").unique().to_pylist()) - set(STATUSES)
     if unknown:
         raise LakeError(f"coverage status {min(unknown)!r} is unknown")

@@ -1,0 +1,98 @@
+"""Checks a Kalshi Tape lake without trusting the code that wrote it.
+
+This folder imports nothing but the standard library and pyarrow. It can be handed out alone, with
+the format document (docs/formats.md, sections 2 and 4): `python -m verify LAKE` where it lies.
+
+What is checked, and by what an edit is found, each time with the object's name:
+  bytes      SHA-256, size and footer of every listed object; the SHA-256 of its body that each
+             object carries itself; the checksum of every page. A flipped byte, a cut file.
+  lists      every version's seal, number and SHA-256 of the version before; no object may vanish
+             from the list; an object that changed must have left its old bytes in superseded/; the
+             commit record beside each object. A removed entry, an edited version, an object that
+             was rewritten with the list fixed up in one place.
+  layout     columns, order, repeated keys, rows outside their hour, counts, statistics.
+  tape       market_seq without hole or repeat from 1 in each (market, epoch), over all hours; every
+             keyframe's hash is that of its levels; keyframe + deltas = next keyframe, level by
+             level; no level below zero. A removed row group, a removed or changed delta, even where
+             every list and hash was made to fit.
+  coverage   intervals inside their hour, without hole or overlap between them; nothing complete
+             that nobody proves, across two epochs, over an event of another epoch, over an
+             ambiguous or disputed event, past the watermark, or for tickers.
+
+What cannot be found here, because the lake does not hold what it would take:
+  - somebody who rewrites objects, records and all later versions consistently and leaves no
+    contradiction in the tape. Keep the SHA-256 of a version elsewhere and give it as --sha256: then
+    no byte of that version or of one before it can have changed.
+  - that rows were never received (that is what coverage states), wrong times of receipt, prices of
+    trades, or a change to the dark rim of coverage where the tape has no event to contradict it.
+  - a delta changed by such a person where no keyframe stands on both sides of it: before the first
+    one of its epoch, or between the last one before a reset and the reset.
+  - the last events of an epoch removed together with every keyframe after them.
+
+Exit code 0: nothing found. 1: something found. 2: the lake could not be read at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .claims import Claims
+from .layout import load
+from .lists import Place, check_strays, check_versions
+from .replay import Tape, load_keyframes
+from .report import Finding, NoLakeError, Report, as_json, describe
+
+__all__ = ["Finding", "NoLakeError", "Report", "as_json", "describe", "main", "verify"]
+
+
+def verify(location: str, *, sha256: str | None = None, filesystem: Any = None) -> Report:
+    """Check everything; `sha256`: of a version, kept elsewhere. Raises NoLakeError, OSError."""
+    report = Report(str(location))
+    place = Place(str(location), filesystem)
+    if not any(k.startswith("manifest/v") for k in place.sizes):
+        raise NoLakeError(f"{location} holds no lake: it has no manifest/v*.json")
+    head, known = check_versions(place, report)
+    if sha256 is not None and sha256.lower() not in known:
+        report.found("manifest/", f"no version has the SHA-256 {sha256}: history was rewritten")
+    entries = {str(e["key"]): e for e in head.get("objects", [])}
+    check_strays(place, report, entries)
+    tape, claims = Tape(report), Claims(report)
+    hours = sorted({int(e["hour_us"]) for e in entries.values()})
+    by_hour = {(str(e["table"]), int(e["hour_us"])): e for e in entries.values()}
+    for table in ("trades", "tickers", "markets"):
+        for hour in hours:
+            load(place, report, by_hour.get((table, hour)))
+    ahead = load_keyframes(place, report, by_hour, hours[:1])
+    for i, hour in enumerate(hours):
+        following = load_keyframes(place, report, by_hour, hours[i + 1 : i + 2])
+        tape.keyframes(ahead)
+        tape.keyframes(following, ahead=True)
+        deltas = load(place, report, by_hour.get(("orderbook_deltas", hour)))
+        events = tape.absorb(deltas[0], deltas[1]) if deltas else {}
+        cover = load(place, report, by_hour.get(("coverage", hour)))
+        if cover:
+            claims.check(cover[0], cover[1], hour, events)
+        elif deltas:
+            report.found(deltas[0], "its hour has deltas and no coverage")
+        ahead = following
+    tape.finish()
+    return report
+
+
+def main(arguments: Iterable[str] | None = None, write: Callable[[str], Any] = print) -> int:
+    """The command line; the exit code is in the module's docstring."""
+    parser = argparse.ArgumentParser(description="Check a Kalshi Tape lake.")
+    parser.add_argument("lake", help="directory or s3://bucket/prefix")
+    parser.add_argument("--sha256", help="SHA-256 of a version that was kept elsewhere")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    chosen = parser.parse_args(None if arguments is None else list(arguments))
+    try:
+        report = verify(chosen.lake, sha256=chosen.sha256)
+    except (NoLakeError, OSError) as e:
+        write(f"verify: {e}")
+        return 2
+    for line in [as_json(report)] if chosen.json else describe(report):
+        write(line)
+    return 0 if report.ok else 1

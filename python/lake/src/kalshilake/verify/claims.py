@@ -1,0 +1,92 @@
+"""Coverage: intervals against themselves, and against the events of their hour.
+
+Does not do: what coverage says where the tape is silent; nothing in a lake can contradict that.
+"""
+
+from __future__ import annotations
+
+import bisect
+from typing import Any, Final
+
+import pyarrow as pa
+
+from .layout import plain
+from .lists import HOUR_US
+from .report import Report
+
+AMBIGUOUS: Final = 64  # bits of `flags`
+DISPUTED: Final = 128
+STATUSES: Final = frozenset({"complete", "gap", "dark", "ambiguous", "disputed", "unproven"})
+CHANNELS: Final = frozenset({"orderbook", "trade", "ticker"})
+
+Events = dict[str, list[tuple[int, int, int]]]  # (time, epoch, flags) by market, in time order
+
+
+class Claims:
+    """Coverage of all hours, one after the other."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._before: dict[str, tuple[Any, ...]] = {}  # order-book row a market ended its hour with
+
+    def check(self, key: str, rows: pa.Table, hour: int, events: Events) -> None:
+        """One hour's rows; `events` are those of the hour."""
+        names = ("market_ticker", "channel", "from_ts", "to_ts", "status", "sources", "epoch")
+        last: tuple[Any, ...] | None = None
+        ended: dict[str, tuple[Any, ...]] = {}
+        for row in zip(*(plain(rows.column(n)) for n in names), strict=True):
+            market, channel = row[:2]
+            same = last is not None and last[:2] == row[:2]
+            if same and last is not None and last[3] != row[2]:
+                text = "intervals overlap or leave a hole between them"
+                self._report.found(key, f"{market} {channel}: {text}")
+            self._check_row(key, row, hour)
+            if channel == "orderbook":
+                self._check_joint(key, last if same else self._before.get(market), row)
+                if row[4] == "complete":
+                    self._check_events(key, row, events.get(market, []))
+                ended[market] = row
+            last = row
+        for market in sorted(events.keys() - ended.keys()):
+            self._report.found(key, f"{market} has events in this hour and no order-book coverage")
+        self._before = ended
+
+    def _check_row(self, key: str, row: tuple[Any, ...], hour: int) -> None:
+        market, channel, start, end, status, sources, _ = row
+        faults = {
+            "an interval is empty or leaves its hour": not hour <= start < end <= hour + HOUR_US,
+            f"status {status!r} is unknown": status not in STATUSES,
+            f"channel {channel!r} is unknown": channel not in CHANNELS,
+        }
+        if status == "complete":
+            faults |= {
+                "an interval is complete and nobody proves it": not sources,
+                "an interval is complete past the watermark": end > self._report.watermark_us,
+                "tickers cannot be complete, they carry no number": channel == "ticker",
+            }
+        for fault, present in faults.items():
+            if present:
+                self._report.found(key, f"{market} {channel}: {fault}")
+
+    def _check_joint(self, key: str, before: tuple[Any, ...] | None, row: tuple[Any, ...]) -> None:
+        """A new epoch opens only behind something that is not complete."""
+        if before is None or before[3] != row[2] or before[6] == row[6]:
+            return
+        if before[4] == row[4] == "complete":
+            text = f"complete from epoch {before[6]} into epoch {row[6]} without a gap"
+            self._report.found(key, f"{row[0]} orderbook: {text}")
+
+    def _check_events(
+        self, key: str, row: tuple[Any, ...], events: list[tuple[int, int, int]]
+    ) -> None:
+        market, _, start, end, _, _, epoch = row
+        for us, of_epoch, flags in events[bisect.bisect_left(events, (start,)) :]:
+            if us >= end:
+                return
+            if of_epoch != epoch:
+                text = f"complete in epoch {epoch} over an event of epoch {of_epoch}"
+                self._report.found(key, f"{market} orderbook: {text}")
+                return
+            if flags & (AMBIGUOUS | DISPUTED):
+                self._report.found(key, f"{market} orderbook: complete over a flagged event")
+                return

@@ -1,0 +1,184 @@
+"""The lake's lists: versions in their chain, objects that no list names, commit records.
+
+Does not do: opening objects (layout).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from .report import Report
+
+HOUR_US: Final = 3_600_000_000
+_TEXTS = ("key", "table", "sha256", "footer_sha256", "first_market", "last_market")
+_NUMBERS = ("hour_us", "rows", "bytes", "footer_bytes", "row_groups", "min_us", "max_us", "schema")
+ENTRY: Final = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_NUMBERS, int)  # of an object in a list
+_NAME = re.compile(
+    r"parquet/([a-z_]+)/year=(\d{4})/month=(\d\d)/day=(\d\d)/\1-\2\3\4T(\d\d)-00\.parquet"
+)
+
+
+class Place:
+    """The lake's objects: a directory or s3://bucket/prefix."""
+
+    def __init__(self, location: str, filesystem: Any = None) -> None:
+        self.location = location
+        if location.startswith("s3://"):
+            found, path = pafs.FileSystem.from_uri(location) if filesystem is None else (
+                filesystem, location.removeprefix("s3://"))  # fmt: skip
+            self._fs, self._root = found, path.rstrip("/")
+        else:
+            self._fs, self._root = pafs.LocalFileSystem(), location.rstrip("/") or "/"
+        self.sizes: dict[str, int] = {}
+        for prefix in ("manifest", "parquet", "superseded"):
+            where = pafs.FileSelector(
+                f"{self._root}/{prefix}", allow_not_found=True, recursive=True
+            )
+            for info in self._fs.get_file_info(where):
+                if info.type == pafs.FileType.File:
+                    self.sizes[info.path[len(self._root) + 1 :]] = info.size
+
+    def read(self, key: str) -> bytes:
+        """The whole object."""
+        with self._fs.open_input_file(f"{self._root}/{key}") as f:
+            return bytes(f.read())
+
+
+def check_versions(place: Place, report: Report) -> tuple[dict[str, Any], set[str]]:
+    """(the newest version that can be read, the SHA-256 of every version)."""
+    numbers = sorted(
+        int(m[1]) for k in place.sizes if (m := re.fullmatch(r"manifest/v(\d{10})\.json", k))
+    )
+    for key in place.sizes:
+        if key.startswith("manifest/") and not re.fullmatch(r"manifest/v\d{10}\.json", key):
+            report.found(key, "not a name of a version")
+    before: dict[str, Any] | None = None
+    sha_before, known = "0" * 64, set()
+    for number in range(1, max(numbers, default=0) + 1):
+        key = f"manifest/v{number:010d}.json"
+        if key not in place.sizes:
+            report.found(key, "this version is absent, later ones exist")
+            before, sha_before = None, ""
+            continue
+        raw = place.read(key)
+        body = _version(report, key, raw)
+        if body is not None:
+            if body.get("version") != number:
+                report.found(key, f"calls itself version {body.get('version')!r}")
+            if sha_before and body.get("previous_sha256") != sha_before:
+                report.found(
+                    key, "does not carry the SHA-256 of the version before: one was edited"
+                )
+            if before is not None:
+                _succession(place, report, key, before, body)
+            before = body
+            report.version, report.watermark_us = number, int(body["watermark_us"])
+        sha_before = hashlib.sha256(raw).hexdigest()
+        known.add(sha_before)
+        report.sha256 = sha_before
+        report.versions += 1
+    return before or {}, known
+
+
+def _version(report: Report, key: str, raw: bytes) -> dict[str, Any] | None:
+    """A version's body if its form is right; findings otherwise."""
+    try:
+        body = json.loads(raw)
+        seal = body.pop("seal")
+        plain = json.dumps(body, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+        odd = [e for e in body["objects"] if {n: type(v) for n, v in e.items()} != ENTRY]
+        listed = [(e["key"], _name_of(e["table"], e["hour_us"])) for e in body["objects"]]
+        int(body["watermark_us"])
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        report.found(key, f"is not a version of a lake ({type(e).__name__}: {e})")
+        return None
+    if odd:
+        report.found(key, f"has {len(odd)} entries without the fields of an object")
+        return None
+    if seal != hashlib.sha256(plain).hexdigest():
+        report.found(key, "was edited: its seal is not that of its content")
+    if [k for k, _ in listed] != sorted({k for k, _ in listed}):
+        report.found(key, "lists objects twice or out of order")
+    for name, wanted in listed:
+        if name != wanted:
+            report.found(key, f"lists {name} as {wanted}")
+    return dict(body)
+
+
+def _succession(
+    place: Place, report: Report, key: str, before: dict[str, Any], body: dict[str, Any]
+) -> None:
+    now = {e["key"]: e for e in body["objects"]}
+    for entry in before["objects"]:
+        name, then = str(entry["key"]), str(entry["sha256"])
+        if name not in now:
+            report.found(name, f"was removed from the list by {key}")
+        elif now[name]["sha256"] != then:
+            kept = f"superseded/{then}.parquet"
+            if kept not in place.sizes:
+                report.found(name, f"changed in {key}, but its former bytes are not in {kept}")
+            elif hashlib.sha256(place.read(kept)).hexdigest() != then:
+                report.found(kept, "does not hold the bytes that its name says")
+    if int(body["watermark_us"]) < int(before["watermark_us"]):
+        report.found(key, "its watermark goes back")
+
+
+def check_strays(place: Place, report: Report, entries: dict[str, dict[str, Any]]) -> None:
+    """Objects that no version lists, and commit records that say something else."""
+    for key in sorted(place.sizes):
+        if not key.startswith("parquet/"):
+            continue
+        record = re.fullmatch(r"parquet/[a-z_]+/year=.*/_manifest-\d\d\.json", key)
+        if key in entries:
+            beside = f"{key.rpartition('/')[0]}/_manifest-{key[-13:-11]}.json"
+            if beside not in place.sizes:
+                report.found(beside, "the commit record of an hour is absent")
+        elif record:
+            _check_record(place, report, key, entries)
+        elif _NAME.fullmatch(key) and _is_in_flight(report, key):
+            report.notes.append(f"{key}: written, not yet listed by a version")
+        else:
+            report.found(key, "lies in the lake and the newest version does not list it")
+
+
+def _check_record(
+    place: Place, report: Report, key: str, entries: dict[str, dict[str, Any]]
+) -> None:
+    try:
+        named = json.loads(place.read(key))["object"]
+        name = str(named["key"])
+    except (ValueError, KeyError, TypeError) as e:
+        report.found(key, f"is not the commit record of an hour ({type(e).__name__}: {e})")
+        return
+    if f"{name.rpartition('/')[0]}/_manifest-{name[-13:-11]}.json" != key:
+        report.found(key, f"speaks of {name}, which it does not lie beside")
+    elif name in entries and named != entries[name]:
+        listed = entries[name]
+        wrong = ", ".join(sorted(k for k in named | listed if named.get(k) != listed.get(k)))
+        report.found(name, f"its commit record and the newest version differ in {wrong}")
+    elif name not in entries and not _is_in_flight(report, name):
+        report.found(name, "has a commit record and is not listed by the newest version")
+
+
+def _is_in_flight(report: Report, key: str) -> bool:
+    """An hour that the watermark has not passed may be written and not listed yet."""
+    return _hour_of_name(key) >= report.watermark_us // HOUR_US * HOUR_US
+
+
+def _name_of(table: str, hour_us: int) -> str:
+    moment = pa.scalar(hour_us, pa.timestamp("us")).as_py()
+    return f"parquet/{table}/{moment:year=%Y/month=%m/day=%d}/{table}-{moment:%Y%m%dT%H}-00.parquet"
+
+
+def _hour_of_name(key: str) -> int:
+    found = _NAME.fullmatch(key)
+    if found is None:
+        return -1
+    text = f"{found[2]}-{found[3]}-{found[4]}T{found[5]}:00:00"
+    return int(pa.scalar(text).cast(pa.timestamp("us")).value)
