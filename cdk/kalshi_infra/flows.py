@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from kalshi_infra.assembly import Resource, Template, resources, target
 from kalshi_infra.errors import TemplateError
 
+# Peer of the rule that lets nothing out (network.py).
+NOTHING_PEER = "255.255.255.255/32"
 INTERNET, ELSEWHERE, ADMIN = "internet", "elsewhere in the VPC", "admin network"
 
 

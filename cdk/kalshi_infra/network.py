@@ -12,6 +12,7 @@ from aws_cdk import Stack
 from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
+from kalshi_infra.flows import NOTHING_PEER
 from kalshi_infra.names import pascal, tags
 from kalshi_infra.site import Site
 from kalshi_infra.topology import Rule, Topology
@@ -20,7 +21,7 @@ from kalshi_infra.topology import Rule, Topology
 # empty.
 NOTHING = ec2.CfnSecurityGroup.EgressProperty(
     ip_protocol="icmp",
-    cidr_ip="255.255.255.255/32",
+    cidr_ip=NOTHING_PEER,
     from_port=252,
     to_port=86,
     description="Nothing may leave",

@@ -25,6 +25,7 @@ from typing import Any
 from kalshi_infra.errors import SettingsError
 
 FORMAT = 1
+PROFILES = ("full", "small")
 TOPOLOGY_PATH = Path(__file__).resolve().parents[2] / "topology.toml"
 NAMED_PEERS = ("admin", "vpc")
 
