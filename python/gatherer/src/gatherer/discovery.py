@@ -106,7 +106,7 @@ class History:
         self._newest: dict[tuple[str, str], bytes] = {}
         self._pending: dict[tuple[str, str], HistoryRow] = {}
         self._wake = asyncio.Event()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self.rows_written = 0
         self.rows_left_out = 0
 
@@ -129,13 +129,13 @@ class History:
 
     async def run(self) -> None:
         """Write pending rows until `stop`."""
-        while not self._stopping:
+        while not self._stopping.is_set():
             connection = await connect(self._dsn, on_retry=self._note)
             try:
                 await migrate(connection, "gatherer_meta")
                 await self._remember(connection)
                 self._note("")
-                while not self._stopping:
+                while not self._stopping.is_set():
                     await self._write(connection)
                     await self._wake.wait()
                 await self._write(connection)
@@ -146,7 +146,7 @@ class History:
 
     async def stop(self) -> None:
         """Have `run` write what is pending and return; not if the database is away."""
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
 
     async def _remember(self, connection: Connection) -> None:
