@@ -6,7 +6,10 @@ The data are never part of the project. `KALSHI_TAPE_DATA` names their folder; w
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +33,18 @@ def captures(limit: int | None = None) -> list[Path]:
     found = [*DATA.glob("ws_btc15m/*.jsonl.gz"), *DATA.glob("ws_multi/*.json")]
     found.sort(key=lambda p: p.stat().st_size)
     return found if limit is None else found[:limit]
+
+
+def frames(limit: int | None = None) -> Iterator[bytes]:
+    """The frames of the smallest captures and of ws_trade_ticker, as compact JSON."""
+    recorded("ws_btc15m")
+    for path in [*captures(limit), *DATA.glob("ws_multi/*.json")]:
+        if path.suffix == ".json":
+            entries = json.loads(path.read_text())["frames"]
+        else:
+            with gzip.open(path, "rt") as lines:
+                entries = [json.loads(line) for line in lines]
+        for entry in entries:
+            yield json.dumps(entry["frame"], separators=(",", ":")).encode()
+    for path in DATA.glob("ws_trade_ticker/*.jsonl"):
+        yield from path.read_bytes().splitlines()

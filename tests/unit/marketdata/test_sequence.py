@@ -43,6 +43,7 @@ def test_one_counter_over_all_markets_and_replies_is_in_sequence() -> None:
     assert set(verdicts(tracker, frames)) == {IN}
     assert tracker.scope is Scope.SID
     assert tracker.next_seq == 8
+    assert tracker.firm_counter is None
 
 
 def test_reply_that_is_lost_is_a_gap() -> None:
@@ -195,6 +196,9 @@ def test_firm_scope_follows_no_market_any_more() -> None:
     tracker = Tracker()
     verdicts(tracker, [(n, "AB"[n % 2]) for n in range(1, 200)])
     assert tracker.is_firm
+    counter = tracker.firm_counter
+    assert counter is not None
+    assert counter.next == tracker.next_seq == 200
     assert tracker.export()["last"] == {}
     assert verdicts(tracker, [(200, "A"), (199, "A"), (205, None), (203, "Z"), (203, "Z")]) == [
         IN, DUP, GAP, BACK, DUP,

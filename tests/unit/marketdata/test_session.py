@@ -423,6 +423,16 @@ def test_gaps_beyond_the_limit_of_a_minute_give_the_connection_up() -> None:
     assert line.reconnects == ["gaps"]
 
 
+def test_older_request_that_runs_out_leaves_the_market_to_the_newer_one() -> None:
+    """Two gaps in a few seconds: the market is asked for twice, not four times."""
+    line = ready(["A"], snapshot_timeout_ns=10 * S)
+    line.gap()
+    line.timer(6 * S)
+    line.gap()
+    assert line.timer(5 * S) == []
+    assert tickers(line.timer(5 * S)) == [["A"]]
+
+
 def test_ok_to_get_snapshot_is_no_snapshot() -> None:
     """Should the exchange acknowledge the command as well, the book is still waited for."""
     line = ready(["A"], snapshot_tries=3)
