@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from dedup.pull import _Chosen, in_order
 
+from dedup.pull import _Chosen, in_order
 from marketdata.rows import DELTA_ROW
 
 

@@ -23,14 +23,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-import asyncpg
 import numpy as np
 
 from marketdata.errors import StorageError
 from marketdata.rows import (
     DELTA_ROW,
+    ControlKind,
     ControlRow,
     DeltaRows,
     GathererBatch,
@@ -39,6 +39,7 @@ from marketdata.rows import (
     TradeRow,
 )
 from runtime import pgcopy
+from runtime.postgres import Connection, copy_out, server_identity
 
 # A read takes whole batches until this many rows; one batch is taken whatever its size.
 MAX_ROWS_PER_PULL: Final = 100_000
@@ -89,7 +90,6 @@ _CONTROL_COLUMNS: Final = (
     "batch_id, ord, received_ns, kind, conn_id, run_id, sid, seq, market_id, exchange_us, reason, "
     "detail"
 )
-Connection: TypeAlias = "asyncpg.Connection[Any]"
 _U64: Final = (1 << 64) - 1
 
 
@@ -156,7 +156,7 @@ async def resume(conn: Connection, system_identifier: int, from_batch: int) -> P
     `system_identifier` is that of the cluster in which `from_batch` was counted.
     """
     async with conn.transaction(isolation="repeatable_read", readonly=True):
-        here = await _system_identifier(conn)
+        here = await server_identity(conn)
         if here != system_identifier:
             return await _moved(conn, here, from_batch - 1)
         row = await conn.fetchrow(
@@ -181,7 +181,7 @@ async def pull(
 ) -> Pull:
     """Read the next committed batches after `position`, at most about `max_rows` rows."""
     async with conn.transaction(isolation="repeatable_read", readonly=True):
-        here = await _system_identifier(conn)
+        here = await server_identity(conn)
         if position.system_identifier == 0:
             position = replace(position, system_identifier=here)
         elif position.system_identifier != here:
@@ -202,9 +202,16 @@ async def pull(
     return Pull(batch, after, rows + len(batch.controls), max(0, newest - after.last_batch_id))
 
 
-async def _system_identifier(conn: Connection) -> int:
-    found: int = await conn.fetchval("SELECT system_identifier FROM pg_control_system()")
-    return found
+async def ended(conn: Connection, position: Position) -> bool:
+    """Whether the gatherer said that nothing more comes, and everything up to that was read."""
+    last = await conn.fetchrow(
+        "SELECT batch_id, kind FROM control WHERE kind = ANY($1::text[])"
+        " ORDER BY batch_id DESC, ord DESC LIMIT 1",
+        [ControlKind.GATHERER_END, ControlKind.CONN_OPEN],
+    )
+    if last is None or last["kind"] != ControlKind.GATHERER_END:
+        return False
+    return bool(last["batch_id"] <= position.last_batch_id)
 
 
 async def _moved(conn: Connection, here: int, last_batch_id: int) -> Position:
@@ -311,17 +318,12 @@ async def _copy_out(
     dtype: np.dtype[np.void],
 ) -> DeltaRows:
     """The chosen batches' rows of one fixed-width table through binary COPY, in heap order."""
-    body = bytearray()
-
-    async def keep(chunk: bytes) -> None:
-        body.extend(chunk)
-
-    await conn.copy_from_query(
-        f"SELECT {', '.join(layout.names)} FROM {layout.table} WHERE {chosen.condition}",  # noqa: S608
+    columns = ", ".join(layout.names)
+    body = await copy_out(
+        conn,
+        f"SELECT {columns} FROM {layout.table} WHERE {chosen.condition}",  # noqa: S608
         chosen.first,
         chosen.last,
-        output=keep,
-        format="binary",
     )
     return pgcopy.unpack_rows(layout, body, dtype)
 

@@ -1,0 +1,106 @@
+"""`python -m dedup.main`: the deduplicator as a service. Settings: KT_... (runtime.config).
+
+Exit codes: 0 clean stop, or the tape is finished (KT_FINAL); 1 a part failed; 2 wrong settings.
+
+Does not do: anything but wiring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any, Final
+
+import uvloop
+
+from dedup.export import Exporter
+from dedup.pipeline import Pipeline
+from dedup.status import complete_share, status
+from kalshilake.store import open_store
+from marketdata.errors import ConfigError, LakeError, StorageError
+from marketdata.units import format_ts_us
+from runtime import logs
+from runtime.clock import Clock
+from runtime.config import DedupSettings, load
+from runtime.health import Health, HealthServer
+from runtime.metrics import Metrics
+from runtime.supervise import Supervisor
+
+NO_PROGRESS_S: Final = 120.0
+STOP_DEADLINE_S: Final = 60.0
+
+
+def report(pipeline: Pipeline, health: Health, clock: Clock) -> dict[str, Any]:
+    """The body of /status."""
+    standing, exporter = pipeline.publisher.standing, pipeline.exporter
+    return status(
+        pipeline.tally,
+        pipeline.readers,
+        clock.wall_ns(),
+        state=health.state,
+        windows=standing.windows,
+        closed_to_us=standing.closed_to_us,
+        closed_to=format_ts_us(standing.closed_to_us) if standing.closed_to_us else None,
+        markets=len(standing.ids),
+        waiting_for="; ".join(pipeline.waiting_for),
+        complete_share=complete_share(exporter.coverage_us),
+        invariants=pipeline.invariants.violations,
+        lake={
+            "version": exporter.version,
+            "sha256": exporter.version_sha256,
+            "objects_written": exporter.objects_written,
+            "hours_waiting": exporter.hours_waiting,
+        },
+        finished=pipeline.finished,
+    )
+
+
+async def serve(settings: DedupSettings) -> int:
+    """Run the service until it is told to stop, or is finished; the exit code."""
+    clock = Clock(settings.clock_offset_ms)
+    metrics = Metrics()
+    metrics.gauge("up").set(1)
+    health = Health("deduplicator", "production", "merge")
+    supervisor = Supervisor("deduplicator")
+    supervisor.watch("pipeline", NO_PROGRESS_S)
+    exporter = Exporter(open_store(settings.lake_uri), settings.gatherer_meta_dsns)
+    pipeline = Pipeline(
+        settings, exporter, health, metrics, lambda: supervisor.progress("pipeline")
+    )
+    server = HealthServer(
+        health,
+        metrics,
+        bind=settings.bind,
+        health_port=settings.health_port,
+        metrics_port=settings.metrics_port,
+        status=lambda: report(pipeline, health, clock),
+    )
+    async with server:
+        supervisor.add("pipeline", pipeline.run, stop=pipeline.stop, deadline_s=STOP_DEADLINE_S)
+        supervisor.ready(f"health on port {server.health_port}")
+        code = await supervisor.run()
+    if isinstance(supervisor.verdict, ConfigError):
+        print(supervisor.verdict, file=sys.stderr)
+        return 2
+    return code
+
+
+def main() -> int:
+    """Entry point; the exit code."""
+    try:
+        settings = load(DedupSettings)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    logs.setup("deduplicator", settings.log_level)
+    logs.get("main").info("starting", settings=settings.described())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve(settings))
+    except (StorageError, LakeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""The deduplicator at work: read, merge, publish, export, in one loop.
+
+What holds:
+- Everything that changes the tape happens in this loop, one step after the other; only reads run
+  side by side.
+- Windows that may close are published together up to PUBLISH_ROWS, never across a moment of
+  export, so what an export sees does not depend on how far reading got.
+- A lake that refuses does not stop the merge: exports are tried again and /health says so.
+- Whoever finds that production moved on without us starts again from what is there.
+
+Does not do: decisions of the merge (arbitrate), SQL (publish, pull), objects (export).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import asyncpg
+
+from dedup.arbitrate import Arbiter
+from dedup.export import Exporter, export_hour_of
+from dedup.invariants import Invariants
+from dedup.output import ArbiterSettings, WindowOutput
+from dedup.publication import Publication, publication_of
+from dedup.publish import Publisher, Standing, broken_once_failed
+from dedup.readers import GathererReader, may_read
+from dedup.status import Tally
+from marketdata.errors import LakeError, StorageError
+from runtime.config import DedupSettings
+from runtime.health import Health
+from runtime.logs import get
+from runtime.metrics import Metrics
+from runtime.postgres import TRANSIENT
+
+PUBLISH_ROWS: Final = 50_000
+PUBLISH_WINDOWS: Final = 200
+EXPORT_RETRY_S: Final = 5.0
+RESTART_WAIT_S: Final = 1.0
+
+# A database went away under us: begin again from what production holds.
+_BROKEN: Final = (*TRANSIENT, asyncpg.InternalClientError)
+
+log = get("pipeline")
+
+
+def arbiter_settings(settings: DedupSettings) -> ArbiterSettings:
+    """The arbiter's settings from the service's."""
+    return ArbiterSettings(
+        window_us=settings.window_ms * 1_000,
+        grace_ns=settings.grace_ms * 1_000_000,
+        idle_hold_ns=settings.idle_hold_ms * 1_000_000,
+        patience_ns=settings.patience_s * 1_000_000_000,
+        merge=settings.merge,
+    )
+
+
+def deciding(settings: DedupSettings) -> dict[str, Any]:
+    """The settings that decide the result: a tape keeps those it began with."""
+    chosen = arbiter_settings(settings)
+    return {
+        "gatherers": len(settings.gatherer_dsns),
+        "window_us": chosen.window_us,
+        "engine_skew_us": chosen.engine_skew_us,
+        "match_window_us": chosen.match_window_us,
+        "float_hold_ns": chosen.float_hold_ns,
+        "merge": chosen.merge,
+    }
+
+
+class Pipeline:
+    """One deduplicator. `progress` is called whenever real work was done or none was due."""
+
+    def __init__(
+        self,
+        settings: DedupSettings,
+        exporter: Exporter,
+        health: Health,
+        metrics: Metrics,
+        progress: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._health = health
+        self._metrics = metrics
+        self._progress = progress
+        self._stopping = asyncio.Event()
+        self._export_tried_s = 0.0
+        self.exporter = exporter
+        self.publisher = Publisher(settings.production_dsn, deciding(settings), self._held_up)
+        self.readers: list[GathererReader] = []
+        self.invariants = Invariants()
+        self.tally = Tally()
+        self.waiting_for: list[str] = []
+        self.finished = False
+
+    def _held_up(self, why: str) -> None:
+        self._health.set("production", "failing" if why else "ok", why)
+
+    async def stop(self) -> None:
+        """Ask the loop to end after the step it is in."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until stopped, or until the tape is finished in final mode."""
+        try:
+            while not self._stopping.is_set() and not self.finished:
+                try:
+                    await self._live()
+                except (StorageError, *_BROKEN) as error:
+                    log.warning("starting again from production", reason=str(error))
+                    self._held_up(str(error))
+                    await self.publisher.close()
+                    await asyncio.sleep(RESTART_WAIT_S)
+        finally:
+            await self._close_readers()
+            await self.publisher.close()
+
+    async def _close_readers(self) -> None:
+        readers, self.readers = self.readers, []
+        for reader in readers:
+            await reader.close()
+
+    async def _live(self) -> None:
+        """From what production holds to the end, or to the first sign that it moved without us."""
+        standing = await self.publisher.open()
+        await self.exporter.open(await self.publisher.connection())
+        self.invariants = Invariants()
+        self.tally.began(standing.counts)
+        arbiter = self._arbiter(standing)
+        await self._close_readers()
+        self.readers = [self._reader(g, standing) for g in range(len(self._settings.gatherer_dsns))]
+        tasks: dict[asyncio.Task[Any], GathererReader] = {}
+        try:
+            await self._export(final=False)
+            while not self._stopping.is_set() and not self.finished:
+                await self._take(arbiter, tasks)
+                over = self._settings.final and all(r.state == "ended" for r in self.readers)
+                await self._close_windows(arbiter, final=over)
+                await self._export(final=over)
+                self._report()
+                self.finished = over and self.exporter.hours_waiting == 0
+                self._progress()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _arbiter(self, standing: Standing) -> Arbiter:
+        chosen = arbiter_settings(self._settings)
+        count = len(self._settings.gatherer_dsns)
+        if standing.fresh:
+            return Arbiter(count, chosen)
+        return Arbiter.load(
+            count, chosen, standing.tails, standing.named_states, standing.positions
+        )
+
+    def _reader(self, gatherer: int, standing: Standing) -> GathererReader:
+        resume_at = None
+        for position in standing.positions:
+            identifier = standing.identifiers.get(gatherer, 0)
+            if position.gatherer == gatherer and identifier:
+                resume_at = (identifier, position.reread_from_batch)
+        return GathererReader(
+            gatherer,
+            self._settings.gatherer_dsns[gatherer],
+            poll_s=self._settings.poll_ms / 1000,
+            resume_at=resume_at,
+        )
+
+    async def _take(self, arbiter: Arbiter, tasks: dict[asyncio.Task[Any], GathererReader]) -> None:
+        """Wait for at least one reader, give the arbiter everything that has arrived."""
+        patience_s = float(self._settings.patience_s)
+        busy = {reader.index for reader in tasks.values()}
+        for reader in self.readers:
+            if reader.index not in busy and may_read(reader, self.readers, patience_s):
+                tasks[asyncio.create_task(reader.read())] = reader
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            done, _ = await asyncio.wait(
+                [*tasks, stop], return_when=asyncio.FIRST_COMPLETED, timeout=1.0
+            )
+        finally:
+            stop.cancel()
+        for task in sorted(done - {stop}, key=lambda t: tasks[t].index):
+            reader = tasks.pop(task)
+            batch = task.result()
+            if batch is not None:
+                self.tally.read(batch)
+                await asyncio.to_thread(arbiter.absorb, batch)
+        for reader in self.readers:
+            if reader.exhausted or reader.silent_s() >= patience_s:
+                arbiter.nothing_new(reader.index)
+
+    async def _close_windows(self, arbiter: Arbiter, *, final: bool) -> None:
+        """Publish every window that may close."""
+        outputs: list[WindowOutput] = []
+        rows = 0
+        closed_to_us = self.publisher.standing.closed_to_us
+        while True:
+            output = await asyncio.to_thread(arbiter.step, final=final)
+            if output is not None:
+                outputs.append(output)
+                rows += len(output.deltas) + len(output.trades) + len(output.ticker_rows)
+            full = rows >= PUBLISH_ROWS or len(outputs) >= PUBLISH_WINDOWS
+            due = output is not None and export_hour_of(output.to_us) > export_hour_of(closed_to_us)
+            if outputs and (output is None or full or due):
+                await self._publish(outputs)
+                outputs, rows = [], 0
+            if due:
+                await self._export(final=False)
+            if output is None:
+                break
+            closed_to_us = output.to_us
+        self.waiting_for = list(arbiter.waiting_for)
+
+    async def _publish(self, outputs: list[WindowOutput]) -> None:
+        began_s = time.monotonic()
+        standing = self.publisher.standing
+        made = publication_of(outputs, standing.ids, standing.reach)
+        self._check(made)
+        identifiers = {
+            r.index: r.position.system_identifier or standing.identifiers.get(r.index, 0)
+            for r in self.readers
+        }
+        await self.publisher.commit(made, identifiers)
+        self.exporter.published(made)
+        self.tally.published(made)
+        self._metrics.counter("windows_total").inc(made.windows)
+        self._metrics.counter("merged_rows_total", table="orderbook_delta").inc(len(made.deltas))
+        self._metrics.counter("merged_rows_total", table="trade").inc(len(made.trades))
+        self._metrics.counter("merged_rows_total", table="ticker").inc(len(made.tickers))
+        self._metrics.histogram("window_seconds").observe(time.monotonic() - began_s)
+        self._progress()
+
+    def _check(self, made: Publication) -> None:
+        """The second opinion on what is about to be published."""
+        before = dict(self.invariants.violations)
+        self.invariants.observe_epochs(
+            [(m, e, h & ((1 << 64) - 1)) for m, e, _, h, _ in made.epochs],
+            [(g[0], g[1]) for g in made.gaps],
+        )
+        self.invariants.observe_counts(made.counts)
+        self.invariants.observe_rows(made.deltas)
+        for name, seen in self.invariants.violations.items():
+            if seen > before[name]:
+                self._metrics.counter("invariant_breaks_total", invariant=name).inc(
+                    seen - before[name]
+                )
+                log.error("invariant broken", invariant=name, events=seen - before[name])
+
+    async def _export(self, *, final: bool) -> None:
+        """Export if a moment of export has passed; a lake that refuses is tried again later."""
+        standing = self.publisher.standing
+        if not final and not self.exporter.due(standing.closed_to_us):
+            return
+        if not self.exporter.hours_waiting and final:
+            return
+        if time.monotonic() - self._export_tried_s < EXPORT_RETRY_S:
+            return
+        names: Mapping[int, str] = {market: ticker for ticker, market in standing.ids.items()}
+        began_s = time.monotonic()
+        try:
+            conn = await self.publisher.connection()
+            with broken_once_failed(conn):
+                await self.exporter.export(
+                    conn, standing.closed_to_us, standing.received_ns_max, names, final=final
+                )
+        except (StorageError, LakeError, *_BROKEN) as error:
+            self._export_tried_s = time.monotonic()
+            self._health.set("lake", "degraded", f"export is tried again: {error}")
+            log.warning("export failed", reason=str(error))
+            return
+        self._export_tried_s = 0.0
+        self._health.set("lake", "ok")
+        self._metrics.histogram("export_seconds").observe(time.monotonic() - began_s)
+
+    def _report(self) -> None:
+        """Say in /health how every part stands."""
+        patience_s = float(self._settings.patience_s)
+        for reader in self.readers:
+            name = f"gatherer{reader.index}"
+            if reader.answering:
+                self._health.set(name, "ok")
+            elif reader.silent_s() < patience_s:
+                self._health.set(name, "degraded", reader.reason or "connecting")
+            else:
+                self._health.set(name, "failing", f"left out: {reader.reason}")
+        broken = self.invariants.broken
+        self._health.set(
+            "merge",
+            "failing" if broken else "ok",
+            f"invariants broken: {', '.join(broken)}" if broken else "",
+        )
+        if self._health.get("lake") is None:
+            self._health.set("lake", "ok")
+        self._held_up("")

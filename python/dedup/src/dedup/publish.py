@@ -1,0 +1,361 @@
+"""Writes the merged tape to production, each window exactly once.
+
+What holds:
+- One transaction writes rows, evidence, the arbiter's state and `merge_state`. A crash at any
+  instant leaves either all of a publication or nothing of it.
+- `merge_state.windows` fences: the update names the value it found, so of two mergers, or of two
+  attempts whose first answer was lost, one commits and the other finds out.
+- An advisory lock keeps a second merger waiting; it goes with the connection.
+
+Does not do: deciding what to publish (arbitrate), packing (runtime.pgcopy), exporting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import asyncpg
+import numpy as np
+
+from dedup import tape_rows
+from dedup.output import GathererPosition
+from dedup.publication import HOUR_US, Publication
+from dedup.tape_rows import Rows
+from marketdata.coverage import RunProgress
+from marketdata.errors import ConfigError, StorageError
+from runtime.partitions import Partitions
+from runtime.pgcopy import CopyLayout, pack_rows, pack_values
+from runtime.postgres import TRANSIENT, Connection, commit_once, connect, copy_in, migrate
+
+MERGER_LOCK: Final = 0x4B54_4D52  # "KTMR"
+LOCK_POLL_S: Final = 0.2
+DAY_US: Final = 24 * HOUR_US
+
+
+@dataclass(slots=True)
+class Standing:
+    """What production knows: where the tape stands and what the arbiter needs to go on."""
+
+    windows: int = 0
+    closed_to_us: int = 0
+    received_ns_max: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    ids: dict[str, int] = field(default_factory=dict)
+    tails: dict[str, bytes] = field(default_factory=dict)
+    named_states: dict[str, bytes] = field(default_factory=dict)
+    positions: list[GathererPosition] = field(default_factory=list)
+    identifiers: dict[int, int] = field(default_factory=dict)  # gatherer -> system identifier
+    reach: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing was ever published."""
+        return self.windows == 0
+
+
+@contextlib.contextmanager
+def broken_once_failed(conn: Connection) -> Iterator[None]:
+    """A connection on which something transient failed is not used again.
+
+    The driver tells of a line that was cut under it by an InternalClientError, too.
+    """
+    try:
+        yield
+    except TRANSIENT:
+        conn.terminate()
+        raise
+    except asyncpg.InternalClientError as error:
+        conn.terminate()
+        raise ConnectionResetError(str(error)) from error
+
+
+class Publisher:
+    """The single writer of the merged tape.
+
+    `settings`: those that decide the result; production refuses others than the tape began with.
+    `on_state` hears in words what holds us up ("" when nothing does).
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        settings: Mapping[str, Any],
+        on_state: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._dsn = dsn
+        self._settings = dict(settings)
+        self._on_state = on_state
+        self._conn: Connection | None = None
+        self._partitions = Partitions()
+        self.standing = Standing()
+
+    async def open(self) -> Standing:
+        """Connect, migrate, become the merger, load where the tape stands."""
+        conn = await self.connection()
+        await migrate(conn, "production")
+        await self._check_settings(conn)
+        self.standing = await _load(conn)
+        return self.standing
+
+    async def close(self) -> None:
+        """Give up the connection, and the lock with it."""
+        conn, self._conn = self._conn, None
+        if conn is not None and not conn.is_closed():
+            await conn.close()
+
+    async def connection(self) -> Connection:
+        """The connection that holds the merger's lock; made anew if the last one broke."""
+        if self._conn is not None and not self._conn.is_closed():
+            return self._conn
+        conn = await connect(self._dsn, on_retry=lambda why: self._on_state(f"production: {why}"))
+        try:
+            while not await conn.fetchval("SELECT pg_try_advisory_lock($1)", MERGER_LOCK):
+                self._on_state("standby: another deduplicator writes this production database")
+                await asyncio.sleep(LOCK_POLL_S)
+        except BaseException:
+            conn.terminate()
+            raise
+        self._on_state("")
+        self._partitions.forget()
+        self._conn = conn
+        return conn
+
+    async def _check_settings(self, conn: Connection) -> None:
+        text = json.dumps(self._settings, sort_keys=True)
+        await conn.execute(
+            "INSERT INTO merge_state (windows, closed_to_us, received_ns_max, settings, counts)"
+            " VALUES (0, 0, 0, $1, '{}') ON CONFLICT DO NOTHING",
+            text,
+        )
+        began: dict[str, Any] = json.loads(await conn.fetchval("SELECT settings FROM merge_state"))
+        if began != self._settings:
+            differ = [k for k in began | self._settings if began.get(k) != self._settings.get(k)]
+            raise ConfigError(
+                f"this tape began with { ({k: began.get(k) for k in differ}) }, asked is "
+                f"{ ({k: self._settings.get(k) for k in differ}) }",
+                hint="keep the settings, or begin a new tape in an empty production database",
+            )
+
+    async def commit(self, made: Publication, identifiers: Mapping[int, int]) -> None:
+        """Write a publication; returns when it is in production exactly once.
+
+        `identifiers`: gatherer -> system identifier of the cluster its positions count in.
+
+        Raises:
+            StorageError: another merger went on from where we stood.
+        """
+        before = self.standing.windows
+        counts = dict(self.standing.counts)
+        for name, value in made.counts.items():
+            counts[name] = counts.get(name, 0) + value
+
+        async def attempt() -> bool:
+            conn = await self.connection()
+            with broken_once_failed(conn):
+                await self._make_partitions(conn, made)
+                async with conn.transaction():
+                    await _move(conn, before, made, counts)
+                    await _write_rows(conn, made)
+                    await _write_evidence(conn, made)
+                    await _write_states(conn, made, identifiers)
+                    await _touch_hours(conn, made)
+            return True
+
+        async def already_done() -> bool | None:
+            conn = await self.connection()
+            with broken_once_failed(conn):
+                found = await conn.fetchval("SELECT windows FROM merge_state")
+            if found == before:
+                return None
+            if found == before + made.windows:
+                return True
+            raise StorageError(f"production stands at window {found}, we stood at {before}")
+
+        await commit_once(
+            attempt,
+            already_done=already_done,
+            on_retry=lambda why: self._on_state(f"production: {why}"),
+        )
+        self._on_state("")
+        self._take_over(made, counts)
+
+    def _take_over(self, made: Publication, counts: dict[str, int]) -> None:
+        standing = self.standing
+        standing.windows += made.windows
+        standing.closed_to_us = made.closed_to_us
+        standing.received_ns_max = max(standing.received_ns_max, made.received_ns_max)
+        standing.counts = counts
+        standing.ids.update((ticker, market) for market, ticker, _ in made.new_markets)
+        for key, progress in made.progress.items():
+            if progress.ended:
+                standing.reach.pop(key, None)
+            else:
+                standing.reach[key] = progress.to_us
+
+    async def _make_partitions(self, conn: Connection, made: Publication) -> None:
+        """A partition for every day that has rows, before the transaction that needs it."""
+        times = {
+            "orderbook_delta": made.deltas["exchange_us"],
+            "orderbook_snapshot": np.array([s[0] for s in made.snapshots], "i8"),
+            "trade": made.trades["exchange_us"],
+            "ticker": made.tickers["exchange_us"],
+        }
+        for table, exchange_us in times.items():
+            for day in np.unique(exchange_us // DAY_US).tolist():
+                await self._partitions.ensure(conn, table, day * DAY_US, day * DAY_US, "day")
+
+
+async def _move(
+    conn: Connection, before: int, made: Publication, counts: Mapping[str, int]
+) -> None:
+    """Move the tape's position; whoever finds another one than expected goes no further."""
+    status = await conn.execute(
+        "UPDATE merge_state SET windows = windows + $2, closed_to_us = $3,"
+        " received_ns_max = greatest(received_ns_max, $4), counts = $5 WHERE windows = $1",
+        before,
+        made.windows,
+        made.closed_to_us,
+        made.received_ns_max,
+        json.dumps(counts, sort_keys=True),
+    )
+    if status != "UPDATE 1":
+        raise StorageError(
+            f"production does not stand at window {before} any more",
+            hint="another deduplicator wrote to it; this one starts again from what is there",
+        )
+
+
+async def _copy(conn: Connection, layout: CopyLayout, rows: Rows) -> None:
+    if len(rows):
+        await copy_in(conn, layout, pack_rows(layout, rows))
+
+
+async def _write_rows(conn: Connection, made: Publication) -> None:
+    await conn.executemany(
+        "INSERT INTO market (market_id, ticker, first_us) VALUES ($1, $2, $3)", made.new_markets
+    )
+    await _copy(conn, tape_rows.DELTA_COPY, made.deltas)
+    await _copy(conn, tape_rows.TRADE_COPY, made.trades)
+    await _copy(conn, tape_rows.TICKER_COPY, made.tickers)
+    if made.snapshots:
+        layout = tape_rows.SNAPSHOT_COPY
+        await copy_in(conn, layout, pack_values(layout, made.snapshots))
+
+
+async def _insert(conn: Connection, table: str, columns: str, rows: Sequence[Any]) -> None:
+    if rows:
+        await conn.copy_records_to_table(table, records=rows, columns=columns.split())
+
+
+async def _write_evidence(conn: Connection, made: Publication) -> None:
+    await _insert(conn, "market_epoch", "market_id epoch from_us start_hash reason", made.epochs)
+    await _insert(
+        conn, "gap", "market_id epoch from_us to_us hash_before hash_after kind", made.gaps
+    )
+    await _insert(
+        conn,
+        "quarantine",
+        "window_index ord market_id gatherer run_id reason from_us to_us n_rows rows",
+        made.quarantine,
+    )
+    await _insert(conn, "mark", "window_index ord market_id kind from_us to_us reason", made.marks)
+    await _insert(
+        conn, "audit_point", "window_index ord market_id gatherer exchange_us agrees", made.audits
+    )
+    if made.progress:
+        await conn.execute(
+            "INSERT INTO run_progress SELECT * FROM unnest($1::int[], $2::int[], $3::text[],"
+            " $4::bigint[], $5::bigint[], $6::boolean[], $7::text[])"
+            " ON CONFLICT (gatherer, run_id) DO UPDATE SET from_us = excluded.from_us,"
+            " to_us = excluded.to_us, ended = excluded.ended, reason = excluded.reason",
+            *_columns([_progress_row(p) for p in made.progress.values()]),
+        )
+    if made.claims:
+        await conn.execute(
+            "INSERT INTO market_claim SELECT * FROM unnest($1::int[], $2::int[], $3::int[],"
+            " $4::bigint[], $5::bigint[], $6::boolean[], $7::text[])"
+            " ON CONFLICT (market_id, gatherer, run_id, from_us) DO UPDATE SET"
+            " to_us = excluded.to_us, valid = excluded.valid, reason = excluded.reason",
+            *_columns([(*key, c.to_us, c.valid, c.reason) for key, c in made.claims.items()]),
+        )
+
+
+def _progress_row(p: RunProgress) -> tuple[Any, ...]:
+    return p.gatherer, p.run_id, p.channel, p.from_us, p.to_us, p.ended, p.reason
+
+
+def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Rows as columns, for unnest."""
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+async def _write_states(
+    conn: Connection, made: Publication, identifiers: Mapping[int, int]
+) -> None:
+    if made.tails:
+        await conn.execute(
+            "INSERT INTO market_tail SELECT * FROM unnest($1::int[], $2::bytea[])"
+            " ON CONFLICT (market_id) DO UPDATE SET state = excluded.state",
+            list(made.tails),
+            list(made.tails.values()),
+        )
+    gone = [name for name, state in made.named_states.items() if state is None]
+    kept = {name: state for name, state in made.named_states.items() if state is not None}
+    await conn.execute("DELETE FROM arbiter_state WHERE name = ANY($1::text[])", gone)
+    await conn.execute(
+        "INSERT INTO arbiter_state SELECT * FROM unnest($1::text[], $2::bytea[])"
+        " ON CONFLICT (name) DO UPDATE SET state = excluded.state",
+        list(kept),
+        list(kept.values()),
+    )
+    await conn.executemany(
+        "INSERT INTO gatherer_cursor VALUES ($1, $2, $3, $4) ON CONFLICT (gatherer) DO UPDATE SET"
+        " system_identifier = excluded.system_identifier,"
+        " reread_from_batch = excluded.reread_from_batch, seen_batch = excluded.seen_batch",
+        [(g, identifiers.get(g, 0), *at) for g, at in sorted(made.positions.items())],
+    )
+
+
+async def _touch_hours(conn: Connection, made: Publication) -> None:
+    await conn.executemany(
+        "INSERT INTO lake_hour (hour_us, rows_dirty, proof_dirty) VALUES ($1, $2, $3)"
+        " ON CONFLICT (hour_us) DO UPDATE SET rows_dirty = lake_hour.rows_dirty OR $2,"
+        " proof_dirty = lake_hour.proof_dirty OR $3",
+        [
+            (hour, hour in made.touched.rows, hour in made.touched.proof)
+            for hour in sorted(made.touched.hours)
+        ],
+    )
+
+
+async def _load(conn: asyncpg.Connection) -> Standing:
+    """Everything needed to go on, in one snapshot."""
+    async with conn.transaction(isolation="repeatable_read", readonly=True):
+        state = await conn.fetchrow("SELECT * FROM merge_state")
+        ids = await conn.fetch("SELECT ticker, market_id FROM market ORDER BY market_id")
+        tails = await conn.fetch(
+            "SELECT ticker, state FROM market_tail JOIN market USING (market_id)"
+        )
+        named = await conn.fetch("SELECT name, state FROM arbiter_state")
+        cursors = await conn.fetch("SELECT * FROM gatherer_cursor ORDER BY gatherer")
+        reach = await conn.fetch("SELECT gatherer, run_id, to_us FROM run_progress WHERE NOT ended")
+    return Standing(
+        windows=state["windows"],
+        closed_to_us=state["closed_to_us"],
+        received_ns_max=state["received_ns_max"],
+        counts=json.loads(state["counts"]),
+        ids={r["ticker"]: r["market_id"] for r in ids},
+        tails={r["ticker"]: r["state"] for r in tails},
+        named_states={r["name"]: r["state"] for r in named},
+        positions=[
+            GathererPosition(r["gatherer"], r["reread_from_batch"], r["seen_batch"])
+            for r in cursors
+        ],
+        identifiers={r["gatherer"]: r["system_identifier"] for r in cursors},
+        reach={(r["gatherer"], r["run_id"]): r["to_us"] for r in reach},
+    )

@@ -1,0 +1,142 @@
+"""One reader a gatherer: connects, reads, waits, tries again; the others never wait for it.
+
+What holds:
+- At most one read of a gatherer is on its way, and its rows are taken before the next begins.
+- No reader runs more than AHEAD_NS of received time ahead of another one that still has rows to
+  give: the merge would have to hold what it cannot use, and would take a late answer for silence.
+- A database that does not answer holds the others up for at most `patience_s`.
+
+Does not do: merging; deciding what silence means (the arbiter does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+import asyncpg
+
+from dedup.pull import MAX_ROWS_PER_PULL, Position, Pull, ended, pull, resume
+from marketdata.errors import StorageError
+from marketdata.rows import GathererBatch
+from runtime.postgres import TRANSIENT, Connection, backoff_s, connect
+
+READ_TIMEOUT_S: Final = 60.0
+CLOSE_TIMEOUT_S: Final = 1.0
+AHEAD_NS: Final = 10_000_000_000
+
+State = Literal["starting", "reading", "idle", "ended", "down", "refused"]
+
+
+class GathererReader:
+    """Reads one gatherer. `resume_at`: (system identifier, batch to read again from)."""
+
+    def __init__(
+        self,
+        index: int,
+        dsn: str,
+        *,
+        poll_s: float,
+        resume_at: tuple[int, int] | None = None,
+        max_rows: int = MAX_ROWS_PER_PULL,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.index = index
+        self.position = Position()
+        self.state: State = "starting"
+        self.reason = ""
+        self.rows = 0
+        self.backlog = 0
+        self.errors = 0
+        self.max_received_ns = 0
+        self.silent_since_s = monotonic()  # last answer of the database
+        self._dsn = dsn
+        self._poll_s = poll_s
+        self._resume_at = resume_at
+        self._max_rows = max_rows
+        self._monotonic = monotonic
+        self._conn: Connection | None = None
+        self._failures = 0
+
+    @property
+    def answering(self) -> bool:
+        """Whether the last try got an answer."""
+        return self.state in ("reading", "idle", "ended")
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last answer was that there is nothing more."""
+        return self.state in ("idle", "ended")
+
+    def silent_s(self) -> float:
+        """Seconds since the database last answered; 0 while it does."""
+        return 0.0 if self.answering else self._monotonic() - self.silent_since_s
+
+    async def read(self) -> GathererBatch | None:
+        """The next batches; None when there is nothing or no answer (see `state`). Paced."""
+        if self._failures:
+            await asyncio.sleep(backoff_s(self._failures))
+        elif self.exhausted:
+            await asyncio.sleep(self._poll_s)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                got = await self._pull()
+        except StorageError as error:
+            await self._failed("down" if self._conn is None else "refused", str(error))
+            return None
+        except (*TRANSIENT, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+            await self._failed("down", f"{type(error).__name__}: {error}")
+            return None
+        self._failures = 0
+        self.reason = ""
+        self.silent_since_s = self._monotonic()
+        self.position = got.position
+        self.backlog = got.backlog
+        if got.batch is None:
+            return None
+        self.rows += got.rows
+        self.max_received_ns = max(self.max_received_ns, got.batch.max_received_ns)
+        self.state = "reading"
+        return got.batch
+
+    async def _pull(self) -> Pull:
+        if self._conn is None or self._conn.is_closed():
+            self._conn = None
+            self._conn = await connect(self._dsn, tries_max=1)
+        if self._resume_at is not None:
+            self.position = await resume(self._conn, *self._resume_at)
+            self._resume_at = None
+        got = await pull(self._conn, self.index, self.position, max_rows=self._max_rows)
+        if got.batch is None:
+            self.state = "ended" if await ended(self._conn, got.position) else "idle"
+        return got
+
+    async def _failed(self, state: State, reason: str) -> None:
+        self.state, self.reason = state, reason
+        self._failures += 1
+        self.errors += 1
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.terminate()
+
+    async def close(self) -> None:
+        """Give up the connection."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            with contextlib.suppress(*TRANSIENT, asyncpg.PostgresError):
+                await conn.close(timeout=CLOSE_TIMEOUT_S)
+
+
+def may_read(
+    reader: GathererReader, all_readers: Sequence[GathererReader], patience_s: float
+) -> bool:
+    """Whether `reader` may go on, or must let others catch up first."""
+    for other in all_readers:
+        if other is reader or other.exhausted or other.silent_s() >= patience_s:
+            continue
+        if reader.max_received_ns > other.max_received_ns + AHEAD_NS:
+            return False
+    return True

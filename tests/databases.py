@@ -1,0 +1,46 @@
+"""Real PostgreSQL for tests: one embedded server a session, a fresh database a test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import asyncpg
+import pytest
+
+from runtime.embedded import EmbeddedPostgres
+from runtime.postgres import Connection, connect, migrate
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedPostgres]:
+    """One server for all tests of a session."""
+    server = EmbeddedPostgres()
+    server.start_blocking()
+    yield server
+    server.close_blocking()
+
+
+async def fresh_database(server: EmbeddedPostgres, folder: str) -> str:
+    """DSN of a new database with the migrations of one folder."""
+    name = f"{folder}_{uuid.uuid4().hex[:10]}"
+    conn = await asyncpg.connect(server.dsn())
+    await conn.execute(f"CREATE DATABASE {name}")
+    await conn.close()
+    dsn = server.dsn(name)
+    migrated: Connection = await connect(dsn)
+    await migrate(migrated, folder)
+    await migrated.close()
+    return dsn
+
+
+async def table_contents(dsn: str, *tables: str) -> dict[str, list[str]]:
+    """Every row of the tables as text, sorted: two databases with equal contents are equal here."""
+    conn = await asyncpg.connect(dsn)
+    try:
+        return {
+            t: sorted(r[0] for r in await conn.fetch(f"SELECT x::text FROM {t} AS x"))
+            for t in tables
+        }
+    finally:
+        await conn.close()
