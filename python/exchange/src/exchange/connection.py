@@ -124,7 +124,7 @@ class Connection:
         """The stall ends in a reset: what was held was never sent."""
         held, self.holds = self.holds, None
         for _, record in held or ():
-            if record is not None:
+            if record is not None and record[-1] != FAULT_DUPLICATE:
                 self.ledger.sends += pack_send(*record[:6], FAULT_DROPPED)
 
     def seal(self) -> None:
