@@ -67,3 +67,12 @@ def test_children_die_with_a_demo_that_is_killed(tmp_path: Path) -> None:
             break
         time.sleep(0.05)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_child_that_dies_at_every_start_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    """A fault must be told, not hidden behind restarts for ever."""
+    monkeypatch.setattr("tape.children.RESTART_DELAY_S", 0.01)
+    one = child(tmp_path, "raise SystemExit(7)\n")
+    await one.start()
+    assert await one.wait(60) == 7
+    assert one.restarts == 6

@@ -21,7 +21,7 @@ def text_of(readings: Readings) -> str:
 def test_numbers_of_every_part_stand_on_the_screen() -> None:
     """Rates, gaps, quarantine and what the merge waits for are visible at a glance."""
     readings = Readings(
-        exchange={"events": 1234567, "progress": 0.5, "conns": 4},
+        exchange={"events": 1234567, "start_us": 10, "virtual_us": 20, "end_us": 30, "conns": 4},
         gatherers={"g1": {"state": "ok", "frames": 1000, "gaps": 3}},
         dedup={"rows_merged": 77, "quarantined": 2, "waiting_for": "g2: its commits"},
         phase="recording",

@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from marketdata.errors import StorageError
 
 RESTART_DELAY_S = 0.3  # as RestartSec of the units, shortened
 STOP_TIMEOUT_S = 90.0  # a clean stop drains the spool into the database first
-RESTARTS_MAX = 200  # a child that cannot live is a fault to be told, not to be hidden by restarts
+CRASHES_MAX = 5  # deaths in a row that nobody ordered: a fault to be told, not to be hidden
+LIVED_S = 10.0  # a life longer than this ends the row
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,6 +45,8 @@ class Child:
     restarts: int = 0
     wanted: bool = True
     exit_code: int | None = None
+    crashes: int = 0  # in a row, not ordered by kill()
+    _ordered: bool = False
     _running: asyncio.subprocess.Process | None = None
     _watch: asyncio.Task[None] | None = None
 
@@ -67,12 +71,17 @@ class Child:
 
     async def _keep_running(self) -> None:
         while True:
+            begun = time.monotonic()
             self._running = await self._spawn()
             self.exit_code = await self._running.wait()
+            if self._ordered or time.monotonic() - begun > LIVED_S:
+                self.crashes = 0
+            self.crashes += not self._ordered
+            self._ordered = False
             if not self.wanted or not self.restart or self.exit_code in (0, 2):
                 return  # 0: done; 2: settings are wrong, a restart would not help
             self.restarts += 1
-            if self.restarts > RESTARTS_MAX:
+            if self.crashes > CRASHES_MAX:
                 return
             await asyncio.sleep(RESTART_DELAY_S)
 
@@ -90,6 +99,7 @@ class Child:
         """kill -9 at this instant; the watcher starts it again. False if it was not running."""
         if self._running is None or self._running.returncode is not None:
             return False
+        self._ordered = True
         self._running.kill()
         return True
 

@@ -39,7 +39,9 @@ class Readings:
     @property
     def progress(self) -> float:
         """Share of the exchange's play that is over, 0 to 1."""
-        return float(self.exchange.get("progress", 0.0))
+        done = int(self.exchange.get("virtual_us", 0)) - int(self.exchange.get("start_us", 0))
+        whole = int(self.exchange.get("end_us", 0)) - int(self.exchange.get("start_us", 0))
+        return min(1.0, max(0.0, done / whole)) if whole > 0 else 0.0
 
 
 async def _json(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def _number(value: Any) -> str:
 
 
 def _row(name: str, says: dict[str, Any]) -> list[str]:
-    numbers = says.get("numbers", says)
+    numbers = says.get("detail", says)
     return [
         name,
         str(says.get("state", says.get("status", "-"))),
@@ -101,7 +103,7 @@ def render(readings: Readings, seconds: float) -> Group:
     )  # fmt: skip
     e = readings.exchange
     head = Text(
-        f"{readings.phase} · {seconds:.0f} s · exchange sent {_number(e.get('events'))} events, "
+        f"{readings.phase} · {seconds:.0f} s · exchange {_number(e.get('events'))} of {_number(e.get('events_expected'))} events, "
         f"{_number(e.get('conns'))} connections, faults {e.get('faults', '-')}, kills {readings.kills}"
     )
     return Group(
@@ -113,7 +115,7 @@ def render(readings: Readings, seconds: float) -> Group:
 
 def plain_line(readings: Readings, seconds: float) -> str:
     """The same as one line for a log."""
-    rows = sum(int(g.get("numbers", g).get("rows_committed") or 0) for g in readings.gatherers.values())
+    rows = sum(int(g.get("detail", g).get("rows_committed") or 0) for g in readings.gatherers.values())
     return (
         f"{seconds:6.1f} s  {readings.phase}: exchange {readings.progress:.0%}, "
         f"{_number(readings.exchange.get('events'))} events; gatherers committed {rows:,} rows; "
@@ -137,7 +139,7 @@ async def show(fleet: Fleet, readings: Readings, console: Console, stop: asyncio
                     live.update(render(readings, seconds))
                 elif seconds - said >= PLAIN_EVERY_S:
                     said = seconds
-                    console.print(plain_line(readings, seconds), highlight=False)
+                    console.print(plain_line(readings, seconds), highlight=False, soft_wrap=True)
                 try:
                     await asyncio.wait_for(stop.wait(), REFRESH_S)
                 except TimeoutError:
