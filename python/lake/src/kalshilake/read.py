@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, Literal
 
@@ -399,13 +400,16 @@ class Lake:
         self, market: str, channel: str, a: int = -MAX_US, b: int = MAX_US
     ) -> CoverageInterval:
         low = max(a, min((o.min_us for o in self.objects), default=0))
-        reason = "never proven" if self._known(market) else "no such market in this version"
-        return CoverageInterval(
-            market, channel, low, max(low, min(b, self.watermark_us)), "dark", reason
-        )
-
-    def _known(self, market: str) -> bool:
-        return bool(self.coverage(market).num_rows)
+        if not self.coverage(market).num_rows:
+            known = self.markets().column("market_ticker").to_pylist()
+            known += self.coverage_map(None, self.watermark_us - 1, self.watermark_us).markets
+            near = ", ".join(get_close_matches(market, sorted(set(known))))
+            raise LakeError(
+                f"version {self.version} of {self.store.location} knows no market {market!r}",
+                hint=f"did you mean {near}" if near else None,
+            )
+        end = max(low, min(b, self.watermark_us))
+        return CoverageInterval(market, channel, low, end, "dark", "never proven")
 
     def _incomplete(self, missing: Iterable[CoverageInterval]) -> IncompleteTape:
         found = list(missing)

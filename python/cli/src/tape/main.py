@@ -1,0 +1,45 @@
+"""The command `tape`: every subcommand in one place.
+
+Exit codes are in tape.output. A fault of the command line is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from typer.exceptions import TyperException
+
+from tape.book import book
+from tape.coverage import coverage
+from tape.demo import demo
+from tape.output import EXIT_REFUSED
+from tape.trades import trades
+from tape.verify import verify
+
+app = typer.Typer(
+    name="tape",
+    help="Record, merge and prove the Kalshi exchange; read and check the tape.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (demo, coverage, trades, book, verify):
+    app.command()(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; exits with the command's code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(given or ["--help"], standalone_mode=False, prog_name="tape")
+    except TyperException as e:
+        sys.stderr.write(f"tape: {e.format_message()}\n")
+        sys.exit(EXIT_REFUSED)
+    except typer.Abort:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""`tape verify`: check a lake without trusting the code that wrote it (kalshilake.verify)."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from kalshilake.verify import NoLakeError, as_json, describe
+from kalshilake.verify import verify as check
+from marketdata.errors import TapeError
+from tape.output import EXIT_FOUND, guarded
+
+
+def verify(
+    lake: Annotated[str, typer.Argument(help="directory or s3://bucket/prefix")],
+    sha256: Annotated[
+        str | None, typer.Option(help="SHA-256 of a version that was kept elsewhere")
+    ] = None,
+    json_line: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,  # noqa: FBT002
+) -> None:
+    """Check every object, list, event and claim; exit code 1 names what is wrong."""
+
+    def run() -> int:
+        try:
+            report = check(lake, sha256=sha256)
+        except (NoLakeError, OSError) as e:
+            raise TapeError(str(e)) from e
+        for line in [as_json(report)] if json_line else describe(report):
+            sys.stdout.write(line + "\n")
+        return 0 if report.ok else EXIT_FOUND
+
+    raise typer.Exit(guarded(run))
