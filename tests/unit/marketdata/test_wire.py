@@ -322,6 +322,17 @@ def test_payload_key_is_of_all_fields_and_not_of_their_order() -> None:
     assert ticker_of(new_field=1).payload_key != key
 
 
+def test_ticker_of_the_current_form_takes_the_typed_path_and_agrees_with_the_general_one() -> None:
+    """INV-21, on the documented example; the property test walks the mixtures."""
+    decoder = wire.Decoder()
+    for raw in (frame("ticker", TICKER, sid=1), frame("trade", TRADE, sid=1, seq=9)):
+        assert decoder.decode(raw) == decoder._decode_general(raw)
+    assert ticker_of(time="2022-11-22T20:44:01.25Z").exchange_us == US + 250_000
+    assert ticker_of(dollar_volume=2**53) != ticker_of()
+    with pytest.raises(OffScale):
+        ticker_of(dollar_volume=2**53 + 1)
+
+
 # --- life cycle and replies
 
 

@@ -165,8 +165,11 @@ def taker_side(msg: Message) -> int:
 def trade_id_or_none(msg: Message) -> bytes | None:
     """16 bytes of a trade id: any 128-bit hex, with or without dashes; None where absent."""
     value = text_or(msg, "trade_id")
-    if not value:
-        return None
+    return trade_id(value) if value else None
+
+
+def trade_id(value: str) -> bytes:
+    """16 bytes of a trade id. Raises OffScale where it is not 128 bits in hex."""
     if _TRADE_ID.match(value) is None:
         raise OffScale(f"trade_id {value!r} is not 128 bits in hex")
     return bytes.fromhex(value.replace("-", ""))

@@ -57,6 +57,12 @@ class Scope(StrEnum):
     MARKET = "market"
 
 
+# Names of their own: looking a member up in its class costs as much as the rest of the hot path.
+_IN_SEQUENCE: Final = Verdict.IN_SEQUENCE
+_UNSEQUENCED: Final = Verdict.UNSEQUENCED
+_MARKET: Final = Scope.MARKET
+
+
 class _Counter:
     """One count: the next number, and the holes below it."""
 
@@ -110,13 +116,23 @@ class Tracker:
     `evidence_sid`: pieces of evidence for SID since the last reused number.
     """
 
-    __slots__ = ("_last", "_markets", "_sid", "evidence_market", "evidence_sid", "missing", "scope")
+    __slots__ = (
+        "_is_firm",
+        "_last",
+        "_markets",
+        "_sid",
+        "evidence_market",
+        "evidence_sid",
+        "missing",
+        "scope",
+    )
 
     def __init__(self) -> None:
         self.scope = Scope.UNDECIDED
         self.missing = 0
         self.evidence_sid = 0
         self.evidence_market = 0
+        self._is_firm = False
         self._sid = _Counter()
         self._last: dict[str, int] = {}  # highest number of each market; unused once SID is firm
         self._markets: dict[str, _Counter] = {}  # used only in scope MARKET
@@ -129,13 +145,13 @@ class Tracker:
     @property
     def is_firm(self) -> bool:
         """Whether SID is so sure that markets are not followed any more."""
-        return self.scope is Scope.SID and self.evidence_sid >= FIRM_SID
+        return self._is_firm
 
     @property
     def firm_counter(self) -> _Counter | None:
         """The sid's count while nothing else matters, else None. A hot path may compare its `next`
         with a number and step it, instead of calling `observe`."""
-        return self._sid if self.is_firm else None
+        return self._sid if self._is_firm else None
 
     def observe(self, seq: int | None, market: str | None) -> Verdict:
         """The verdict on the next frame of this sid.
@@ -145,36 +161,39 @@ class Tracker:
             market: the market the frame is about; None for replies and where it cannot be told.
         """
         if seq is None:
-            return Verdict.UNSEQUENCED
+            return _UNSEQUENCED
         sid = self._sid
-        if seq == sid.next and self.evidence_sid >= FIRM_SID and self.scope is Scope.SID:
-            sid.next = seq + 1
-            return Verdict.IN_SEQUENCE
-        if self.scope is Scope.MARKET:
-            return self._observe_market(seq, market)
-        verdict = sid.step(seq)
-        self.missing = sid.missing if verdict is Verdict.GAP else 0
-        if self.is_firm:
-            return verdict
+        if seq != sid.next or self.scope is _MARKET:
+            return self._observe_rare(seq, market)
+        sid.next = seq + 1
+        if self._is_firm:
+            return _IN_SEQUENCE
         if market is None:
-            if verdict is Verdict.IN_SEQUENCE and seq > 1:
+            if seq > 1:
                 self._count_for_sid()
-            return verdict
-        return self._weigh(seq, market, verdict)
-
-    def _weigh(self, seq: int, market: str, verdict: Verdict) -> Verdict:
-        """The verdict when the market's own count is looked at as well."""
+            return _IN_SEQUENCE
         reached = self._last.get(market)
-        self._last[market] = seq if reached is None else max(reached, seq)
-        if verdict is Verdict.IN_SEQUENCE:
-            if seq == (reached or 0) + 1:
-                return verdict
-            self._count_for_sid()
-            if self.scope is Scope.UNDECIDED and (reached is not None or self.evidence_market):
-                self.missing = seq - (reached or 0) - 1
-                return Verdict.GAP
+        self._last[market] = seq
+        if seq == (reached or 0) + 1:
+            return _IN_SEQUENCE
+        self._count_for_sid()
+        if self.scope is Scope.UNDECIDED and (reached is not None or self.evidence_market):
+            self.missing = seq - (reached or 0) - 1
+            return Verdict.GAP
+        return _IN_SEQUENCE
+
+    def _observe_rare(self, seq: int, market: str | None) -> Verdict:
+        """Any number but the sid's next, and everything under per-market counting."""
+        if self.scope is _MARKET:
+            return self._observe_market(seq, market)
+        verdict = self._sid.step(seq)
+        if verdict is Verdict.GAP:
+            self.missing = self._sid.missing
+        if self._is_firm or market is None:
             return verdict
-        if verdict is Verdict.DUPLICATE and (reached is None or reached < seq):
+        reached = self._last.get(market, 0)
+        self._last[market] = max(reached, seq)
+        if verdict is Verdict.DUPLICATE and reached < seq:
             self._count_for_market()
             return Verdict.BACKWARD
         return verdict
@@ -184,6 +203,7 @@ class Tracker:
         if self.evidence_sid >= DECIDE_SID + RECOVER_SID * self.evidence_market:
             self.scope = Scope.SID
             if self.evidence_sid >= FIRM_SID:
+                self._is_firm = True
                 self._last.clear()
 
     def _count_for_market(self) -> None:
@@ -197,12 +217,13 @@ class Tracker:
 
     def _observe_market(self, seq: int, market: str | None) -> Verdict:
         if market is None:
-            return Verdict.UNSEQUENCED
+            return _UNSEQUENCED
         counter = self._markets.get(market)
         if counter is None:
             counter = self._markets[market] = _Counter()
         verdict = counter.step(seq)
-        self.missing = counter.missing if verdict is Verdict.GAP else 0
+        if verdict is Verdict.GAP:
+            self.missing = counter.missing
         return verdict
 
     def export(self) -> dict[str, Any]:
@@ -223,6 +244,7 @@ class Tracker:
         tracker.scope = Scope(form["scope"])
         tracker.missing = form["missing"]
         tracker.evidence_sid, tracker.evidence_market = form["evidence"]
+        tracker._is_firm = tracker.scope is Scope.SID and tracker.evidence_sid >= FIRM_SID
         tracker._sid = _Counter.restore(form["sid"])
         tracker._last = dict(form["last"])
         tracker._markets = {m: _Counter.restore(counter) for m, counter in form["markets"].items()}

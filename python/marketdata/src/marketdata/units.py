@@ -37,6 +37,8 @@ UNSET_TIME: Final = "0001-01-01T00:00:00Z"
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - naive on purpose: every text is UTC
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _MICROCENT: Final = 10_000
+_SAFE_SIZE_CHARS: Final = 16
+"""A size of the usual form of so few characters is in range."""
 
 # \Z and not $: a trailing newline is not a digit. [0-9] and not \d: only ASCII digits are digits.
 _PRICE: Final = re.compile(r"([01])(?:\.([0-9]{1,6}))?\Z")
@@ -47,12 +49,26 @@ _TIME: Final = re.compile(
 )
 
 
+def format_price(micros: int) -> str:
+    """Dollars with at least four decimals, as the exchange prints them: 960000 -> "0.9600"."""
+    whole, fraction = divmod(micros, PRICE_SCALE)
+    digits = f"{fraction:06d}"
+    return f"{whole}.{digits[:4]}{digits[4:].rstrip('0')}"
+
+
+PRICES: Final = {format_price(micros): micros for micros in range(0, PRICE_SCALE + 1, 100)}
+"""Every price of four decimals, the form in use; other forms take the checked way."""
+
+
 def parse_price_micros(text: str) -> int:
     """A decimal dollar price of 0 to 1 with at most six decimals, as micro-dollars.
 
     Raises:
         OffScale: a sign, exponent, blank, seventh decimal, or a value above one dollar.
     """
+    known = PRICES.get(text)
+    if known is not None:
+        return known
     match = _PRICE.match(text)
     if match is None:
         raise OffScale(f"price {text!r} is not a decimal of 0 to 1 with at most six decimals")
@@ -69,6 +85,10 @@ def parse_size_centi(text: str) -> int:
     Raises:
         OffScale: finer than 1/100 contract, a plus sign, exponent or blank, or out of range.
     """
+    if text[-3:-2] == "." and len(text) <= _SAFE_SIZE_CHARS and text[0] != "-":
+        digits = text[:-3] + text[-2:]
+        if digits.isdigit() and digits.isascii() and len(text) > 3:
+            return int(digits)
     match = _SIZE.match(text)
     if match is None:
         raise OffScale(f"size {text!r} is not a decimal with at most two decimals")
@@ -130,13 +150,6 @@ def seconds_to_us(seconds: int) -> int:
     if not 0 <= seconds <= MAX_TS_S:
         raise OffScale(f"time of {seconds} s is outside the years 1970 to 9999")
     return seconds * US_PER_S
-
-
-def format_price(micros: int) -> str:
-    """Dollars with at least four decimals, as the exchange prints them: 960000 -> "0.9600"."""
-    whole, fraction = divmod(micros, PRICE_SCALE)
-    digits = f"{fraction:06d}"
-    return f"{whole}.{digits[:4]}{digits[4:].rstrip('0')}"
 
 
 def format_size(centi: int) -> str:

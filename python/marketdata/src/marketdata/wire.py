@@ -6,7 +6,8 @@ and the reverse). The form is told by the fields a frame has, never by its date.
 
 Invariants:
 - INV-20 `decode` returns an event or raises a `WireError`; no bytes make it raise anything else.
-- INV-21 the typed path of `orderbook_delta` and the general path give the same event.
+- INV-21 the typed path (delta, trade, ticker of the current form) and the general path give the
+  same event.
 - INV-22 an absent required field is `MissingField`, never 0; a list of levels under an unknown key
   is `MissingField` too, so that a renamed field never reads as an empty book.
 - INV-23 memo tables are caches: full or empty, the result is the same.
@@ -39,8 +40,10 @@ MAX_MEMO_TICKERS: Final = 1_000_000
 _MICRO: Final = TsPrecision.MICRO
 _MILLI: Final = TsPrecision.MILLI
 _NONE: Final = TsPrecision.NONE
+_PRICES: Final = units.PRICES
 _FRACTION_SCALE: Final = (0, 100_000, 10_000, 1_000, 100, 10, 1)
 
+_Signed: TypeAlias = Annotated[int, msgspec.Meta(ge=-fields.MAX_NUMBER, le=fields.MAX_NUMBER)]
 _Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=fields.MAX_NUMBER)]
 
 
@@ -61,6 +64,48 @@ class _DeltaFrame(msgspec.Struct, gc=False, tag_field="type", tag="orderbook_del
     seq: _Number | None = None
 
 
+class _TradeMsg(msgspec.Struct, gc=False):
+    market_ticker: str
+    trade_id: str
+    yes_price_dollars: str
+    no_price_dollars: str
+    count_fp: str
+    taker_outcome_side: Literal["yes", "no"]
+    ts_ms: _Number
+    is_block_trade: bool = False
+    ts: int | None = None  # only that it is no text: a text would be finer than ts_ms
+    time: None = None
+    created_time: None = None
+
+
+class _TradeFrame(msgspec.Struct, gc=False, tag_field="type", tag="trade"):
+    msg: _TradeMsg
+    sid: _Number | None = None
+    seq: _Number | None = None
+
+
+class _TickerMsg(msgspec.Struct, gc=False):
+    market_ticker: str
+    price_dollars: str
+    yes_bid_dollars: str
+    yes_ask_dollars: str
+    volume_fp: str
+    open_interest_fp: str
+    dollar_volume: _Signed
+    dollar_open_interest: _Signed
+    yes_bid_size_fp: str
+    yes_ask_size_fp: str
+    last_trade_size_fp: str
+    time: str
+    ts: int | None = None  # as in a trade: a text would come before `time`
+
+
+class _TickerFrame(msgspec.Struct, gc=False, tag_field="type", tag="ticker"):
+    msg: msgspec.Raw  # read twice: by its fields, and whole for its key
+    sid: _Number | None = None
+    seq: _Number | None = None
+
+
 class Envelope(NamedTuple):
     """What can be read of a frame that is not understood. Fields that cannot are None."""
 
@@ -74,12 +119,11 @@ class Envelope(NamedTuple):
 class Decoder:
     """Decodes frames; holds the memo tables of the hot path. One per thread."""
 
-    __slots__ = ("_prices", "_seconds", "_sizes", "_tickers", "_typed")
+    __slots__ = ("_seconds", "_sizes", "_ticker_msg", "_tickers", "_typed")
 
     def __init__(self) -> None:
-        self._typed = msgspec.json.Decoder(_DeltaFrame)
-        # All prices in the form the exchange prints: four decimals. Others take the checked way.
-        self._prices = {units.format_price(p): p for p in range(0, units.PRICE_SCALE + 1, 100)}
+        self._typed = msgspec.json.Decoder(_DeltaFrame | _TradeFrame | _TickerFrame)
+        self._ticker_msg = msgspec.json.Decoder(_TickerMsg)
         self._sizes: dict[str, int] = {}
         self._seconds: dict[str, int] = {}
         self._tickers: dict[str, str] = {}
@@ -96,6 +140,8 @@ class Decoder:
             frame = self._typed.decode(payload)
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
             return self._decode_general(payload)
+        if type(frame) is not _DeltaFrame:
+            return self._decode_other(frame, payload)
         msg = frame.msg
         ts, ts_ms = msg.ts, msg.ts_ms
         exchange_us: int | None
@@ -105,7 +151,7 @@ class Decoder:
             exchange_us, precision = units.ms_to_us(ts_ms), _MILLI
         else:
             exchange_us, precision = None, _NONE
-        price = self._prices.get(msg.price_dollars)
+        price = _PRICES.get(msg.price_dollars)
         delta = self._sizes.get(msg.delta_fp)
         return events.Delta(
             self._tickers.get(msg.market_ticker) or self._ticker(msg.market_ticker),
@@ -114,6 +160,51 @@ class Decoder:
             self._size_centi(msg.delta_fp) if delta is None else delta,
             exchange_us,
             precision,
+            frame.sid,
+            frame.seq,
+        )
+
+    def _decode_other(self, frame: _TradeFrame | _TickerFrame, payload: Payload) -> events.Decoded:
+        if type(frame) is _TradeFrame:
+            return self._trade(frame)
+        assert type(frame) is _TickerFrame, "the third of three"
+        try:
+            msg = self._ticker_msg.decode(frame.msg)
+        except (ValueError, RecursionError):
+            return self._decode_general(payload)
+        exchange_us, precision = self._ts_us(msg.time), _MICRO
+        size = units.parse_size_centi
+        return events.Ticker(
+            self._tickers.get(msg.market_ticker) or self._ticker(msg.market_ticker),
+            _price_or_unset(msg.price_dollars),
+            _price_or_unset(msg.yes_bid_dollars),
+            _price_or_unset(msg.yes_ask_dollars),
+            size(msg.volume_fp),
+            size(msg.open_interest_fp),
+            msg.dollar_volume,
+            msg.dollar_open_interest,
+            size(msg.yes_bid_size_fp),
+            size(msg.yes_ask_size_fp),
+            size(msg.last_trade_size_fp),
+            _payload_key(_load(frame.msg)),
+            exchange_us,
+            precision,
+            frame.sid,
+            frame.seq,
+        )
+
+    def _trade(self, frame: _TradeFrame) -> events.Trade:
+        msg = frame.msg
+        return events.Trade(
+            self._tickers.get(msg.market_ticker) or self._ticker(msg.market_ticker),
+            fields.trade_id(msg.trade_id),
+            units.parse_price_micros(msg.yes_price_dollars),
+            units.parse_price_micros(msg.no_price_dollars),
+            _not_negative(units.parse_size_centi(msg.count_fp)),
+            0 if msg.taker_outcome_side == "yes" else 1,
+            msg.is_block_trade,
+            units.ms_to_us(msg.ts_ms),
+            _MILLI,
             frame.sid,
             frame.seq,
         )
@@ -194,18 +285,32 @@ def _snapshot(msg: Message, sid: int | None, seq: int | None, id_: int | None) -
     return events.Snapshot(market, yes, no, sid, seq, id_)
 
 
+def _price_or_unset(text: str) -> int:
+    """A market that never traded has the price ""."""
+    return units.parse_price_micros(text) if text else events.UNSET
+
+
+def _not_negative(count: int) -> int:
+    if count < 0:
+        raise OffScale(f"count {count} of a trade is below zero")
+    return count
+
+
+def _payload_key(msg: Message) -> int:
+    """64 bits over all fields in the order of their names: every gatherer finds the same."""
+    digest = blake2b(msgspec.json.encode(msg, order="sorted"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
 def trade_of(msg: Message, market: str, sid: int | None, seq: int | None) -> events.Trade:
     """The trade of a WebSocket `msg` or of a REST trade object; `market` is already checked."""
     exchange_us, precision = fields.exchange_time(msg)
-    count = fields.size(msg, "count")
-    if count < 0:
-        raise OffScale(f"count {count} of a trade is below zero")
     return events.Trade(
         market,
         fields.trade_id_or_none(msg),
         fields.price(msg, "yes_price"),
         fields.price(msg, "no_price"),
-        count,
+        _not_negative(fields.size(msg, "count")),
         fields.taker_side(msg),
         msg.get("is_block_trade") is True,
         exchange_us,
@@ -221,7 +326,6 @@ def _trade(msg: Message, sid: int | None, seq: int | None, _id: int | None) -> e
 
 def _ticker(msg: Message, sid: int | None, seq: int | None, _id: int | None) -> events.Ticker:
     exchange_us, precision = fields.exchange_time(msg)
-    key = blake2b(msgspec.json.encode(msg, order="sorted"), digest_size=8)
     return events.Ticker(
         market=fields.ticker(msg.get("market_ticker")),
         price=fields.price(msg, "price", unset_allowed=True),
@@ -236,7 +340,7 @@ def _ticker(msg: Message, sid: int | None, seq: int | None, _id: int | None) -> 
         yes_bid_size=fields.size_or_unset(msg, "yes_bid_size"),
         yes_ask_size=fields.size_or_unset(msg, "yes_ask_size"),
         last_trade_size=fields.size_or_unset(msg, "last_trade_size"),
-        payload_key=int.from_bytes(key.digest(), "big"),
+        payload_key=_payload_key(msg),
         exchange_us=exchange_us,
         ts_precision=precision,
         sid=sid,
