@@ -2,24 +2,59 @@
 
 How it is used (shapes are in dedup.output and marketdata.coverage):
 
-    arbiter = Arbiter(n_gatherers, ArbiterSettings())          # or Arbiter.load(...) after a restart
-    arbiter.absorb(batch)                                      # GathererBatch, in batch order per gatherer
-    arbiter.nothing_new(gatherer)                              # asked, and there was nothing or no answer
-    output = arbiter.step(final=False)                         # WindowOutput, or None = wait
-    arbiter.waiting_for                                        # list[str]: why it waits
+    arbiter = Arbiter(n_gatherers, ArbiterSettings())  # or Arbiter.load(...) after a restart
+    arbiter.absorb(batch)                              # in batch order per gatherer
+    arbiter.nothing_new(gatherer)                      # asked; there was nothing, or no answer
+    output = arbiter.step(final=False)                 # WindowOutput, or None = wait
+    arbiter.waiting_for                                # list[str]: why it waits
 
     Arbiter.load(n_gatherers, settings, market_states, named_states, positions)
-        market_states: dict[ticker, bytes], named_states: dict[name, bytes], positions as last published
+        market_states: dict[ticker, bytes], named_states: dict[name, bytes], positions as published
 
 `step` is called until it gives None. `final=True`: every gatherer has said everything; nothing is
 waited for, and once step gives None everything absorbed is published. `counts` of an output are
 increments; their names are COUNTS. rows_in = merged_rows + duplicate_rows + quarantined_rows +
 skipped_rows holds over each output, rows being order-book delta rows of gatherers.
+
+Invariants: INV-R1 outputs do not depend on how batches were read. INV-R2 a restarted arbiter that
+absorbs again from `reread_from_batch` on gives the same further outputs, byte for byte.
+
+Does not do: placing of runs (marketdata.merge), waiting rules (gate.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
+
+import msgspec
+import numpy as np
+
+from dedup.fast import Bunch, FastPath
+from dedup.gate import Patience, reasons_to_wait
+from dedup.inflow import LOW, Cut, Inflow
+from dedup.markets import Context, MarketWindow
+from dedup.naive import naive_blocks
+from dedup.output import (
+    ArbiterSettings,
+    GathererPosition,
+    MergedSnapshot,
+    MergedTicker,
+    MergedTrade,
+    WindowOutput,
+)
+from dedup.runs import Market, Run, RunMarkets, Standing
+from dedup.union import (
+    Memory,
+    Once,
+    decode_keys,
+    encode_keys,
+    union_tickers,
+    union_trades,
+)
+from dedup.window import PairRows, RunTimes, WindowSink
+from marketdata.coverage import TRADE, RunProgress
+from marketdata.rows import MERGED_ROW, GathererBatch, SnapshotRow
 
 COUNTS: Final = (
     "rows_in",
@@ -38,9 +73,465 @@ COUNTS: Final = (
     "mode_exact",  # placements of a run by rule 10's first, second and third mode
     "mode_window",
     "mode_groups",
-    "mode_changes",  # a pair of gatherers fell back to a weaker mode: an alert
+    "mode_changes",  # a pair of gatherers fell back to another mode: an alert
     "trades_in",
     "trades",
     "tickers_in",
     "tickers",
 )
+
+RunKey = tuple[int, int]  # (gatherer, run_id)
+
+
+class _Core(msgspec.Struct):
+    """Everything that belongs to no market."""
+
+    closed: int
+    ended: list[bool]
+    runs: list[Run]
+    unsettled: list[str]
+    exact: dict[str, int]
+    modes: dict[str, str]
+    naive: dict[str, int]
+
+
+class Arbiter:
+    """Merges what the gatherers delivered, window by window."""
+
+    def __init__(self, n_gatherers: int, settings: ArbiterSettings) -> None:
+        self.settings = settings
+        self.waiting_for: list[str] = []
+        self.inflows = [
+            Inflow(g, settings.window_us, settings.engine_skew_us) for g in range(n_gatherers)
+        ]
+        self.patience = Patience(n_gatherers, settings)
+        self.tickers: list[str] = []
+        self.index: dict[str, int] = {}
+        self.markets: dict[str, Market] = {}
+        self.carried: dict[RunKey, dict[str, None]] = {}  # run -> its markets
+        self.unclaimed: dict[RunKey, dict[str, int]] = {}
+        self.unsettled: set[str] = set()
+        self.exact: dict[str, int] = {}
+        self.modes: dict[str, str] = {}
+        self.naive: dict[str, int] = {}
+        self.trade_keys, self.ticker_keys = Memory(), Memory()
+        self._stored: dict[str, bytes] = {}  # named states as published last
+        self._new_ids = [False] * n_gatherers
+
+    # -- input -------------------------------------------------------------------------------------
+
+    def absorb(self, batch: GathererBatch) -> None:
+        """Take a gatherer's next batch in. Batches of one gatherer come in order."""
+        inflow = self.inflows[batch.gatherer]
+        for market_id, ticker in batch.markets.items():
+            inflow.ids[market_id] = self._index(ticker)
+            self._new_ids[batch.gatherer] = True
+        inflow.absorb(batch)
+        self.patience.delivered(batch.gatherer)
+
+    def nothing_new(self, gatherer: int) -> None:
+        """The gatherer was asked, and had nothing or did not answer."""
+        self.patience.nothing_new(gatherer, self.inflows)
+
+    def _index(self, ticker: str) -> int:
+        found = self.index.get(ticker)
+        if found is None:
+            found = self.index[ticker] = len(self.tickers)
+            self.tickers.append(ticker)
+        return found
+
+    # -- one window --------------------------------------------------------------------------------
+
+    def step(self, *, final: bool = False) -> WindowOutput | None:
+        """Close the next window if it may be closed."""
+        windows = [w for w in (i.next_window() for i in self.inflows) if w is not None]
+        if not windows:
+            self.waiting_for = ["nothing is waiting"]
+            return None
+        window = min(windows)
+        if not final:
+            left_out = self.patience.left_out
+            self.waiting_for = reasons_to_wait(self.inflows, window, self.settings, left_out)
+            if self.waiting_for:
+                return None
+        self.waiting_for = []
+        return self._close(window)
+
+    def _close(self, window: int) -> WindowOutput:
+        size = self.settings.window_us
+        output = WindowOutput(window, window * size, (window + 1) * size)
+        cuts = [inflow.cut(window) for inflow in self.inflows]
+        sink = WindowSink()
+        times = RunTimes(self.settings, self.inflows, cuts)
+        moved = times.advance(self.tickers)
+        moved |= self._advance_trades(cuts)
+        runs = {(i.gatherer, run_id): run for i in self.inflows for run_id, run in i.runs.items()}
+        touched = self._merge_markets(window, cuts, times, sink, runs)
+        self._progress(output, times, moved, runs)
+        self._forget_runs(cuts)
+        self._fill(output, sink, cuts, window)
+        self._states(output, touched, window)
+        return output
+
+    def _merge_markets(
+        self,
+        window: int,
+        cuts: list[Cut],
+        times: RunTimes,
+        sink: WindowSink,
+        runs: dict[RunKey, Run],
+    ) -> set[str]:
+        """Every market that anything happened to; returns them."""
+        bunches = _bunches(cuts)
+        slow = self._slow_markets(cuts, times, runs)
+        for index, found in bunches.items():
+            for b in found:
+                self.carried.setdefault((b.gatherer, b.run_id), {})[self.tickers[index]] = None
+        context = Context(
+            settings=self.settings,
+            window=window,
+            to_us=(window + 1) * self.settings.window_us,
+            times=times,
+            sink=sink,
+            runs=runs,
+            n_markets={key: len(found) for key, found in self.carried.items()},
+            unclaimed=self.unclaimed,
+            exact=self.exact,
+            modes=self.modes,
+        )
+        fast = FastPath(cuts, sink)
+        fast.prepare()
+        touched = {self.tickers[i] for i in bunches.keys() | slow}
+        for ticker in sorted(touched):
+            index = self.index[ticker]
+            market = self.markets.get(ticker)
+            if (
+                market is not None
+                and index not in slow
+                and fast.take(market, index, bunches[index])
+            ):
+                continue
+            if market is None:
+                market = self.markets[ticker] = Market(ticker)
+            given, ahead = self._given(index, bunches.get(index, []), cuts, runs)
+            MarketWindow(market, index, context).run(given, ahead)
+            self._note_unsettled(market)
+        fast.finish()
+        if self.settings.merge == "content":
+            naive_blocks(sink, cuts, self.tickers, self.naive)
+        return touched
+
+    def _slow_markets(self, cuts: list[Cut], times: RunTimes, runs: dict[RunKey, Run]) -> set[int]:
+        """Markets that need more than a comparison of rows."""
+        slow = {self.index[t] for t in self.unsettled}
+        for inflow, cut in zip(self.inflows, cuts, strict=True):
+            g = inflow.gatherer
+            for key in cut.snapshots:
+                slow.add(key >> 32)
+                self.carried.setdefault((g, key & LOW), {})[self.tickers[key >> 32]] = None
+            for end in cut.ends:
+                if end.key >= 0:
+                    slow.add(end.key >> 32)
+                else:
+                    carried = self.carried.get((g, end.run_id), {})
+                    slow |= {self.index[t] for t in carried}
+        for run_key, waiting in self.unclaimed.items():
+            for ticker, seq in waiting.items():
+                index = self.index[ticker]
+                if times.claim_start(runs[run_key], index, ticker, seq) >= 0:
+                    slow.add(index)
+        return slow
+
+    def _given(
+        self, index: int, found: list[Bunch], cuts: list[Cut], runs: dict[RunKey, Run]
+    ) -> tuple[list[PairRows], dict[RunKey, SnapshotRow]]:
+        """Rows and snapshots of one market by run, and first snapshots that lie further ahead."""
+        rows = {(b.gatherer, b.run_id): cuts[b.gatherer].rows[b.start : b.stop] for b in found}
+        ahead: dict[RunKey, SnapshotRow] = {}
+        keys = set(rows)
+        for g, cut in enumerate(cuts):
+            keys |= {(g, run_id) for run_id in self._runs_with_snapshots(cut, index)}
+        given = []
+        for g, run_id in sorted(keys):
+            key = index << 32 | run_id
+            snaps = [s.row for s in cuts[g].snapshots.get(key, ())]
+            part = rows.get((g, run_id), cuts[g].rows[:0])
+            given.append(PairRows(runs[(g, run_id)], part, snaps))
+            anchor = self.inflows[g].anchors.get(key)
+            if anchor is not None:
+                ahead[(g, run_id)] = anchor
+        return given, ahead
+
+    @staticmethod
+    def _runs_with_snapshots(cut: Cut, index: int) -> list[int]:
+        if cut.by_market is None:
+            cut.by_market = {}
+            for key in cut.snapshots:
+                cut.by_market.setdefault(key >> 32, []).append(key & LOW)
+        return cut.by_market.get(index, [])
+
+    def _note_unsettled(self, market: Market) -> None:
+        """Quiet runs without a place and runs that are behind are looked at in every window."""
+        open_questions = any(
+            (p.standing == Standing.PENDING and p.claim_from_us >= 0)
+            or (p.standing == Standing.PINNED and p.position < market.count)
+            for p in market.pairs
+        )
+        (self.unsettled.add if open_questions else self.unsettled.discard)(market.ticker)
+
+    # -- evidence of runs --------------------------------------------------------------------------
+
+    def _advance_trades(self, cuts: list[Cut]) -> set[RunKey]:
+        moved: set[RunKey] = set()
+        for inflow, cut in zip(self.inflows, cuts, strict=True):
+            for trade in sorted(cut.trades, key=lambda t: (t.run_id, t.seq)):
+                run = inflow.runs.get(trade.run_id)
+                if run is None:
+                    continue
+                if run.first_us < 0:
+                    run.first_us = trade.exchange_us
+                if trade.exchange_us > run.z_us:
+                    run.z_us = trade.exchange_us
+                    moved.add((inflow.gatherer, run.run_id))
+        return moved
+
+    def _progress(
+        self, output: WindowOutput, times: RunTimes, moved: set[RunKey], runs: dict[RunKey, Run]
+    ) -> None:
+        ended = {(g, run_id): end.reason for (g, run_id, m), end in times.ends.items() if m < 0}
+        for key in sorted(moved | set(ended)):
+            run = runs.get(key)
+            if run is None or run.z_us < 0:
+                continue
+            alone = run.channel != TRADE and len(self.carried.get(key, ())) <= 1
+            margin = 0 if alone else self.settings.engine_skew_us
+            from_us = run.first_us + 1 + margin
+            output.progress.append(
+                RunProgress(
+                    run.gatherer, run.run_id, run.channel, from_us,
+                    max(run.z_us - margin, from_us), key in ended, ended.get(key, ""),
+                )
+            )  # fmt: skip
+
+    def _forget_runs(self, cuts: list[Cut]) -> None:
+        for inflow, cut in zip(self.inflows, cuts, strict=True):
+            for end in cut.ends:
+                if end.key >= 0:
+                    carried = self.carried.get((inflow.gatherer, end.run_id), {})
+                    carried.pop(self.tickers[end.key >> 32], None)
+                    continue
+                key = (inflow.gatherer, end.run_id)
+                markets = [self.index[t] for t in self.carried.pop(key, {})]
+                self.unclaimed.pop(key, None)
+                run = inflow.runs.get(end.run_id)
+                if run is not None:
+                    inflow.forget(run, markets)
+
+    # -- output ------------------------------------------------------------------------------------
+
+    def _fill(self, output: WindowOutput, sink: WindowSink, cuts: list[Cut], window: int) -> None:
+        trades = self._union_trades(output, cuts, window)
+        states = self._union_tickers(output, cuts, window)
+        names = {o.ticker for o in (*trades.values(), *states.values())}
+        names |= {s.ticker for s in sink.snapshots}
+        for block in sink.blocks:
+            names |= {self.tickers[i] for i in np.unique(block["market_id"]).tolist()}
+        output.tickers = sorted(names)
+        place = {ticker: n for n, ticker in enumerate(output.tickers)}
+        output.deltas = self._deltas(sink, place)
+        output.snapshots = [
+            MergedSnapshot(
+                place[s.ticker], s.epoch, s.position, s.exchange_us, s.received_ns, s.book_hash,
+                s.levels, s.sources,
+            )
+            for s in sorted(sink.snapshots, key=lambda s: (s.ticker, s.epoch, s.position))
+        ]  # fmt: skip
+        output.trades = [
+            _merged_trade(place[o.ticker], o)
+            for _, o in sorted(trades.items(), key=lambda i: (i[1].ticker, i[1].trade_us(), i[0]))
+        ]
+        output.ticker_rows = [
+            _merged_ticker(place[o.ticker], o)
+            for _, o in sorted(states.items(), key=lambda i: (i[1].ticker, *i[1].state_key()))
+        ]
+        output.epochs = sorted(sink.epochs, key=lambda e: (e.ticker, e.epoch))
+        output.gaps = sorted(sink.gaps, key=lambda e: (e.ticker, e.epoch))
+        output.quarantine = sorted(
+            sink.quarantine, key=lambda q: (q.ticker, q.from_us, q.gatherer, q.run_id, q.reason)
+        )
+        output.claims = [claim for _, claim in sorted(sink.claims.items())]
+        output.marks = sorted(
+            sink.marks, key=lambda m: (m.ticker, m.from_us, m.to_us, m.kind, m.reason)
+        )
+        output.audits = sorted(
+            sink.audits, key=lambda a: (a.ticker, a.exchange_us, a.gatherer, a.agrees)
+        )
+        sink.counts["trades"], sink.counts["tickers"] = len(trades), len(states)
+        sink.counts["trades_in"] = sum(len(cut.trades) for cut in cuts)
+        sink.counts["tickers_in"] = sum(len(cut.tickers) for cut in cuts)
+        output.counts = {name: n for name, n in sorted(sink.counts.items()) if n}
+
+    def _deltas(
+        self, sink: WindowSink, place: Mapping[str, int]
+    ) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+        if not sink.blocks:
+            return np.empty(0, MERGED_ROW)
+        rows = np.concatenate(sink.blocks)
+        indexes, inverse = np.unique(rows["market_id"], return_inverse=True)
+        ranks = np.array([place[self.tickers[i]] for i in indexes.tolist()], np.int32)
+        rows["market_id"] = ranks[inverse]
+        return rows[np.argsort(rows["market_id"], kind="stable")]
+
+    def _union_trades(
+        self, output: WindowOutput, cuts: list[Cut], window: int
+    ) -> dict[bytes, Once]:
+        found = [
+            (self.tickers[i.ids[t.market_id]], i.gatherer, t)
+            for i, cut in zip(self.inflows, cuts, strict=True)
+            for t in cut.trades
+        ]
+        made = union_trades(found, self.trade_keys)
+        self._remember(output, "trades", self.trade_keys, window, set(made))
+        return made
+
+    def _union_tickers(
+        self, output: WindowOutput, cuts: list[Cut], window: int
+    ) -> dict[bytes, Once]:
+        found = [
+            (self.tickers[i.ids[t.market_id]], i.gatherer, t)
+            for i, cut in zip(self.inflows, cuts, strict=True)
+            for t in cut.tickers
+        ]
+        made = union_tickers(found, self.ticker_keys)
+        self._remember(output, "tickers", self.ticker_keys, window, set(made))
+        return made
+
+    def _remember(
+        self, output: WindowOutput, name: str, memory: Memory, window: int, keys: set[bytes]
+    ) -> None:
+        for gone in memory.add(window, keys):
+            output.named_states[f"{name}-{gone}"] = None
+        if keys:
+            output.named_states[f"{name}-{window}"] = encode_keys(keys)
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def _states(self, output: WindowOutput, touched: set[str], window: int) -> None:
+        encode = msgspec.msgpack.encode
+        output.market_states = {t: encode(self.markets[t]) for t in sorted(touched)}
+        named: dict[str, bytes] = {}
+        runs = [run for i in self.inflows for _, run in sorted(i.runs.items())]
+        named["core"] = encode(
+            _Core(
+                window, [i.ended for i in self.inflows], runs, sorted(self.unsettled),
+                dict(sorted(self.exact.items())), dict(sorted(self.modes.items())),
+                dict(sorted(self.naive.items())),
+            )
+        )  # fmt: skip
+        for run in runs:
+            key = (run.gatherer, run.run_id)
+            tickers, waiting = sorted(self.carried.get(key, {})), self.unclaimed.get(key, {})
+            named[f"run-{key[0]}-{key[1]}"] = encode(RunMarkets(tickers, sorted(waiting.items())))
+        for inflow in self.inflows:
+            name = f"ids-{inflow.gatherer}"
+            if self._new_ids[inflow.gatherer]:
+                ids = sorted((i, self.tickers[n]) for i, n in inflow.ids.items())
+                named[name] = encode(ids)
+                self._new_ids[inflow.gatherer] = False
+            elif name in self._stored:
+                named[name] = self._stored[name]
+        for name in sorted(self._stored.keys() - named.keys()):
+            output.named_states[name] = None
+        for name, packed in named.items():
+            if self._stored.get(name) != packed:
+                output.named_states[name] = packed
+        self._stored = named
+        output.positions = [
+            GathererPosition(i.gatherer, i.reread_from(), i.seen_batch) for i in self.inflows
+        ]
+
+    @classmethod
+    def load(
+        cls,
+        n_gatherers: int,
+        settings: ArbiterSettings,
+        market_states: Mapping[str, bytes],
+        named_states: Mapping[str, bytes],
+        positions: Sequence[GathererPosition],
+    ) -> Arbiter:
+        """The arbiter as it stood after the last published window."""
+        self = cls(n_gatherers, settings)
+        if "core" not in named_states:
+            return self
+        core = msgspec.msgpack.decode(named_states["core"], type=_Core)
+        for ticker, packed in sorted(market_states.items()):
+            self._index(ticker)
+            self.markets[ticker] = msgspec.msgpack.decode(packed, type=Market)
+        seen = {p.gatherer: p.seen_batch for p in positions}
+        for inflow, ended in zip(self.inflows, core.ended, strict=True):
+            inflow.ended, inflow.started = ended, True
+            inflow.closed = core.closed
+            inflow.seen_batch = seen.get(inflow.gatherer, 0)
+            inflow.reread = (core.closed, inflow.seen_batch)
+            ids = named_states.get(f"ids-{inflow.gatherer}")
+            if ids is not None:
+                for market_id, ticker in msgspec.msgpack.decode(ids, type=list[tuple[int, str]]):
+                    inflow.ids[market_id] = self._index(ticker)
+        for run in core.runs:
+            run.shown_us, run.ended, run.max_window = run.z_us, False, 0
+            self.inflows[run.gatherer].runs[run.run_id] = run
+            key = (run.gatherer, run.run_id)
+            packed = named_states[f"run-{key[0]}-{key[1]}"]
+            kept = msgspec.msgpack.decode(packed, type=RunMarkets)
+            for ticker in (*kept.tickers, *(t for t, _ in kept.unclaimed)):
+                self._index(ticker)
+            if kept.tickers:
+                self.carried[key] = dict.fromkeys(kept.tickers)
+            if kept.unclaimed:
+                self.unclaimed[key] = dict(kept.unclaimed)
+        self.unsettled = set(core.unsettled)
+        self.exact, self.modes, self.naive = core.exact, core.modes, core.naive
+        for name, packed in named_states.items():
+            kind, _, number = name.partition("-")
+            if kind == "trades":
+                self.trade_keys.windows[int(number)] = decode_keys(packed)
+            elif kind == "tickers":
+                self.ticker_keys.windows[int(number)] = decode_keys(packed)
+            else:
+                self._stored[name] = packed
+        return self
+
+
+def _bunches(cuts: list[Cut]) -> dict[int, list[Bunch]]:
+    """Market index -> its stretches of rows, by gatherer and run."""
+    found: dict[int, list[Bunch]] = {}
+    for g, cut in enumerate(cuts):
+        if cut.key.size == 0:
+            continue
+        starts = np.flatnonzero(np.concatenate(([True], cut.key[1:] != cut.key[:-1])))
+        stops = [*starts[1:].tolist(), cut.key.size]
+        for key, start, stop in zip(cut.key[starts].tolist(), starts.tolist(), stops, strict=True):
+            found.setdefault(key >> 32, []).append(Bunch(g, key & LOW, start, stop))
+    return found
+
+
+def _merged_trade(market: int, once: Once) -> MergedTrade:
+    row = once.trade
+    assert row is not None
+    return MergedTrade(
+        market, row.exchange_us, once.received_ns, bytes(row.trade_id), row.count, row.yes_price,
+        row.no_price, row.taker_side, row.flags, once.sources,
+    )  # fmt: skip
+
+
+def _merged_ticker(market: int, once: Once) -> MergedTicker:
+    row = once.state
+    assert row is not None
+    return MergedTicker(
+        market, row.exchange_us, once.received_ns, row.payload_key, row.volume, row.open_interest,
+        row.dollar_volume, row.dollar_open_interest, row.yes_bid_size, row.yes_ask_size,
+        row.last_trade_size, row.price, row.yes_bid, row.yes_ask, once.sources,
+    )  # fmt: skip
+
+
+__all__ = ["COUNTS", "Arbiter"]

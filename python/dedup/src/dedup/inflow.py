@@ -6,8 +6,8 @@ batches were read. A row belongs to the window of its own exchange time, but nev
 past the window" means that every row of the window is there.
 
 Invariants: INV-W1 within one run and market the window never goes back. INV-W2 the window of a row
-depends only on the rows before it in its run. INV-W3 rows of closed windows are not lost: they go to
-the next one (the merge places them or says `late`).
+depends only on the rows before it in its run. INV-W3 rows of closed windows are not lost: they go
+to the next one (the merge places them or says `late`).
 
 Does not do: merging, evidence, deciding when to close (arbitrate.py).
 """
@@ -37,7 +37,7 @@ from marketdata.rows import (
 I64 = npt.NDArray[np.int64]
 UNTIMED: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
 FLOATING: Final = int(DeltaFlag.FLOATING)
-_LOW: Final = np.int64(0xFFFFFFFF)
+LOW: Final = 0xFFFFFFFF  # the run in a pair key
 
 
 def pair_key(market: int, run_id: int) -> int:
@@ -47,7 +47,7 @@ def pair_key(market: int, run_id: int) -> int:
 
 @dataclass(slots=True)
 class Chunk:
-    """Delta rows of one batch that no window has taken yet, sorted by (market, run), then arrival."""
+    """Delta rows of one batch that no window has taken, by (market, run), then arrival."""
 
     rows: DeltaRows
     key: I64
@@ -85,6 +85,7 @@ class Cut:
     ends: list[EndItem] = field(default_factory=list)
     trades: list[TradeRow] = field(default_factory=list)
     tickers: list[TickerRow] = field(default_factory=list)
+    by_market: dict[int, list[int]] | None = None  # market -> runs with snapshots, filled on use
 
 
 class Inflow:
@@ -166,7 +167,7 @@ class Inflow:
         return run
 
     def _rows(self, rows: DeltaRows) -> dict[int, tuple[npt.NDArray[np.uint32], I64]]:
-        """Give every delta row its window; per run: (seq, latest exchange time shown) by arrival."""
+        """Give every row its window; per run: (seq, latest exchange time shown) by arrival."""
         trace: dict[int, tuple[npt.NDArray[np.uint32], I64]] = {}
         if rows.size == 0:
             return trace
@@ -298,7 +299,7 @@ class Inflow:
         if control.kind == ControlKind.RUN_END:
             run.ended = True
             key, window = -1, run.max_window
-            self.floats = {k: v for k, v in self.floats.items() if k & int(_LOW) != run.run_id}
+            self.floats = {k: v for k, v in self.floats.items() if k & LOW != run.run_id}
         else:
             key = pair_key(self.ids[control.market_id], control.run_id)
             window = max(self.floors.get(key, 0), (run.shown_us - self.skew_us) // self.window_us)

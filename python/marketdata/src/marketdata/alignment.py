@@ -6,7 +6,8 @@ whole overlap and by nothing less.
 
 Invariants: INV-A1 an event's identity is its transition (kind, side, price, delta, H before): equal
 changes in one microsecond stay apart because H differs. INV-A2 time decides only whether a
-candidate is admissible, never what is equal. INV-A3 events whose time was inferred are compared without it.
+candidate is admissible, never what is equal. INV-A3 events whose time was inferred are compared
+without it.
 
 Does not do: choosing between offsets, votes, epochs (merge.py).
 """
@@ -233,7 +234,7 @@ def canonical(events: Events) -> Events:
     h = events.h_before[0]
     resets = np.flatnonzero((moved.flags & _RESET) != 0).tolist()
     stretches = [(0, resets[0] if resets else len(moved))]
-    stretches += list(zip((r + 1 for r in resets), [*resets[1:], len(moved)], strict=True))
+    stretches += list(zip((r + 1 for r in resets), [*resets[1:], len(moved)], strict=False))
     for start, stop in stretches:
         if start:
             h_before[start - 1], h_after[start - 1] = h, 0

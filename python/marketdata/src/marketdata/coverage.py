@@ -13,10 +13,10 @@ Does not do: deciding what a run proves (dedup.evidence), reading or writing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final, Literal, Protocol, TypeVar
 
 OPEN_US: Final = 2**62  # `to_us` of a claim or mark that has not ended yet
@@ -177,9 +177,7 @@ def _by_ticker(rows: Sequence[_Row]) -> dict[str, list[_Row]]:
     return found
 
 
-def _claimed(
-    claim: MarketClaim, reach: Mapping[tuple[int, int], RunProgress]
-) -> _Stretch | None:
+def _claimed(claim: MarketClaim, reach: Mapping[tuple[int, int], RunProgress]) -> _Stretch | None:
     """What a claim covers: an open one only as far as its run has got."""
     if not claim.valid:
         return None
@@ -211,7 +209,7 @@ def _channel(
     last = max((c.to_us for c in claims), default=from_us)
     starts = sorted((e.from_us, e.epoch) for e in epochs)
     made: list[Interval] = []
-    for low, high in zip(ordered, ordered[1:], strict=False):
+    for low, high in pairwise(ordered):
         sources = 0
         for claim in claims:
             if claim.from_us <= low and high <= claim.to_us:

@@ -143,10 +143,14 @@ def merge_pieces(base: Base | None, pieces: Iterable[Piece], match_window_us: in
 
     Comparison modes are tried from strong to weak until nothing is contradicted (rule 10); if
     something is in all of them, the strongest mode's contradictions are decided by vote (rule 9).
+    `match_window_us`: width of the second mode; 0 where equal times and order have been proven for
+    these gatherers, and then there is only the first mode: it is never silently widened.
     """
     ordered = sorted(pieces, key=_place_order)
     first: _Attempt | None = None
-    modes: tuple[tuple[Mode, int], ...] = (("exact", 0), ("window", match_window_us), ("groups", 0))
+    modes: tuple[tuple[Mode, int], ...] = (("exact", 0),)
+    if match_window_us:
+        modes += (("window", match_window_us), ("groups", 0))
     for mode, tolerance_us in modes:
         for piece in ordered:
             piece.constant = 0
@@ -432,9 +436,7 @@ class _Attempt:
         if not fits:
             return False
         best = max(sum(length for _, _, length in found) for found in fits.values())
-        choice = [
-            c for c, found in fits.items() if sum(length for _, _, length in found) == best
-        ]
+        choice = [c for c, found in fits.items() if sum(length for _, _, length in found) == best]
         found = fits[choice[0]]
         if len(choice) > 1 or len({id(s) for s, _, _ in found}) != len(found):
             return False  # several places are equally good: never guess
@@ -556,7 +558,7 @@ def _timed_range(events: Events) -> tuple[int, int] | None:
 
 
 def _order_ties(segments: list[Segment]) -> list[Segment]:
-    """Segments that meet in one microsecond: in the order of a connection that saw both, or flagged."""
+    """Segments meeting in one microsecond: in the order of a connection that saw both, or flagged."""
     for i in range(len(segments) - 1):
         a, b = segments[i], segments[i + 1]
         if int(a.events.us[-1]) < int(b.events.us[0]):

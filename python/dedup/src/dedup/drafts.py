@@ -1,0 +1,176 @@
+"""From one run's rows and snapshots in one market and window to pieces for the merge.
+
+Purpose: rules 1 and 2. A non-empty snapshot that differs cuts the run; a first snapshot gives H to
+the rows before it (never an empty one); after a contradiction the next snapshot begins a new piece.
+
+Invariants: INV-D1 every row is in exactly one draft. INV-D2 only the first draft of a pair
+continues what earlier windows placed; only the last one goes on in later windows.
+
+Does not do: placing pieces (marketdata.merge), evidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from dedup.inflow import FLOATING
+from dedup.runs import Keyframe, Pair, Run, Standing
+from marketdata.alignment import Events, chain_break, events_of
+from marketdata.merge import Piece
+from marketdata.rows import DeltaFlag, DeltaRows, SnapshotRow, SnapshotVerdict
+
+MASK: Final = 0xFFFFFFFFFFFFFFFF
+EMPTY_LEVELS: Final = bytes(8)  # canonical form of a book without levels
+
+
+@dataclass(slots=True, eq=False)
+class Draft:
+    """A piece in the making. `keyframes`: (events of the draft before it, snapshot, its seq)."""
+
+    pair: Pair
+    run: Run
+    rows: DeltaRows
+    piece: Piece
+    h_start: int
+    keyframes: list[tuple[int, Keyframe, int]] = field(default_factory=list)
+    begins_anew: bool = False  # at a snapshot, inside the run: the claim begins anew too
+    begin_seq: int = -1
+    refused: str = ""  # why its rows may not be merged at all
+    broken_at: int = -1  # index of the first row that breaks the chain of hashes
+
+
+class Drafter:
+    """Cuts one pair's items of one window into drafts."""
+
+    def __init__(self, pair: Pair, run: Run, rows: DeltaRows, end_seq: int | None) -> None:
+        self.pair = pair
+        self.run = run
+        self.rows = rows
+        self.end_seq = end_seq
+        self.drafts: list[Draft] = []
+        self.start = 0
+        self.h = pair.h
+        self.floating = pair.standing == Standing.FLOATING
+        self.constant = pair.constant
+        self.quarantined = pair.standing == Standing.QUARANTINED
+        self.position = pair.position if pair.standing == Standing.PINNED else None
+        self.seq_from = pair.seq_from
+        self.begins_anew = False
+        self.begin_seq = -1
+        self.keyframes: list[tuple[int, Keyframe, int]] = []
+        if pair.keyframe is not None:  # of a quiet run, waiting for its place
+            self.keyframes.append((0, pair.keyframe, -1))
+            pair.keyframe = None
+        self.audit = 0
+
+    def cut(
+        self, snapshots: list[SnapshotRow], ahead: SnapshotRow | None, float_hold_ns: int
+    ) -> list[Draft]:
+        """The drafts; `ahead`: the pair's first snapshot if it lies in a later window."""
+        seq = self.rows["seq"]
+        for snap in snapshots:
+            # A reset's row carries the seq of its snapshot and stands before it.
+            after = snap.seq + (snap.verdict == SnapshotVerdict.RESET)
+            self._snapshot(snap, int(np.searchsorted(seq, after)))
+        if self.floating and self.rows.size > self.start and ahead is not None:
+            first_ns = self.pair.first_float_ns or int(self.rows["received_ns"][self.start])
+            soon = ahead.received_ns - first_ns <= float_hold_ns
+            if soon and ahead.levels != EMPTY_LEVELS:
+                self._anchor(ahead)
+        self._finish(self.rows.size, None)
+        return self.drafts
+
+    def _anchor(self, snap: SnapshotRow) -> None:
+        """Rule 2: H backwards, by the difference to the floating hash."""
+        self.constant = (snap.book_hash - snap.running_hash) & MASK
+        self.h = (self.h + self.constant) & MASK
+        self.floating = False
+
+    def _snapshot(self, snap: SnapshotRow, at: int) -> None:
+        if snap.verdict == SnapshotVerdict.DIFFERS:
+            self.audit = -1
+            self._begin(snap, at)
+        elif snap.verdict == SnapshotVerdict.ANCHOR and self.floating:
+            had_rows = at > self.start or self.pair.last_seq >= 0
+            if had_rows and snap.levels == EMPTY_LEVELS:
+                self._begin(snap, at)
+            else:
+                self._anchor(snap)
+                self._keep(snap, at)
+        elif self.quarantined:
+            self._begin(snap, at)
+        elif snap.verdict == SnapshotVerdict.ANCHOR and not self._fits(snap):
+            self.audit = -1
+            self._begin(snap, at)
+        else:
+            self.audit = 1
+            self._keep(snap, at)
+
+    def _fits(self, snap: SnapshotRow) -> bool:
+        """Does a first snapshot agree with the H that alignment or an earlier look gave?"""
+        return (snap.running_hash + self.constant) & MASK == snap.book_hash
+
+    def _keep(self, snap: SnapshotRow, at: int) -> None:
+        self.keyframes.append((at - self.start, kept(snap), snap.seq))
+
+    def _begin(self, snap: SnapshotRow, at: int) -> None:
+        """A new piece begins at this snapshot."""
+        self._finish(at, snap.seq)
+        self.start, self.h, self.constant = at, snap.book_hash, 0
+        self.floating = self.quarantined = False
+        self.position, self.seq_from, self.begin_seq = None, snap.seq, snap.seq
+        self.begins_anew, self.audit = True, 0
+        self.keyframes = [(0, kept(snap), snap.seq)]
+
+    def _finish(self, stop: int, cut_seq: int | None) -> None:
+        rows = self.rows[self.start : stop]
+        if cut_seq is not None and rows.size == 0 and not self.keyframes and self.drafts:
+            return
+        hashed = rows
+        floating = (rows["flags"] & FLOATING) != 0
+        if not self.floating and self.constant and floating.any():
+            hashed = rows.copy()
+            hashed["book_hash"][floating] += np.uint64(self.constant)
+        events = events_of(hashed, self.h)
+        broken = -1 if self.quarantined else chain_break(events)
+        piece = Piece(
+            gatherer=self.pair.gatherer,
+            connection=self.pair.connection,
+            run_id=self.pair.run_id,
+            seq_from=self.seq_from,
+            seq_to=self._seq_to(rows, cut_seq),
+            events=events if broken < 0 else events.part(0, broken),
+            anchored=not self.floating,
+            position=self.position,
+            audit=self.audit,
+            weak=bool((rows["flags"] & int(DeltaFlag.NEGATIVE)).any()),
+            open_end=cut_seq is None and self.end_seq is None,
+        )
+        self.drafts.append(
+            Draft(
+                self.pair, self.run, rows, piece, self.h, self.keyframes, self.begins_anew,
+                self.begin_seq, "quarantined" if self.quarantined else "", broken,
+            )
+        )  # fmt: skip
+
+    def _seq_to(self, rows: DeltaRows, cut_seq: int | None) -> int:
+        if cut_seq is not None:
+            return cut_seq - 1
+        if self.end_seq is not None:
+            return self.end_seq
+        return int(rows["seq"][-1]) if rows.size else max(self.pair.last_seq, self.seq_from)
+
+
+def kept(snap: SnapshotRow) -> Keyframe:
+    """The part of a snapshot that is kept."""
+    return Keyframe(snap.exchange_us, snap.received_ns, snap.book_hash, snap.levels)
+
+
+def end_hash(draft: Draft) -> int:
+    """H after the draft's last event, on the footing of its piece (constant of alignment added)."""
+    events: Events = draft.piece.events
+    h = int(events.h_after[-1]) if len(events) else draft.h_start
+    return (h + draft.piece.constant) & MASK

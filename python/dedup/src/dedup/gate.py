@@ -1,0 +1,98 @@
+"""When a window may close: everything that belongs to it is there, or will not come.
+
+Purpose: the waiting rules of the arbiter, each with a sentence for the status screen. They decide
+only how long to wait, never the result: a row that comes later than any of them allowed is placed
+if it can be, and kept as late if it cannot.
+
+Invariants: INV-G1 exchange times are compared with exchange times, receive times with receive times
+of the same gatherer; the one comparison across gatherers has `grace_ns` as margin for their clocks.
+
+Does not do: cutting, merging.
+"""
+
+from __future__ import annotations
+
+from dedup.inflow import LOW, Inflow
+from dedup.output import ArbiterSettings
+
+
+class Patience:
+    """Which gatherers are left out because nothing came of them while the others went on."""
+
+    def __init__(self, n_gatherers: int, settings: ArbiterSettings) -> None:
+        self.settings = settings
+        self.asked: list[dict[int, int] | None] = [None] * n_gatherers
+        self.left_out: set[int] = set()
+
+    def delivered(self, gatherer: int) -> None:
+        """A batch came: the gatherer is waited for again."""
+        self.asked[gatherer] = None
+        self.left_out.discard(gatherer)
+
+    def nothing_new(self, gatherer: int, inflows: list[Inflow]) -> None:
+        """Asked and nothing came: left out once another is `patience_ns` past the first asking."""
+        now = {i.gatherer: i.max_received_ns for i in inflows}
+        first = self.asked[gatherer]
+        if first is None:
+            self.asked[gatherer] = now
+            return
+        for other, received_ns in now.items():
+            moved = received_ns - first[other] >= self.settings.patience_ns
+            ahead = received_ns - now[gatherer] >= self.settings.patience_ns
+            if other != gatherer and first[other] and moved and ahead:
+                self.left_out.add(gatherer)
+
+
+def reasons_to_wait(
+    inflows: list[Inflow], window: int, settings: ArbiterSettings, left_out: set[int]
+) -> list[str]:
+    """Why `window` may not close yet; empty: it may."""
+    seen = [ns for i in inflows for w, ns in i.first_seen.items() if w > window]
+    everyone_done = all((i.started and i.ended) or i.gatherer in left_out for i in inflows)
+    if not seen and not everyone_done:
+        return ["no gatherer has shown a later exchange time yet"]
+    due_ns = min(seen, default=0) + settings.grace_ns
+    end_us = (window + 1) * settings.window_us
+    reasons = []
+    for inflow in inflows:
+        if inflow.gatherer in left_out:
+            continue
+        name = f"gatherer {inflow.gatherer + 1}"
+        if not inflow.started:
+            reasons.append(f"{name} has delivered nothing yet")
+        elif not inflow.ended and inflow.max_received_ns < due_ns:
+            late_ms = (due_ns - inflow.max_received_ns) // 1_000_000
+            reasons.append(f"{name} is {late_ms} ms behind with its commits")
+        else:
+            reasons += _runs_to_wait_for(inflow, end_us, settings, name)
+            reasons += _floats_to_wait_for(inflow, window, settings, name)
+    return reasons
+
+
+def _runs_to_wait_for(
+    inflow: Inflow, end_us: int, settings: ArbiterSettings, name: str
+) -> list[str]:
+    reasons = []
+    for run in inflow.runs.values():
+        if run.ended or run.channel != "orderbook" or inflow.ended:
+            continue
+        if run.shown_us - settings.engine_skew_us >= end_us:
+            continue
+        if inflow.max_received_ns - run.last_received_ns >= settings.idle_hold_ns:
+            continue
+        reasons.append(f"{name}: run {run.run_id} has not shown a later exchange time")
+    return reasons
+
+
+def _floats_to_wait_for(
+    inflow: Inflow, window: int, settings: ArbiterSettings, name: str
+) -> list[str]:
+    waiting = [
+        key
+        for key, (w, received_ns) in inflow.floats.items()
+        if w <= window
+        and not inflow.ended
+        and inflow.max_received_ns - received_ns < settings.float_hold_ns
+    ]
+    runs = sorted({key & LOW for key in waiting})
+    return [f"{name}: run {run_id} waits for a snapshot" for run_id in runs]
