@@ -352,6 +352,19 @@ def test_second_gap_asks_again_for_snapshots_that_are_under_way() -> None:
     assert line.session.n_waiting == 0
 
 
+def test_snapshot_of_before_the_gap_does_not_settle_the_request() -> None:
+    """One wake-up of the socket brings a snapshot, then a gap: the shell tells the gap first."""
+    line = ready(["A"])
+    line.take(line.session.on_gap(SID, line.now, None, 50))
+    line.event(events.Snapshot("A", [], [], SID, 48, None))
+    assert line.session.n_waiting == 1
+    line.event(events.Snapshot("A", [], [], SID + 1, 1, None))  # another sid: not comparable
+    assert line.session.n_waiting == 0
+    line.take(line.session.on_gap(SID, line.now, None, 60))
+    line.event(events.Snapshot("A", [], [], SID, 60, None))
+    assert line.session.n_waiting == 0
+
+
 def test_snapshots_asked_for_at_once_are_limited_and_the_rest_follows() -> None:
     """INV-43: too many at once would overflow the exchange's buffer for us."""
     line = ready("ABCDE", snapshots_at_once=2, tickers_per_snapshot_command=2)

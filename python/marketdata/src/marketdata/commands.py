@@ -20,6 +20,17 @@ from marketdata.effects import NS_PER_S, SendCommand, SessionSettings
 
 Kind: TypeAlias = Literal["subscribe", "add", "delete", "snapshot", "list"]
 
+TERMINAL_CODES: Final = frozenset({7, 10, 17, 25})
+"""The subscription is dead, the connection is not (7: the exchange knows no such sid)."""
+RETRY_CODES: Final = frozenset({18, 27})
+"""Command timeout, too many requests: the same command again, later."""
+TICKER_CODES: Final = frozenset({11, 14, 16})
+"""Something is wrong with a ticker of the command; which one is found by halving."""
+CODE_ALREADY_SUBSCRIBED: Final = 6
+CODE_AUTHENTICATION: Final = 9
+CODE_UNSUPPORTED_ACTION: Final = 13
+CODE_MARKET_LIMIT: Final = 26
+
 _ACTIONS: Final[dict[str, Literal["add_markets", "delete_markets", "get_snapshot"]]] = {
     "add": "add_markets",
     "delete": "delete_markets",

@@ -9,7 +9,8 @@ API (every `now_ns` is of one monotonic clock; methods return the effects to car
     session.on_open(now_ns)           # the socket is up; forgets all of the connection before
     session.on_frames(now_ns)         # frames arrived: once a batch is enough; no effects
     session.on_event(event, now_ns)   # a decoded event that is no Delta, Trade or Ticker
-    session.on_gap(sid, now_ns, tickers=None)  # continuity saw a gap; tickers: only these touched
+    session.on_gap(sid, now_ns, tickers=None, seq=None)  # continuity saw a gap before frame `seq`;
+                                      # tickers: only these were touched
     session.on_timer(now_ns)          # at or after `next_due()`
     session.next_due() -> int | None  # when `on_timer` is wanted; may change with any call
     session.close(), session.on_closed()
@@ -36,7 +37,19 @@ from itertools import islice
 from typing import Final
 
 from marketdata import events
-from marketdata.commands import Batch, Command, Kind, Ledger
+from marketdata.commands import (
+    CODE_ALREADY_SUBSCRIBED,
+    CODE_AUTHENTICATION,
+    CODE_MARKET_LIMIT,
+    CODE_UNSUPPORTED_ACTION,
+    RETRY_CODES,
+    TERMINAL_CODES,
+    TICKER_CODES,
+    Batch,
+    Command,
+    Kind,
+    Ledger,
+)
 from marketdata.effects import (
     MINUTE_NS,
     Effect,
@@ -49,30 +62,10 @@ from marketdata.effects import (
     SessionState,
 )
 
-__all__ = [
-    "Effect",
-    "Effects",
-    "Reconnect",
-    "Report",
-    "ReportKind",
-    "SendCommand",
-    "Session",
-    "SessionSettings",
-    "SessionState",
-]
+__all__ = ["Effect", "Effects", "Reconnect", "Report", "ReportKind", "SendCommand"]
+__all__ += ["Session", "SessionSettings", "SessionState"]
 
 BOOK_CHANNEL: Final = "orderbook_delta"
-
-TERMINAL_CODES: Final = frozenset({7, 10, 17, 25})
-"""The subscription is dead, the connection is not (7: the exchange knows no such sid)."""
-RETRY_CODES: Final = frozenset({18, 27})
-"""Command timeout, too many requests: the same command again, later."""
-TICKER_CODES: Final = frozenset({11, 14, 16})
-"""Something is wrong with a ticker of the command; which one is found by halving."""
-CODE_ALREADY_SUBSCRIBED: Final = 6
-CODE_AUTHENTICATION: Final = 9
-CODE_UNSUPPORTED_ACTION: Final = 13
-CODE_MARKET_LIMIT: Final = 26
 
 
 class Session:
@@ -106,6 +99,7 @@ class Session:
         self._audit_round: deque[str] = deque()
         self._gaps: deque[int] = deque()
         self._losses: deque[int] = deque()
+        self._gap_seq = 0  # of the book sid: the first number after its last gap
         self._is_dirty = True  # wanted and subscribed books may differ
 
     # --- what a shell asks
@@ -166,7 +160,7 @@ class Session:
         self.on_frames(now_ns)
         match event:
             case events.Snapshot():
-                self._got_snapshot(event.market, now_ns)
+                self._got_snapshot(event, now_ns)
             case events.Subscribed():
                 self._got_subscribed(event, now_ns, effects)
             case events.Ok():
@@ -177,14 +171,25 @@ class Session:
                 self._lose(event.sid, None, "unsubscribed", now_ns, effects)
         return self._pump(now_ns, effects)
 
-    def on_gap(self, sid: int, now_ns: int, tickers: Iterable[str] | None = None) -> Effects:
-        """Continuity lost count of a sid: its books (or only `tickers`) need fresh snapshots."""
+    def on_gap(
+        self,
+        sid: int,
+        now_ns: int,
+        tickers: Iterable[str] | None = None,
+        seq: int | None = None,
+    ) -> Effects:
+        """Continuity lost count of a sid: its books (or only `tickers`) need fresh snapshots.
+
+        `seq`: number of the first frame after the gap. A shell that tells gaps and events of one
+        batch apart from their order should give it: an older snapshot then settles nothing.
+        """
         channel = self._channel_of(sid)
         if self.state is not SessionState.OPEN or channel is None:
             return []
         effects: Effects = [Report(ReportKind.GAP, channel, sid)]
         if channel != BOOK_CHANNEL:
             return effects
+        self._gap_seq = max(self._gap_seq, seq or 0)
         if self._too_many(self._gaps, self.settings.gaps_per_minute, now_ns):
             return self._give_up("gaps", effects)
         if not self._can_ask_snapshots:
@@ -223,10 +228,13 @@ class Session:
 
     # --- replies
 
-    def _got_snapshot(self, ticker: str, now_ns: int) -> None:
+    def _got_snapshot(self, event: events.Snapshot, now_ns: int) -> None:
         self._last_snapshot_ns = now_ns
-        self._stale.pop(ticker, None)
-        self._ledger.got_snapshot(ticker)
+        is_of_book_sid = event.sid is not None and event.sid == self._sids.get(BOOK_CHANNEL)
+        if is_of_book_sid and event.seq is not None and event.seq < self._gap_seq:
+            return  # from before the last gap
+        self._stale.pop(event.market, None)
+        self._ledger.got_snapshot(event.market)
 
     def _got_subscribed(self, event: events.Subscribed, now_ns: int, effects: Effects) -> None:
         command = self._ledger.get(event.id)
@@ -419,6 +427,7 @@ class Session:
                 if command.channel == BOOK_CHANNEL:
                     self._ledger.forget(command)
             self._batches.clear()
+            self._gap_seq = 0
             self._subscribed.clear()
             self._adding.clear()
             self._deleting.clear()
