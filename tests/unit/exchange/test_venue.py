@@ -128,7 +128,7 @@ def test_a_hole_throws_everybody_out_and_nobody_in_until_it_ends() -> None:
     venue = make_venue(ScriptSource([spec(0)], items))
     connection = book_client(venue)
     assert venue.play(10) is Pause.HOLE
-    assert connection.closing in ("reset", "close")
+    assert connection.closing == "close"
     assert venue.refusal() == "hole"
     assert venue.play(10) is Pause.RETURN
     assert venue.refusal() is None

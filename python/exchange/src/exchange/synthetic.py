@@ -24,6 +24,7 @@ import random
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from exchange.faults import RATES, SECOND_US, SHARD_OFFSET_US_MAX, FaultLevel
@@ -124,7 +125,7 @@ class _World:
         self._rng = random.Random(f"{seed}/synthetic")
         self._span_us = source.end_us - source.start_us
         self._out: list[Item] = []
-        self._agenda: list[tuple[int, int, Callable[[int], None]]] = []
+        self._agenda: list[tuple[int, int, Callable[[int], object]]] = []
         self._agenda_order = itertools.count()
         self.lives: list[_Life] = []
         for number in range(markets):
@@ -236,7 +237,7 @@ class _World:
         made, self._out = self._out, []
         return made
 
-    def _at(self, at_us: int, act: Callable[[int], None]) -> None:
+    def _at(self, at_us: int, act: Callable[[int], object]) -> None:
         if at_us < self._source.end_us:
             heapq.heappush(self._agenda, (at_us, next(self._agenda_order), act))
 
@@ -244,10 +245,11 @@ class _World:
         rng, start_us = self._rng, self._source.start_us
         count = len(self.lives)
         closing = rng.sample(self.lives, min(count - 1, max(2, int(count * CLOSES_SHARE))))
+        # In turn: snapshot alone, twice; burst; snapshot alone, once; burst.
+        acts = (self._close_twice, self._close_with_burst, self._close_once, self._close_with_burst)
         for place, life in enumerate(closing):
             at_us = start_us + int(self._span_us * rng.uniform(0.1, 0.85))
-            act = self._close_with_burst if place % 2 else self._close_with_snapshot
-            self._at(at_us, lambda due_us, act=act, life=life: act(life, due_us))  # type: ignore[misc]
+            self._at(at_us, partial(acts[place % len(acts)], life))
         for _ in range(max(1, int(count * LISTINGS_SHARE))):
             self._at(start_us + int(self._span_us * rng.uniform(0.1, 0.8)), self._list)
 
@@ -281,18 +283,20 @@ class _World:
             for part in self._parts(size):
                 self._change(life, side, price, -part, at_us)
         later_us = at_us + self._scaled_us(5.4, 8.2)
-        self._at(later_us, lambda due_us: self._empty(life, due_us))
-        self._at(later_us + self._scaled_us(1, 3), lambda due_us: self._settle(life, due_us))
+        self._at(later_us, partial(self._empty, life))
+        self._at(later_us + self._scaled_us(1, 3), partial(self._settle, life))
 
-    def _close_with_snapshot(self, life: _Life, at_us: int) -> None:
-        """Kind b: the empty snapshot is the only thing that empties the book; it may come twice."""
+    def _close_once(self, life: _Life, at_us: int) -> int:
+        """Kind b: the empty snapshot is the only thing that empties the book."""
         life.closed = True
         self._out.append(StatusItem(at_us, life.number, "closed"))
         later_us = at_us + self._scaled_us(0.5, 1.0)
-        self._at(later_us, lambda due_us: self._empty(life, due_us))
-        if self._rng.random() < 0.4:
-            again_us = later_us + self._scaled_us(0, 6)
-            self._at(again_us, lambda due_us: self._empty(life, due_us))
+        self._at(later_us, partial(self._empty, life))
+        return later_us
+
+    def _close_twice(self, life: _Life, at_us: int) -> None:
+        """Kind b with a second empty snapshot, up to 6 s later."""
+        self._at(self._close_once(life, at_us) + self._scaled_us(0, 6), partial(self._empty, life))
 
     def _empty(self, life: _Life, at_us: int) -> None:
         life.book[YES].clear()

@@ -475,7 +475,8 @@ class Venue:
         self.holes_open += 1
         self.tell("hole", None, until_us=item.until_us)
         for connection in list(self.connections.values()):
-            self.cut(connection, self._rng.choice(("reset", "close")), "hole_cut")
+            # A clean close: what was played before the hole arrives, as it did at the recorder.
+            self.cut(connection, "close", "hole_cut")
         self.refusals = 0
         self._wait_at = None
 
