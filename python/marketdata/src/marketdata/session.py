@@ -230,8 +230,8 @@ class Session:
 
     def _got_snapshot(self, event: events.Snapshot, now_ns: int) -> None:
         self._last_snapshot_ns = now_ns
-        is_of_book_sid = event.sid is not None and event.sid == self._sids.get(BOOK_CHANNEL)
-        if is_of_book_sid and event.seq is not None and event.seq < self._gap_seq:
+        is_book_sid = event.sid is not None and event.sid == self._sids.get(BOOK_CHANNEL)
+        if is_book_sid and event.seq is not None and event.seq < self._gap_seq:
             return  # from before the last gap
         self._stale.pop(event.market, None)
         self._ledger.got_snapshot(event.market)
@@ -583,8 +583,6 @@ class Session:
             for c in self._ledger
             if not c.is_acked
         )
-
-    # --- small parts
 
     def _channel_of(self, sid: int | None) -> str | None:
         return next((name for name, held in self._sids.items() if held == sid), None)
