@@ -137,7 +137,8 @@ class Pipeline:
             while not self._stopping.is_set() and not self.finished:
                 await self._take(arbiter, tasks)
                 over = self._settings.final and all(r.state == "ended" for r in self.readers)
-                await self._close_windows(arbiter, final=over)
+                if self._read_again(standing):
+                    await self._close_windows(arbiter, final=over)
                 await self._export(final=over)
                 self._report()
                 self.finished = over and self.exporter.hours_waiting == 0
@@ -168,6 +169,23 @@ class Pipeline:
             poll_s=self._settings.poll_ms / 1000,
             resume_at=resume_at,
         )
+
+    def _read_again(self, standing: Standing) -> bool:
+        """Whether all that the arbiter had before a restart is with it again.
+
+        Its loaded state tells of batches that it holds no rows of until they are read once more.
+        """
+        patience_s = float(self._settings.patience_s)
+        seen = {p.gatherer: p.seen_batch for p in standing.positions}
+        missing = [
+            r.index
+            for r in self.readers
+            if r.position.last_batch_id < seen.get(r.index, 0)
+            and not r.exhausted
+            and r.silent_s() < patience_s
+        ]
+        self.waiting_for = [f"gatherer {g + 1} is read again after a restart" for g in missing]
+        return not missing
 
     async def _take(self, arbiter: Arbiter, tasks: dict[asyncio.Task[Any], GathererReader]) -> None:
         """Wait for at least one reader, give the arbiter everything that has arrived."""
