@@ -40,7 +40,12 @@ def new_app(outdir: Path | None = None, context: Mapping[str, Any] | None = None
     return cdk.App(
         outdir=str(outdir) if outdir else None,
         analytics_reporting=False,
-        context={**feature_flags(), **(context or {})},
+        context={
+            **feature_flags(),
+            "aws:cdk:enable-path-metadata": False,
+            "aws:cdk:version-reporting": False,
+            **(context or {}),
+        },
     )
 
 

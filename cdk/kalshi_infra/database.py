@@ -80,4 +80,3 @@ class DatabaseStack(Stack):
                 policy_document=read_secret(self.instance.attr_master_user_secret_secret_arn),
             )
         CfnOutput(self, "Endpoint", value=self.instance.attr_endpoint_address)
-        CfnOutput(self, "PasswordSecret", value=self.instance.attr_master_user_secret_secret_arn)

@@ -327,7 +327,12 @@ def _inconsistencies(topology: Topology) -> list[str]:
 def _rule_faults(topology: Topology) -> list[str]:
     faults = []
     groups = topology.groups()
+    seen = set()
     for index, rule in enumerate(topology.rule):
+        row = (rule.group, rule.direction, rule.port, rule.peer)
+        if row in seen:
+            faults.append(f"rule[{index}] of {rule.group}: the same rule stands twice")
+        seen.add(row)
         where = f"rule[{index}] of {rule.group}"
         if rule.port not in Ports.__dataclass_fields__:
             faults.append(f"{where}: port {rule.port!r} is not in [ports]")
