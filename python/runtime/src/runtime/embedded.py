@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import ctypes
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -53,6 +54,7 @@ PORT_FIRST: Final = 15_000
 PORT_LAST: Final = 32_000
 PORT_TRIES_MAX: Final = 64
 START_TRIES_MAX: Final = 5
+CLAIM_NAME: Final = "in-use"
 POLL_S: Final = 0.02
 SERVICE_ACCOUNTS: Final = ("postgres", "nobody")  # looked for in this order when we are root
 
@@ -158,6 +160,35 @@ def _open_directory(prefix: str) -> Path:
     return path
 
 
+def claim(directory: Path) -> int:
+    """Mark a temporary directory as in use; the returned descriptor holds the mark."""
+    unmarked = directory / f"{CLAIM_NAME}.new"
+    handle = os.open(unmarked, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    unmarked.rename(directory / CLAIM_NAME)  # only now can a sweep see it, and it is locked
+    return handle
+
+
+def sweep() -> list[Path]:
+    """Remove our temporary directories whose process was killed before it could remove them."""
+    removed: list[Path] = []
+    for mark in Path(tempfile.gettempdir()).glob(f"kalshi-tape-*/{CLAIM_NAME}"):
+        try:
+            handle = os.open(mark, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue  # another account's, or gone meanwhile
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # in use
+        else:
+            shutil.rmtree(mark.parent, ignore_errors=True)
+            removed.append(mark.parent)
+        finally:
+            os.close(handle)
+    return removed
+
+
 def free_port() -> int:
     """A TCP port of loopback, free now, that the kernel gives to no outgoing connection."""
     last = PORT_LAST
@@ -193,6 +224,7 @@ class _Shared:
         self._binaries: Path | None = None
         self._template: Path | None = None
         self._made: list[Path] = []
+        self._claims: list[int] = []
         self._requests: queue.SimpleQueue[Callable[[], None]] | None = None
         self._owner_pid = os.getpid()
 
@@ -208,13 +240,16 @@ class _Shared:
 
     def _copy_binaries(self, root: Path) -> Path:
         home = self._own_directory("kalshi-tape-pg-")
-        copy = home / "pg"
+        copy = home / root.parent.name / root.name
         (copy / "bin").mkdir(parents=True)
+        libraries = root.parent.with_name(root.parent.name + ".libs")  # looked for at this distance
+        if libraries.is_dir():
+            shutil.copytree(libraries, home / libraries.name, symlinks=True)
         for name in ("postgres", "initdb"):
             shutil.copy2(root / "bin" / name, copy / "bin" / name)
         shutil.copytree(root / "lib", copy / "lib", symlinks=True)
         shutil.copytree(root / "share", copy / "share", symlinks=True)
-        for path in [copy, *copy.rglob("*")]:
+        for path in home.rglob("*"):
             if not path.is_symlink():
                 path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
         for name in ("postgres", "initdb"):
@@ -234,7 +269,9 @@ class _Shared:
             return self._template
 
     def _own_directory(self, prefix: str) -> Path:
+        sweep()
         path = _open_directory(prefix)
+        self._claims.append(claim(path))
         if not self._made:
             atexit.register(self._clean)
         self._made.append(path)
@@ -361,11 +398,21 @@ def _last_lines(text: str, count: int = 3) -> str:
     return " | ".join(lines[-count:]) or "it said nothing"
 
 
+_WAL_IDENTITY_AT: Final = 24  # xlp_sysid of XLogLongPageHeaderData
+
+
+def _wal_identity(segment: Path) -> int:
+    """The system identifier in a WAL segment's first page; 0 in a segment made ahead."""
+    with segment.open("rb") as wal:
+        return int(struct.unpack_from("=Q", wal.read(32), _WAL_IDENTITY_AT)[0])
+
+
 def give_new_identity(directory: Path, identity: int) -> bool:
     """Write another system identifier into a cluster that was never started.
 
-    It stands in the first 8 bytes of pg_control (under a CRC32C) and in the first page of the one
-    WAL segment. False, with nothing written, when the files are not as PostgreSQL 16 makes them.
+    It stands in the first 8 bytes of pg_control (under a CRC32C) and in the first page of every WAL
+    segment in use (initdb leaves one or two; one made ahead is all zero). False, with nothing
+    written, when the files are not as PostgreSQL 16 makes them.
     """
     control_path = directory / "global" / "pg_control"
     segments = [p for p in (directory / "pg_wal").iterdir() if p.is_file()]
@@ -376,16 +423,16 @@ def give_new_identity(directory: Path, identity: int) -> bool:
         for end in range(64, 1024, 4)
         if struct.unpack_from("=I", control, end)[0] == google_crc32c.value(bytes(control[:end]))
     ]
-    if len(places) != 1 or len(segments) != 1:
+    seen = {path: _wal_identity(path) for path in segments}
+    used = [path for path, found in seen.items() if found == old]
+    if len(places) != 1 or not used or set(seen.values()) - {0, old}:
         return False
-    with segments[0].open("r+b") as wal:
-        page = wal.read(32)
-        if struct.unpack_from("=Q", page, 24)[0] != old:
-            return False
-        wal.seek(24)
-        wal.write(struct.pack("=Q", identity))
-        wal.flush()
-        os.fsync(wal.fileno())
+    for path in used:
+        with path.open("r+b") as wal:
+            wal.seek(_WAL_IDENTITY_AT)
+            wal.write(struct.pack("=Q", identity))
+            wal.flush()
+            os.fsync(wal.fileno())
     struct.pack_into("=Q", control, 0, identity)
     crc = google_crc32c.value(bytes(control[: places[0]]))
     struct.pack_into("=I", control, places[0], crc)
@@ -413,8 +460,10 @@ class EmbeddedPostgres:
         account: Account | None = None,
     ) -> None:
         self._temporary: Path | None = None
+        self._claim = -1
         if data_dir is None:
             self._temporary = _open_directory("kalshi-tape-db-")
+            self._claim = claim(self._temporary)
             data_dir = self._temporary / "cluster"
         self.data_dir = data_dir.absolute()
         self._port = port
@@ -491,6 +540,9 @@ class EmbeddedPostgres:
         if self._temporary is not None:
             _release_shared_memory(self.data_dir)
             shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
 
     def kill(self) -> None:
         """kill -9 of the server's parent process, as a power cut would; its children follow."""
