@@ -1,8 +1,8 @@
 """A gatherer process on real sockets and a real PostgreSQL, its rows compared with the truth log.
 
 The comparison is by connection: a row names (connection, sid, seq), and the exchange's log says
-what it sent under exactly that name. So nothing is matched by content, and a lost, doubled, altered or
-misplaced change cannot hide behind an equal one.
+what it sent under exactly that name. So nothing is matched by content, and a lost, doubled, altered
+or misplaced change cannot hide behind an equal one.
 """
 
 from __future__ import annotations

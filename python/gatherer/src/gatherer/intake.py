@@ -28,8 +28,9 @@ import orjson
 
 from marketdata import events, segment, wire
 from marketdata.chain import Rows
-from marketdata.continuity import Continuity, Gap, Refused
+from marketdata.continuity import Continuity, Refused
 from marketdata.errors import StorageError, WireError
+from marketdata.runs import Gap
 from runtime.spool import Position, SpoolReader, SpoolRecord, SpoolWriter, start_of
 from runtime.spool_read import READ_BYTES
 

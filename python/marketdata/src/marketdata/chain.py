@@ -4,7 +4,7 @@ Purpose: the state behind `continuity`, with its JSON form for the spool's STATE
 Words: a *chain* is one market within a run. It is *floating* until its first snapshot in the run:
 its hash then counts from 0 at the run's start, and its levels are not known.
 Invariants:
-- INV-25 `Scope.restore(scope.export())` is the same scope; the form is JSON and without float.
+- INV-57 `Scope.restore(scope.export())` is the same scope; the form is JSON and without float.
 Does not do: decisions (continuity), sequence verdicts (sequence), bytes of the spool (segment).
 """
 
