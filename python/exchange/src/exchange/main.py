@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="exchange", description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--frames", type=Path, help="a recorded capture, or a directory of them")
-    what.add_argument("--synthetic", type=int, default=0, metavar="MARKETS")
+    what.add_argument("--synthetic", type=int, default=None, metavar="MARKETS")
     parser.add_argument("--seconds", type=float, default=0.0, help="engine seconds (0: all)")
     parser.add_argument("--events-per-s", type=float, default=None, help="synthetic, all markets")
     parser.add_argument("--rate", default="1", help="multiple of engine time, or max")
@@ -95,8 +95,9 @@ def read_flags(arguments: list[str]) -> Flags:
             rate = 0.0
         if not 0 < rate < float("inf"):
             faults.append(f"--rate {named.rate} is neither a positive number nor max")
-    if named.frames is None and named.synthetic < 1:
-        faults.append(f"--synthetic {named.synthetic} markets: at least 1 is needed")
+    synthetic = named.synthetic or 0
+    if named.frames is None and synthetic < 1:
+        faults.append(f"--synthetic {synthetic} markets: at least 1 is needed")
     if named.seconds < 0:
         faults.append(f"--seconds {named.seconds} is negative")
     if (named.tls_cert is None) != (named.tls_key is None):
@@ -105,7 +106,7 @@ def read_flags(arguments: list[str]) -> Flags:
         raise ConfigError("; ".join(faults))
     return Flags(
         frames=named.frames,
-        synthetic=named.synthetic,
+        synthetic=synthetic,
         seconds=named.seconds,
         events_per_s=named.events_per_s,
         rate=rate,
@@ -189,36 +190,41 @@ class Exchange:
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; the truth log is complete when this returns."""
         runner = web.AppRunner(self._rest.application(), access_log=None)
-        await runner.setup()
-        rest_server = runner.server
-        assert rest_server is not None
-        gate = self._gate = Gate(self.venue, self._verifier, rest_server)
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: Client(gate),
-            self._flags.host,
-            self._flags.port,
-            ssl=_tls_context(self._flags.tls),
-        )
-        self.port = server.sockets[0].getsockname()[1]
-        self._write_ready_file()
+        try:
+            await runner.setup()
+            rest_server = runner.server
+            assert rest_server is not None
+            gate = self._gate = Gate(self.venue, self._verifier, rest_server)
+            server = await asyncio.get_running_loop().create_server(
+                lambda: Client(gate),
+                self._flags.host,
+                self._flags.port,
+                ssl=_tls_context(self._flags.tls),
+            )
+            self.port = server.sockets[0].getsockname()[1]
+            self._write_ready_file()
+            try:
+                await self._play(gate, stop)
+            finally:
+                server.close()
+                await self._clients_gone(gate)
+        finally:
+            await runner.cleanup()
+            self._truth.close(self.venue.ledger)
+
+    async def _play(self, gate: Gate, stop: asyncio.Event) -> None:
+        """Conducts until `stop`; a failure of the conductor is raised again."""
         pace = Pace(self._flags.rate, self._flags.start_timeout_s)
         self._conductor = Conductor(gate, pace, self._truth)
         playing = asyncio.create_task(self._conductor.run())
         stopping = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait((playing, stopping), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gate.stopping = True
-            for task in (playing, stopping):
-                task.cancel()
-            ends = await asyncio.gather(playing, stopping, return_exceptions=True)
-            for client in list(gate.clients.values()):
-                client.close()
-            server.close()
-            await self._clients_gone(gate)
-            await runner.cleanup()
-            self._truth.close(self.venue.ledger)
+        await asyncio.wait((playing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        gate.stopping = True
+        for task in (playing, stopping):
+            task.cancel()
+        ends = await asyncio.gather(playing, stopping, return_exceptions=True)
+        for client in list(gate.clients.values()):
+            client.close()
         if isinstance(ends[0], Exception):
             raise ends[0]
 

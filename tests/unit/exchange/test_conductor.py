@@ -1,0 +1,54 @@
+"""The pace: real time by a factor, or as fast as clients read; bounded waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+from exchange.conductor import RECONNECT_WAIT_S, Pace
+from tests.exchange_client import Recorder, exchange
+
+
+async def test_the_play_waits_for_the_expected_clients_then_begins(tmp_path: Path) -> None:
+    """A play that begins before its gatherers has lost events that nobody could have."""
+    flags = ("--synthetic", "5", "--seconds", "2", "--rate", "max", "--expect-clients", "2")
+    async with exchange(tmp_path, *flags) as running:
+        tickers = json.loads((running.truth / "markets.json").read_bytes())
+        first = asyncio.create_task(Recorder(running.keys, running.ready["ws_url"], tickers).run())
+        await asyncio.sleep(0.5)
+        status = await running.status()
+        assert (status["started"], status["events"]) == (False, 0)
+        assert status["waiting_for"] == "start"
+        second = asyncio.create_task(Recorder(running.keys, running.ready["ws_url"], tickers).run())
+        assert (await running.done())["events"] > 0
+        for task in (first, second):
+            task.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+
+
+async def test_the_wait_for_clients_is_bounded_and_told(tmp_path: Path) -> None:
+    """A missing gatherer must not hang the demo for ever."""
+    flags = ("--synthetic", "5", "--seconds", "1", "--rate", "max", "--expect-clients", "2")
+    async with exchange(tmp_path, *flags, "--start-timeout", "0.2") as running:
+        status = await running.done()
+        assert status["faults"]["start_without_all"] == 1
+
+
+async def test_a_rate_is_a_multiple_of_engine_time(tmp_path: Path) -> None:
+    """Ten engine seconds at ten times the speed: not over at once, and over."""
+    flags = ("--synthetic", "5", "--seconds", "10", "--rate", "10")
+    async with exchange(tmp_path, *flags) as running:
+        status = await running.status()
+        began = time.monotonic()
+        played_us = status["virtual_us"] - status["start_us"]
+        await running.done()
+        # Lower bound only: the exchange may be late, it may never be early.
+        assert (time.monotonic() - began) * 10 >= (10_000_000 - played_us) / 1e6 - 1.0
+
+
+def test_a_pace_without_rate_is_full_speed() -> None:
+    """None is the value for `max`; the reconnect wait is a named bound."""
+    assert Pace(None, 1.0).rate is None
+    assert 0 < RECONNECT_WAIT_S <= 5
