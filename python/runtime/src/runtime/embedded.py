@@ -231,7 +231,7 @@ class _Shared:
     def binaries(self, account: Account) -> Path:
         """The install root (bin, lib, share), copied once to where the account can reach it."""
         with self._lock:
-            if self._binaries is None:
+            if self._binaries is None or not (self._binaries / "bin" / "postgres").exists():
                 root = wheel_root()
                 if blocked_at(root / "bin", account) is not None:
                     root = self._copy_binaries(root)
@@ -259,7 +259,8 @@ class _Shared:
     def template(self, account: Account) -> Path:
         """A cluster made by initdb once; never started."""
         with self._lock:
-            if self._template is None:
+            # A long-lived process may find its template removed by a cleaner of /tmp.
+            if self._template is None or not (self._template / "PG_VERSION").exists():
                 home = self._own_directory("kalshi-tape-template-")
                 directory = home / "cluster"
                 directory.mkdir(mode=0o700)

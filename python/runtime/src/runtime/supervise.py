@@ -78,7 +78,14 @@ class _Watched:
 class Supervisor:
     """Runs the parts of one service. Add parts, then `await run()` for the exit code."""
 
-    def __init__(self, service: str, *, notifier: Notifier | None = None) -> None:
+    def __init__(
+        self,
+        service: str,
+        *,
+        notifier: Notifier | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._monotonic = monotonic
         self.service = service
         self.verdict: BaseException | None = None
         self.reason = ""
@@ -101,15 +108,15 @@ class Supervisor:
 
     def watch(self, name: str, age_max_s: float) -> None:
         """The watchdog is fed only while `progress(name)` was called within `age_max_s`."""
-        self._watched[name] = _Watched(age_max_s, time.monotonic())
+        self._watched[name] = _Watched(age_max_s, self._monotonic())
 
     def progress(self, name: str) -> None:
         """Real work was done: rows committed, frames taken, a window closed, or nothing was due."""
-        self._watched[name].at_s = time.monotonic()
+        self._watched[name].at_s = self._monotonic()
 
     def stalled(self) -> list[str]:
         """Watched parts without recent progress."""
-        now = time.monotonic()
+        now = self._monotonic()
         return [n for n, w in self._watched.items() if now - w.at_s > w.age_max_s]
 
     def ready(self, status: str = "") -> None:
