@@ -206,14 +206,16 @@ class Recorder:
         self.controls: list[ControlRow] = []
         self.received = np.zeros(stream.us.size, bool)
         self.next_run, self.conn, self.latest_us = 1, 0, 0
+        self.last_ns = self.start_ns = 0
         self._record()
 
     def _ns(self, us: int) -> int:
         return us * 1000 + self.offset_ns + 10_000_000_000
 
     def _control(self, kind: str, us: int, **more: Any) -> None:
+        self.last_ns = max(self.last_ns, self._ns(us))
         self.controls.append(
-            ControlRow(1, len(self.controls), self._ns(us), kind, self.conn, **more)
+            ControlRow(1, len(self.controls), self.last_ns, kind, self.conn, **more)
         )
 
     def _record(self) -> None:
@@ -270,7 +272,7 @@ class Recorder:
         """Events a..b of one run whose snapshots come before event `snap_at`. Returns the next seq."""
         s, run_id = self.stream, self.next_run
         self.next_run += 1
-        us_a = int(s.us[a]) if a < s.us.size else int(s.us[-1])
+        us_a = int(s.us[max(a - 1, 0)])
         self._control(
             "run_start", us_a, run_id=run_id, sid=2, seq=seq,
             detail={"channel": "orderbook_delta", "start": kind},
@@ -290,7 +292,10 @@ class Recorder:
             seqs[n_before:] += len(s.tickers)
         end_seq = seq + index.size + (len(s.tickers) if snapped else 0)
         resets_before = np.flatnonzero((s.kind[index] == 1) & before) if kind == "gap" else []
+        self.start_ns = self.last_ns = max(self.last_ns, self._ns(us_a))
         self._rows(index, h, seqs, run_id, n_before, base, snapped)
+        if self.rows[-1].size:
+            self.last_ns = int(self.rows[-1]["received_ns"][-1])
         if snapped:
             self._snaps(index, h, base, n_before, first_snap, run_id, set(resets_before))
             if kind == "gap" and len(resets_before):
@@ -342,7 +347,9 @@ class Recorder:
         rows["flags"] = np.where(s.kind[index] == 1, int(DeltaFlag.RESET), 0)
         jitter = np.array([self.rng.randrange(5_000_000) for _ in range(index.size)], np.int64)
         received = s.us[index] * 1000 + self.offset_ns + 10_000_000_000 + jitter
-        rows["received_ns"] = np.maximum.accumulate(received) if index.size else received
+        steps = np.arange(1, index.size + 1)  # no two at one instant: batches cut between rows
+        later = np.maximum(received - steps, self.last_ns)
+        rows["received_ns"] = np.maximum.accumulate(later) + steps
         if not snapped:
             n_before = index.size
         floating = np.arange(index.size) < n_before
@@ -358,7 +365,8 @@ class Recorder:
         run_id: int, _resets: set[int],
     ) -> None:  # fmt: skip
         s = self.stream
-        us = int(s.us[index[min(n_before, index.size - 1)]]) if index.size else self.latest_us
+        stored = self.rows[-1]["received_ns"]
+        ns = int(stored[min(n_before, stored.size) - 1]) if stored.size and n_before else self.start_ns
         for m in range(len(s.tickers)):
             mine = np.flatnonzero(s.market[index[:n_before]] == m)
             now = int(h[mine[-1]]) if mine.size else base[m]
@@ -369,7 +377,7 @@ class Recorder:
             running = (now - base[m]) & MASK if n_before else 0
             self.snapshots.append(
                 SnapshotRow(
-                    self.latest_us, self._ns(us), true_now, running, m + 1, run_id, seq + m, 1,
+                    self.latest_us, ns, true_now, running, m + 1, run_id, seq + m, 1,
                     0, 0, FULL if true_now else EMPTY,
                 )
             )  # fmt: skip
@@ -377,7 +385,7 @@ class Recorder:
             i = n_before + n
             self.snapshots.append(
                 SnapshotRow(
-                    int(s.us[index[i]]), self._ns(int(s.us[index[i]])), 0,
+                    int(s.us[index[i]]), self.last_ns, 0,
                     int(s.h_before[index[i]]), int(s.market[index[i]]) + 1, run_id,
                     seq + len(s.tickers) + n, 1, 3, 0, EMPTY,
                 )

@@ -284,10 +284,10 @@ class Inflow:
             self.snapshots.append(item)
 
     def _own_window(self, key: int, row: SnapshotRow) -> int:
-        """Window of the latest row before the snapshot in its run and market."""
+        """Window of the latest row up to the snapshot (a reset's row has its seq) in its pair."""
         for chunk in reversed(self.chunks):
             low, high = np.searchsorted(chunk.key, [key, key + 1]).tolist()
-            at = low + int(np.searchsorted(chunk.rows["seq"][low:high], row.seq))
+            at = low + int(np.searchsorted(chunk.rows["seq"][low:high], row.seq + 1))
             if at > low:
                 return int(chunk.window[at - 1])
         return 0

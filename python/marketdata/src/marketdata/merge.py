@@ -419,7 +419,8 @@ class _Attempt:
             self._reject(piece, 0, len(piece.events), "unanchored")
 
     def _place_one_floating(self, piece: Piece) -> bool:
-        fits: dict[int, list[tuple[Segment, int, int]]] = {}
+        """Find the one constant under which the run fits; then it is placed like an anchored one."""
+        reach: dict[int, int] = {}  # constant -> events of the overlaps that prove it
         for segment in self.segments:
             for offset, constant in floating_offsets(
                 piece.events, segment.events, self.tolerance_us
@@ -432,18 +433,23 @@ class _Attempt:
                     and self._seq_allows(segment, piece, offset, len(events))
                     and self._wide_enough(segment, events, offset, length)
                 ):
-                    fits.setdefault(constant, []).append((segment, offset, length))
+                    reach[constant] = reach.get(constant, 0) + length
+        best = max(reach.values(), default=0)
+        choice = [c for c, length in reach.items() if length == best]
+        if len(choice) != 1:
+            return False  # nothing fits, or several places are equally good: never guess
+        events = piece.events.shifted(choice[0])
+        fits: list[tuple[Segment, int]] = []
+        for segment in self.segments:
+            offset_found, clash = self._try(segment, piece, events)
+            if clash is not None:
+                return False
+            if offset_found is not None:
+                fits.append((segment, offset_found))
         if not fits:
             return False
-        best = max(sum(length for _, _, length in found) for found in fits.values())
-        choice = [c for c, found in fits.items() if sum(length for _, _, length in found) == best]
-        found = fits[choice[0]]
-        if len(choice) > 1 or len({id(s) for s, _, _ in found}) != len(found):
-            return False  # several places are equally good: never guess
-        piece.constant = choice[0]
-        self.constants[id(piece)] = choice[0]
-        events = piece.events.shifted(piece.constant)
-        self._join([(s, o) for s, o, _ in found], piece, events, 0)
+        piece.constant = self.constants[id(piece)] = choice[0]
+        self._join(fits, piece, events, 0)
         return True
 
     def _wide_enough(self, segment: Segment, events: Events, offset: int, length: int) -> bool:
