@@ -5,6 +5,8 @@ holds them equal under random splits, fragments, pings, closes and 64-bit length
 the reference, and `picows`, about a third of its CPU.
 What they deliver: whole data messages as bytes, undecoded, in batches of what one wake-up brought,
 with one receive stamp for each batch; then one `Closed`.
+Where they differ: picows refuses a length written longer than needed, as RFC 6455 demands of a
+sender; `websockets` reads it.
 Limits: a message of more than MESSAGE_BYTES_MAX closes the connection (1009). Compression is not
 offered: it costs 1.3 to 1.6 times the CPU and saves bytes nobody needs. Pings are answered.
 Does not do: reconnecting, reading what is in a frame, clocks (the reader of time comes in).
@@ -271,6 +273,8 @@ class _Listener(picows.WSListener):
         kind = frame.msg_type
         if self.close_frame is not None or self.fault is not None:
             pass  # nothing counts after the goodbye
+        elif frame.rsv1 or frame.rsv2 or frame.rsv3:
+            self._fail(transport, PROTOCOL_ERROR, "reserved bits set")
         elif kind <= picows.WSMsgType.BINARY and kind and frame.fin and not self._parts:
             self._ready.append(frame.get_payload_as_bytes())
         elif kind <= picows.WSMsgType.BINARY:
