@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import aiohttp
 import orjson
 import typer
 from marketdata.errors import StorageError, TapeError
@@ -29,6 +30,7 @@ from tape.killer import Kill, plan_kills
 
 PLAY_TIMEOUT_S = 1800.0
 FINISH_TIMEOUT_S = 600.0
+RETURN_TIMEOUT_S = 60.0
 SETTLE_S = 1.0  # after the last frame was sent: time for it to be read
 DATABASE_DOWN_S = 0.5  # a killed database stays away this long
 DISK_FREE_BYTES_MIN = 2 << 30
@@ -84,6 +86,20 @@ async def wait_for_play(fleet: Fleet, readings: screen.Readings) -> None:
     await asyncio.sleep(SETTLE_S)
 
 
+async def wait_until_answering(fleet: Fleet, names: list[str]) -> None:
+    """Until every named service answers on its health port: one that was killed is back by then."""
+    deadline = time.monotonic() + RETURN_TIMEOUT_S
+    timeout = aiohttp.ClientTimeout(total=screen.POLL_TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout) as http:
+        for name in names:
+            while not await screen.answers(http, fleet.url(name, "/health")):
+                if time.monotonic() > deadline or fleet.children[name].finished:
+                    raise StorageError(
+                        f"{name} did not come back: {fleet.children[name].log_tail()}"
+                    )
+                await asyncio.sleep(0.1)
+
+
 async def run_fleet(plan: DemoPlan, kill_count: int, console: Console) -> dict[str, Any]:
     """Run everything to its end. Returns the counters that only the services know."""
     readings, stop, play_over = screen.Readings(), asyncio.Event(), asyncio.Event()
@@ -98,6 +114,7 @@ async def run_fleet(plan: DemoPlan, kill_count: int, console: Console) -> dict[s
             await wait_for_play(fleet, readings)
             play_over.set()
             await killing
+            await wait_until_answering(fleet, fleet.gatherer_names)
             readings.phase = "finishing"
             codes = await asyncio.gather(*(fleet.children[g].stop() for g in fleet.gatherer_names))
             for name, code in zip(fleet.gatherer_names, codes, strict=True):

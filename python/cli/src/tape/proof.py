@@ -221,24 +221,19 @@ def truth_book(
             start = book
     if start is None:
         return None
-    sides: tuple[dict[int, int], dict[int, int]] = (
-        {int(p): int(q) for p, q in start["yes"]},
-        {int(p): int(q) for p, q in start["no"]},
-    )
-    for at in mine[(mine >= start["at"]) & (mine < last)]:
-        event = events[at]
-        if event["kind"] == truth_view.EVENT_RESET:
-            sides[0].clear()
-            sides[1].clear()
-        elif event["kind"] == truth_view.EVENT_DELTA:
-            side = sides[int(event["side"])]
-            price = int(event["price"])
-            size = side.get(price, 0) + int(event["delta"])
-            if size:
-                side[price] = size
-            else:
-                side.pop(price, None)
-    return sides
+    since = mine[(mine >= start["at"]) & (mine < last)]
+    resets = np.flatnonzero(events["kind"][since] == truth_view.EVENT_RESET)
+    levels: Counter[tuple[int, int]] = Counter()
+    if resets.size:
+        since = since[resets[-1] + 1 :]  # a reset empties both sides
+    else:
+        for side, name in ((0, "yes"), (1, "no")):
+            levels.update({(side, int(p)): int(q) for p, q in start[name]})
+    for event in events[since][["side", "price", "delta"]].tolist():
+        levels[event[0], event[1]] += event[2]
+    yes = {price: size for (side, price), size in levels.items() if side == 0 and size}
+    no = {price: size for (side, price), size in levels.items() if side == 1 and size}
+    return yes, no
 
 
 def exit_ok(verdict: Verdict, *, audits_failed: int) -> bool:

@@ -53,6 +53,11 @@ async def _json(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:
         return {"state": "down"}
 
 
+async def answers(http: aiohttp.ClientSession, url: str) -> bool:
+    """True if a service answers at all, healthy or not."""
+    return (await _json(http, url)).get("state") != "down"
+
+
 async def poll(fleet: Fleet, http: aiohttp.ClientSession, readings: Readings) -> None:
     """Ask every service once."""
     names = fleet.gatherer_names
