@@ -291,22 +291,47 @@ class Recorder:
         if snapped:
             seqs[n_before:] += len(s.tickers)
         end_seq = seq + index.size + (len(s.tickers) if snapped else 0)
-        resets_before = np.flatnonzero((s.kind[index] == 1) & before) if kind == "gap" else []
+        freed = self._freed(index, before) if kind == "gap" else {}
         self.start_ns = self.last_ns = max(self.last_ns, self._ns(us_a))
-        self._rows(index, h, seqs, run_id, n_before, base, snapped)
+        self._rows(index, h, seqs, run_id, n_before, base, snapped, freed)
         if self.rows[-1].size:
             self.last_ns = int(self.rows[-1]["received_ns"][-1])
+        for m, at in freed.items():  # an empty first snapshot anchors only what follows it
+            running = self._before(index, h, base, m, at) - base[m]
+            self.snapshots.append(
+                SnapshotRow(
+                    self.latest_us, int(self.rows[-1]["received_ns"][self._row_at(index, at)]), 0,
+                    running & MASK, m + 1, run_id, int(seqs[at]), 1, 0, 0, EMPTY,
+                )
+            )  # fmt: skip
         if snapped:
-            self._snaps(index, h, base, n_before, first_snap, run_id, set(resets_before))
-            if kind == "gap" and len(resets_before):
-                self.received[index[max(resets_before) + 1 :]] = True
-            else:
-                self.received[index] = True
+            self._snaps(index, h, base, n_before, first_snap, run_id, freed)
+        for m in range(len(s.tickers)):
+            mine = index[s.market[index] == m]
+            if m in freed:
+                self.received[index[(s.market[index] == m) & (np.arange(index.size) > freed[m])]] = True
+            elif snapped:
+                self.received[mine] = True
         self._control(
             "run_end", int(s.us[b - 1]) if b > a else us_a, run_id=run_id, sid=2,
             seq=end_seq - 1, reason=ends, exchange_us=self.latest_us,
         )  # fmt: skip
         return end_seq
+
+    def _freed(self, index: np.ndarray, before: np.ndarray) -> dict[int, int]:
+        """Market -> place of its first reset while it floats."""
+        found: dict[int, int] = {}
+        for at in np.flatnonzero((self.stream.kind[index] == 1) & before).tolist():
+            found.setdefault(int(self.stream.market[index[at]]), at)
+        return found
+
+    def _before(self, index: np.ndarray, h: np.ndarray, base: list[int], m: int, at: int) -> int:
+        mine = np.flatnonzero(self.stream.market[index[:at]] == m)
+        return int(h[mine[-1]]) if mine.size else base[m]
+
+    def _row_at(self, index: np.ndarray, at: int) -> int:
+        """Where the row before place `at` stands among the stored rows."""
+        return max(min(at, self.rows[-1].size) - 1, 0)
 
     def _shuffled(self, index: np.ndarray) -> np.ndarray:
         out = []
@@ -333,7 +358,7 @@ class Recorder:
 
     def _rows(
         self, index: np.ndarray, h: np.ndarray, seqs: np.ndarray, run_id: int, n_before: int,
-        base: list[int], snapped: bool,
+        base: list[int], snapped: bool, freed: dict[int, int],
     ) -> None:  # fmt: skip
         s = self.stream
         rows = np.zeros(index.size, DELTA_ROW)
@@ -352,7 +377,10 @@ class Recorder:
         rows["received_ns"] = np.maximum.accumulate(later) + steps
         if not snapped:
             n_before = index.size
-        floating = np.arange(index.size) < n_before
+        place = np.arange(index.size)
+        floating = place < n_before
+        for m, at in freed.items():
+            floating &= ~((s.market[index] == m) & (place > at))
         relative = np.array(base, np.uint64)[s.market[index]] if index.size else rows["book_hash"]
         rows["book_hash"][floating] -= relative[floating]
         rows["flags"][floating] |= int(DeltaFlag.FLOATING)
@@ -362,7 +390,7 @@ class Recorder:
 
     def _snaps(
         self, index: np.ndarray, h: np.ndarray, base: list[int], n_before: int, seq: int,
-        run_id: int, _resets: set[int],
+        run_id: int, freed: dict[int, int],
     ) -> None:  # fmt: skip
         s = self.stream
         stored = self.rows[-1]["received_ns"]
@@ -374,11 +402,11 @@ class Recorder:
             if self.silent:
                 at = int(index[n_before]) if n_before < index.size else int(index[-1]) + 1
                 true_now = s.hash_at(at)[m]
-            running = (now - base[m]) & MASK if n_before else 0
+            running = now if m in freed else (now - base[m]) & MASK if n_before else 0
             self.snapshots.append(
                 SnapshotRow(
                     self.latest_us, ns, true_now, running, m + 1, run_id, seq + m, 1,
-                    0, 0, FULL if true_now else EMPTY,
+                    1 if m in freed else 0, 0, FULL if true_now else EMPTY,
                 )
             )  # fmt: skip
         for n in np.flatnonzero(s.kind[index[n_before:]] == 1).tolist():

@@ -94,8 +94,9 @@ class Drafter:
             self.audit = -1
             self._begin(snap, at)
         elif snap.verdict == SnapshotVerdict.ANCHOR and self.floating:
+            # After a gap an empty first snapshot may itself be the reset: it anchors only onwards.
             had_rows = at > self.start or self.pair.last_seq >= 0
-            if had_rows and snap.levels == EMPTY_LEVELS:
+            if snap.levels == EMPTY_LEVELS and (had_rows or not self.run.fresh):
                 self._begin(snap, at)
             else:
                 self._anchor(snap)
@@ -121,13 +122,14 @@ class Drafter:
         self._finish(at, snap.seq)
         self.start, self.h, self.constant = at, snap.book_hash, 0
         self.floating = self.quarantined = False
-        self.position, self.seq_from, self.begin_seq = None, snap.seq, snap.seq
+        # The snapshot's own seq may have been an event (a reset), so seq counts from the next.
+        self.position, self.seq_from, self.begin_seq = None, snap.seq + 1, snap.seq
         self.begins_anew, self.audit = True, 0
         self.keyframes = [(0, kept(snap), snap.seq)]
 
     def _finish(self, stop: int, cut_seq: int | None) -> None:
         rows = self.rows[self.start : stop]
-        if cut_seq is not None and rows.size == 0 and not self.keyframes and self.drafts:
+        if cut_seq is not None and rows.size == 0 and not self.keyframes:
             return
         hashed = rows
         floating = (rows["flags"] & FLOATING) != 0
