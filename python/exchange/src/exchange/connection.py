@@ -192,10 +192,11 @@ class Subscription:
         first = pending[0].market
         if all(frame.market == first for frame in pending):
             return pending
-        rng = self.connection.rng
-        shifts = {market: rng.random() * REORDER_PLACES for market in {f.market for f in pending}}
+        draw = self.connection.rng.random
+        shifts = {market: draw() * REORDER_PLACES for market in {f.market for f in pending}}
+        start_us, far = pending[0].at_us, len(pending) + REORDER_PLACES
         keys = [
-            (frame.at_us // REORDER_US, place + shifts[frame.market])
+            (frame.at_us - start_us) // REORDER_US * far + place + shifts[frame.market]
             for place, frame in enumerate(pending)
         ]
         return [pending[place] for place in sorted(range(len(pending)), key=keys.__getitem__)]

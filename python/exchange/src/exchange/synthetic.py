@@ -22,9 +22,11 @@ import itertools
 import math
 import random
 import uuid
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from exchange.faults import RATES, SECOND_US, SHARD_OFFSET_US_MAX, FaultLevel
@@ -63,6 +65,7 @@ PRICE_WHOLE: Final = 1_000_000
 SIZES: Final = (100, 200, 1_000, 5_000, 5_000, 10_000, 40_000, 40_000, 100_000)
 # Share of each action and the events it makes on average; the latter calibrates the rate.
 ACTION_SHARES: Final = (0.40, 0.22, 0.20, 0.10, 0.02, 0.06)
+ACTION_STEPS: Final = tuple(itertools.accumulate(ACTION_SHARES))[:-1]
 ACTION_EVENTS: Final = (2.0, 1.0, 1.0, 1.9, 18.0, 8.0)
 
 
@@ -127,6 +130,14 @@ class _World:
         self._out: list[Item] = []
         self._agenda: list[tuple[int, int, Callable[[int], object]]] = []
         self._agenda_order = itertools.count()
+        self._acts = (  # in the order of ACTION_SHARES
+            self._amend,
+            self._add,
+            self._cancel,
+            self._sweep,
+            self._mass_cancel,
+            self._requote,
+        )
         self.lives: list[_Life] = []
         for number in range(markets):
             life = self._new_life(number)
@@ -189,8 +200,13 @@ class _World:
         return max(life.tick, best - step * life.tick)
 
     def _size(self) -> int:
-        rng = self._rng
-        return rng.randint(1, 100_000) if rng.random() < 0.13 else rng.choice(SIZES)
+        draw = self._rng.random
+        return 1 + int(draw() * 100_000) if draw() < 0.13 else SIZES[int(draw() * len(SIZES))]
+
+    def _some_price(self, levels: dict[int, int]) -> int:
+        """One of the levels that changed last, where books are busy."""
+        newest = tuple(islice(reversed(levels), 12))
+        return newest[int(self._rng.random() * len(newest))]
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -311,13 +327,10 @@ class _World:
 
     def _burst(self, at_us: int) -> None:
         rng = self._rng
-        (life,) = rng.choices(self.lives, cum_weights=self._weights)
+        life = self.lives[bisect(self._weights, rng.random() * self._weights[-1])]
         if life.closed:
             return
-        (act,) = rng.choices(
-            (self._amend, self._add, self._cancel, self._sweep, self._mass_cancel, self._requote),
-            weights=ACTION_SHARES,
-        )
+        act = self._acts[bisect(ACTION_STEPS, rng.random())]
         act(life, at_us)
         if life.next_ticker_us <= at_us:
             life.next_ticker_us = at_us + int(rng.uniform(0.65, 1.68) * SECOND_US)
@@ -344,18 +357,18 @@ class _World:
 
     def _add(self, life: _Life, at_us: int) -> None:
         rng = self._rng
-        side = rng.randrange(2)
+        side = int(rng.random() * 2)
         step = min(30, int(rng.expovariate(0.4)))
         self._change(life, side, self._price(life, side, step), self._size(), at_us)
 
     def _cancel(self, life: _Life, at_us: int) -> None:
         rng = self._rng
-        side = rng.randrange(2)
+        side = int(rng.random() * 2)
         levels = life.book[side]
         if not levels:
             self._add(life, at_us)
             return
-        price = rng.choice(list(levels)[-12:])
+        price = self._some_price(levels)
         size = levels[price]
         part = size if rng.random() < 0.4 else rng.randint(1, size)
         self._change(life, side, price, -part, at_us)
@@ -363,12 +376,12 @@ class _World:
     def _amend(self, life: _Life, at_us: int) -> None:
         """An order moves: two deltas of one `ts`, sizes summing to zero."""
         rng = self._rng
-        side = rng.randrange(2)
+        side = int(rng.random() * 2)
         levels = life.book[side]
         if not levels:
             self._add(life, at_us)
             return
-        price = rng.choice(list(levels)[-12:])
+        price = self._some_price(levels)
         part = min(levels[price], self._size())
         self._change(life, side, price, -part, at_us)
         target = self._price(life, side, min(20, int(rng.expovariate(0.5))))
@@ -382,7 +395,7 @@ class _World:
     def _mass_cancel(self, life: _Life, at_us: int) -> None:
         """Many equal orders at few levels, put in and taken out in one microsecond each."""
         rng = self._rng
-        side = rng.randrange(2)
+        side = int(rng.random() * 2)
         size = rng.choice(SIZES)
         prices = [self._price(life, side, step) for step in range(rng.randint(1, 3))]
         count = rng.randint(2, 6)
@@ -401,7 +414,7 @@ class _World:
         if rng.random() < BLOCK_SHARE:
             self._tell_trade(life, YES, life.mid, self._size() * 10, at_us, block=True)
             return
-        side = rng.randrange(2)
+        side = int(rng.random() * 2)
         for _ in range(rng.randint(1, 3)):
             levels = life.book[side]
             if not levels:
