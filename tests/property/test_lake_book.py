@@ -29,8 +29,8 @@ def moments(world: World) -> list[tuple[str, int]]:
     return sorted(made)
 
 
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**32), hours=st.integers(1, 3), chosen=st.randoms())
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32), hours=st.integers(1, 2), chosen=st.randoms())
 def test_book_equals_replaying_everything_or_the_moment_is_refused(
     seed: int, hours: int, chosen: random.Random
 ) -> None:
@@ -53,13 +53,13 @@ def test_book_equals_replaying_everything_or_the_moment_is_refused(
             assert view.no_bids == as_levels(book, 1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32), data=st.data())
 def test_a_read_gives_exactly_the_rows_of_its_interval_or_is_refused(
     seed: int, data: st.DataObject
 ) -> None:
     """Push-down to hours and row groups must change nothing; a gap is never read in silence."""
-    world = make_world(seed, hours=3, events=20)
+    world = make_world(seed, hours=2, events=20)
     rows, names = merged_rows(world)
     with tempfile.TemporaryDirectory() as folder:
         write_world(Path(folder), world)

@@ -46,6 +46,15 @@ def test_put_get_range_size_list_and_open_agree(store: S3Store) -> None:
         assert f.read() == b"9"
 
 
+def test_an_object_that_is_replaced_under_an_open_reader_is_refused(store: S3Store) -> None:
+    """Half of one object and half of another would be no object."""
+    store.put("k", b"a" * 10)
+    reader = store.open("k")
+    store.put("k", b"b" * 10)
+    with pytest.raises(LakeError, match="replaced while"):
+        reader.read(5)
+
+
 def test_put_if_absent_refuses_the_second_writer(store: S3Store) -> None:
     """The number of a version is given out by this call alone."""
     assert store.put_if_absent("manifest/v", b"1") is True

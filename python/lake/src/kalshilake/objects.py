@@ -34,7 +34,6 @@ MAX_US: Final = 2**62
 
 @dataclass(frozen=True, slots=True)
 class _Footer:
-    key: str  # where the pinned bytes lie
     metadata: Any  # pyarrow.parquet.FileMetaData
     groups: tuple[tuple[str, str, int, int], ...]  # first, last market; min, max time in us
 
@@ -60,67 +59,87 @@ class ObjectReader:
         names = list(columns) if columns is not None else spec.schema.names
         wanted = list(dict.fromkeys([*names, "market_ticker", spec.time]))
         schema = pa.schema([spec.schema.field(n) for n in wanted])
-        if record.rows == 0:
+        out = record.min_us >= to_us or record.max_us < from_us
+        if (
+            not record.rows
+            or out
+            or not _may_hold(record.first_market, record.last_market, markets)
+        ):
             return schema.empty_table().select(names)
-        footer = self._footer(record)
-        groups = [
-            i
-            for i, (first, last, low, high) in enumerate(footer.groups)
-            if low < to_us and high >= from_us and _may_hold(first, last, markets)
-        ]
-        if not groups:
-            return schema.empty_table().select(names)
-        source = self._store.open(footer.key)
-        try:
-            with pq.ParquetFile(
-                source, metadata=footer.metadata, page_checksum_verification=True
-            ) as parquet:
-                # One group: starting threads costs more than it saves.
-                rows = parquet.read_row_groups(groups, columns=wanted, use_threads=len(groups) > 1)
-        except (OSError, pa.ArrowException) as e:
-            raise LakeError(f"{record.key}: altered or damaged ({e})") from e
+        source, footer, _ = self._open(record)
+        with source:
+            groups = [
+                i
+                for i, (first, last, low, high) in enumerate(footer.groups)
+                if low < to_us and high >= from_us and _may_hold(first, last, markets)
+            ]
+            if not groups:
+                return schema.empty_table().select(names)
+            try:
+                with pq.ParquetFile(
+                    source, metadata=footer.metadata, page_checksum_verification=True
+                ) as parquet:
+                    # One group: starting threads costs more than it saves.
+                    rows = parquet.read_row_groups(
+                        groups, columns=wanted, use_threads=len(groups) > 1
+                    )
+            except (OSError, pa.ArrowException) as e:
+                raise LakeError(f"{record.key}: altered or damaged ({e})") from e
         rows = rows.select(wanted).cast(schema).replace_schema_metadata(None)
         return _matching(rows, spec.time, markets, from_us, to_us, footer, groups).select(names)
 
     def pinned_key(self, record: ObjectRecord) -> str:
-        """Where the bytes of `record` lie. Raises LakeError if they lie nowhere."""
-        return self._footer(record).key
+        """Where the bytes of `record` lie now. Raises LakeError if they lie nowhere."""
+        source, _, key = self._open(record)
+        source.close()
+        return key
 
-    def _footer(self, record: ObjectRecord) -> _Footer:
-        found = self._footers.get(record.sha256)
-        if found is not None:
-            self._footers.move_to_end(record.sha256)
-            return found
+    def _open(self, record: ObjectRecord) -> tuple[pa.NativeFile, _Footer, str]:
+        """(open object, its footer, where it lies), checked on the very handle that is read.
+
+        An export may replace the object at any moment; the handle keeps what was opened.
+        """
         for key in (record.key, paths.superseded_key(record.sha256)):
             if self._store.size(key) != record.bytes:
                 continue
-            tail = self._store.get_range(
-                key, record.bytes - record.footer_bytes, record.footer_bytes
-            )
+            source = self._store.open(key)
+            try:
+                source.seek(record.bytes - record.footer_bytes)
+                tail = source.read(record.footer_bytes)
+            except OSError as e:
+                raise LakeError(f"{record.key}: changed while it was read ({e})") from e
             if hashlib.sha256(tail).hexdigest() == record.footer_sha256:
-                made = _parse_footer(record, key, tail)
-                self._footers[record.sha256] = made
-                if len(self._footers) > FOOTERS_KEPT:
-                    self._footers.popitem(last=False)
-                return made
+                return source, self._footer(record, tail), key
+            source.close()
         raise LakeError(
             f"{record.key}: absent or altered since the version that lists it",
             hint=f"tape verify {self._store.location}",
         )
 
+    def _footer(self, record: ObjectRecord, tail: bytes) -> _Footer:
+        found = self._footers.get(record.sha256)
+        if found is None:
+            found = self._footers[record.sha256] = _parse_footer(record, tail)
+            if len(self._footers) > FOOTERS_KEPT:
+                self._footers.popitem(last=False)
+        self._footers.move_to_end(record.sha256)
+        return found
 
-def _parse_footer(record: ObjectRecord, key: str, tail: bytes) -> _Footer:
+
+def _parse_footer(record: ObjectRecord, tail: bytes) -> _Footer:
     """The footer alone is a Parquet file without a body to pyarrow: offsets stay as they are."""
     metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + tail))
     names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
     ticker, time = names.index("market_ticker"), names.index(spec_of(record.table).time)
     groups = []
-    for i in range(metadata.num_row_groups):
+    for i in range(
+        metadata.num_row_groups if record.rows else 0
+    ):  # an empty group has no statistics
         group = metadata.row_group(i)
         market, moment = group.column(ticker).statistics, group.column(time).statistics
         low, high = (pa.scalar(m, TIME).value for m in (moment.min, moment.max))
         groups.append((market.min, market.max, low, high))
-    return _Footer(key, metadata, tuple(groups))
+    return _Footer(metadata, tuple(groups))
 
 
 def _may_hold(first: str, last: str, markets: Sequence[str] | None) -> bool:

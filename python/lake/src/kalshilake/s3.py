@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NoReturn
 
 import boto3
@@ -58,6 +58,9 @@ class S3Store:
             self._refused(key, e)
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
+        return self._range(key, offset, length, {})
+
+    def _range(self, key: str, offset: int, length: int, condition: dict[str, str]) -> bytes:
         if length <= 0:
             return b""
         try:
@@ -65,6 +68,7 @@ class S3Store:
                 Bucket=self._bucket,
                 Key=self._full(key),
                 Range=f"bytes={offset}-{offset + length - 1}",
+                **condition,
             )
             return bytes(reply["Body"].read())
         except (ClientError, BotoCoreError) as e:
@@ -116,12 +120,17 @@ class S3Store:
             self._refused(prefix, e)
 
     def open(self, key: str) -> pa.NativeFile:
-        size = self.size(key)
-        if size is None:
-            raise LakeError(f"{key} is not in {self.location}")
-        return pa.PythonFile(
-            io.BufferedReader(_RangeReader(self, key, size), READ_AHEAD_BYTES), mode="r"
+        """Ranged reads of one state of the object: one that was replaced meanwhile is refused."""
+        try:
+            head = self._client.head_object(Bucket=self._bucket, Key=self._full(key))
+        except (ClientError, BotoCoreError) as e:
+            self._refused(key, e)
+        condition = {"IfMatch": head["ETag"]}
+        reader = _RangeReader(
+            lambda offset, length: self._range(key, offset, length, condition),
+            int(head["ContentLength"]),
         )
+        return pa.PythonFile(io.BufferedReader(reader, READ_AHEAD_BYTES), mode="r")
 
     def _full(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -129,16 +138,17 @@ class S3Store:
     def _refused(self, key: str, error: Exception) -> NoReturn:
         if _code(error) in _ABSENT:
             raise LakeError(f"{key} is not in {self.location}") from None
+        if _code(error) in _TAKEN:
+            raise LakeError(f"{key} was replaced while it was read", hint="read again") from None
         raise StorageError(f"{key}: {self.location} refused: {error}") from error
 
 
 class _RangeReader(io.RawIOBase):
     """Random reading by ranged gets; the buffer above it makes small reads cheap."""
 
-    def __init__(self, store: S3Store, key: str, size: int) -> None:
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
         super().__init__()
-        self._store = store
-        self._key = key
+        self._fetch = fetch
         self._bytes = size
         self._offset = 0
 
@@ -160,7 +170,7 @@ class _RangeReader(io.RawIOBase):
         wanted = min(len(buffer), self._bytes - self._offset)
         if wanted <= 0:
             return 0
-        found = self._store.get_range(self._key, self._offset, wanted)
+        found = self._fetch(self._offset, wanted)
         buffer[: len(found)] = found
         self._offset += len(found)
         return len(found)

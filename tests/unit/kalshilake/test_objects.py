@@ -1,0 +1,113 @@
+"""Reading single objects."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kalshilake import objects, open_lake, write
+from kalshilake.objects import ObjectReader
+from kalshilake.store import LocalStore
+from marketdata.errors import LakeError
+from tests import lake_tamper as tamper
+from tests.lake_world import START, World
+
+
+class Counting(LocalStore):
+    """Counts what is opened."""
+
+    opened = 0
+
+    def open(self, key: str):
+        self.opened += 1
+        return super().open(key)
+
+
+def test_only_row_groups_that_can_hold_the_answer_are_read(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A day of one market must not cost a day of all markets."""
+    lake = open_lake(pristine)
+    record = max(lake.records("orderbook_deltas"), key=lambda o: o.row_groups)
+    assert record.row_groups >= 4
+    read: list[int] = []
+    real = objects.pq.ParquetFile.read_row_groups
+
+    def spy(self, groups, **kwargs):
+        read.extend(groups)
+        return real(self, groups, **kwargs)
+
+    monkeypatch.setattr(objects.pq.ParquetFile, "read_row_groups", spy)
+    reader = ObjectReader(LocalStore(pristine))
+    whole = reader.read(record)
+    assert len(read) == record.row_groups
+    for market in sorted(set(whole["market_ticker"].to_pylist())):
+        read.clear()
+        mine = reader.read(record, markets=[market], columns=["market_seq"])
+        want = whole.filter(objects.pc.equal(whole["market_ticker"], market))
+        assert mine["market_seq"].to_pylist() == want["market_seq"].to_pylist()
+        assert len(read) < record.row_groups
+    store = Counting(pristine)
+    assert ObjectReader(store).read(record, markets=["A"]).num_rows == 0
+    assert ObjectReader(store).read(record, to_us=START).num_rows == 0
+    assert store.opened == 0
+
+
+def test_rot_in_the_body_is_refused_or_changes_no_value(pristine: Path, tmp_path: Path) -> None:
+    """The footer is right: the pages' own checksums must tell, no wrong row may come out."""
+    key = tamper.keys_of(pristine, "orderbook_deltas")[0]
+    want = open_lake(pristine).deltas(on_gap="ignore")
+    root = Path(shutil.copytree(pristine, tmp_path / "lake"))
+    good = (root / key).read_bytes()
+    refused = 0
+    for at in range(4, len(good) - tamper.entry_of(root, key)["footer_bytes"], 23):
+        tamper.flip(root / key, at)
+        try:
+            assert open_lake(root).deltas(on_gap="ignore").equals(want)
+        except LakeError as e:
+            refused += key in str(e)
+        (root / key).write_bytes(good)
+    assert refused > 50
+
+
+@pytest.mark.parametrize("at", [-3, -30])
+def test_a_damaged_footer_and_an_absent_object_are_refused_by_name(
+    lake_copy: Path, at: int
+) -> None:
+    """Statistics decide what is read, so they are checked before they are believed."""
+    key = tamper.keys_of(lake_copy, "trades")[0]
+    tamper.flip(lake_copy / key, at)
+    with pytest.raises(LakeError, match=key):
+        open_lake(lake_copy).trades(on_gap="ignore")
+    (lake_copy / key).unlink()
+    with pytest.raises(LakeError, match=key):
+        open_lake(lake_copy).trades(on_gap="ignore")
+
+
+def test_a_pinned_version_still_reads_what_a_later_export_replaced(
+    lake_copy: Path, world: World
+) -> None:
+    """INV L-14: the very bytes of the version, before and after the commit of the next."""
+    before = open_lake(lake_copy)
+    rows = before.trades(on_gap="ignore")
+    store = LocalStore(lake_copy)
+    hour = before.records("trades")[0].hour_us
+    kept = rows.filter(objects.pc.less(rows["exchange_ts"].cast("int64"), hour + 3_600_000_000))
+    record = write.write_hour(store, "trades", hour, kept.slice(2), watermark_us=world.end_us)
+    assert open_lake(lake_copy).trades(on_gap="ignore").equals(rows)  # written, not committed
+    write.commit_version(store, [record], watermark_us=world.end_us)
+    assert open_lake(lake_copy).trades(on_gap="ignore").num_rows == rows.num_rows - 2
+    assert open_lake(lake_copy, version=before.version).trades(on_gap="ignore").equals(rows)
+    assert before.trades(on_gap="ignore").equals(rows)
+
+
+def test_footers_are_kept_up_to_a_limit(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Years of hours must not stay in memory."""
+    monkeypatch.setattr(objects, "FOOTERS_KEPT", 3)
+    lake = open_lake(pristine)
+    for record in lake.objects:
+        lake.reader.pinned_key(record)
+    assert len(lake.reader._footers) == 3
+    assert lake.deltas(on_gap="ignore").num_rows > 0
