@@ -157,7 +157,7 @@ def test_snapshot_reads_back_exactly(
     assert DECODER.decode(json.dumps(body)) == events.Snapshot(market, yes, no, 1, 1, None)
 
 
-TYPES = [*wire._DATA, *wire._REPLIES, "fill"]
+TYPES = [*wire._MESSAGES, *wire._REPLIES, "fill"]
 json_values = st.recursive(
     odd,
     lambda inner: (

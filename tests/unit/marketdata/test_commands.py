@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import msgspec
 
-from marketdata.commands import Ledger
+from marketdata.commands import Ledger, Refusals, more_than
 from marketdata.effects import NS_PER_S, SessionSettings
 
 S = NS_PER_S
@@ -97,3 +99,23 @@ def test_rate_of_commands_is_limited_over_any_second() -> None:
     assert book.room_at() == S
     assert book.has_room(S)
     assert book.room_at() is None
+
+
+def test_refusals_are_forgiven_together_after_their_time() -> None:
+    """The first refusal starts the clock; later ones do not push it away."""
+    refused = Refusals(60 * S)
+    refused.markets.add("A")
+    refused.renew(0)
+    refused.channels.add("trade")
+    refused.renew(30 * S)
+    assert not refused.forgive(59 * S)
+    assert refused.forgive(60 * S)
+    assert (refused.markets, refused.channels, refused.due_ns) == (set(), set(), None)
+    assert not refused.forgive(600 * S)
+
+
+def test_occurrences_are_counted_over_any_minute() -> None:
+    """Three in a minute are more than two; three in an hour are not."""
+    times: deque[int] = deque()
+    assert [more_than(times, 2, t * S) for t in (0, 10, 20)] == [False, False, True]
+    assert [more_than(times, 2, t * S) for t in (200, 261, 322)] == [False, False, False]

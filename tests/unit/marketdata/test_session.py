@@ -628,14 +628,16 @@ def test_terminal_code_in_reply_to_a_subscribe_is_retried() -> None:
     assert again["params"]["channels"] == ["trade"]
 
 
-def test_unknown_channel_is_reported_and_not_tried_again() -> None:
-    """Error 8 beside good channels is a partial success."""
-    line = Line(channels=("trade", "nonsense"))
+def test_unknown_channel_is_reported_and_tried_again_after_a_while() -> None:
+    """Error 8 beside good channels is a partial success; refused for ever would be a quiet hole."""
+    line = Line(channels=("trade", "nonsense"), data_timeout_ns=10**15, refusal_ns=60 * S)
     trade, nonsense = line.open()
     line.subscribed(trade, 1)
     assert line.error(8, nonsense) == []
     assert ReportKind.CHANNEL_REFUSED in line.kinds()
-    assert line.timer(20 * S) == []
+    assert line.timer(59 * S) == []
+    (again,) = line.timer(S)
+    assert again["params"]["channels"] == ["nonsense"]
 
 
 def test_named_market_is_refused_and_the_others_are_sent_again() -> None:
@@ -647,9 +649,19 @@ def test_named_market_is_refused_and_the_others_are_sent_again() -> None:
     line.subscribed(again)
     line.snapshots("A", "B")
     assert line.session.subscribed == {"A", "B"}
-    assert line.want(["A", "X", "B"]) == []  # not again on this connection
+    assert line.want(["A", "X", "B"]) == []  # not yet again
     line.want(["A", "B"])
     assert tickers(line.want(["A", "X", "B"])) == [["X"]]  # unless it was given up between
+
+
+def test_refused_market_is_asked_for_again_after_a_while() -> None:
+    """A market just created is not known everywhere at once."""
+    line = Line(refusal_ns=20 * S, data_timeout_ns=10**15)
+    (command,) = line.open(["A", "X"])
+    line.ok(command, ["A"])
+    line.snapshots("A")
+    assert line.timer(19 * S) == []
+    assert tickers(line.timer(S)) == [["X"]]
 
 
 def test_named_market_alone_leaves_nothing_to_send() -> None:
@@ -727,6 +739,32 @@ def test_already_subscribed_asks_for_the_list_and_adds_to_what_is_there() -> Non
     line.ok(added)
     line.snapshots("A")
     assert line.session.n_waiting == 0
+
+
+def test_already_subscribed_in_reply_to_a_removal_is_an_error_like_any() -> None:
+    """Found by the property test: the market was neither removed nor ever tried again."""
+    line = ready(["A", "B"], retry_delay_ns=S)
+    (removal,) = line.want(["B"])
+    assert line.error(6, removal) == []
+    assert line.kinds()[-1] is ReportKind.COMMAND_FAILED
+    assert tickers(line.want(["B"])) == [["A"]]
+
+
+def test_terminal_error_about_a_sid_of_the_past_opens_its_markets_again() -> None:
+    """Found by the property test: an addition that died with a sid we no longer hold."""
+    line = ready()
+    (added,) = line.want(["A", "B", "C", "D"])
+    (again,) = line.error(25, added, sid=SID + 50)
+    assert tickers([again]) == [["D"]]
+    line.error(25, sid=SID + 50)
+    assert line.reconnects == []
+
+
+def test_repeated_subscribed_reply_changes_no_sid() -> None:
+    """An old one would point every later command at a dead subscription."""
+    line = ready()
+    line.event(events.Subscribed(1, "orderbook_delta", SID - 1))
+    assert line.session.sid_of("orderbook_delta") == SID
 
 
 def test_already_subscribed_channel_takes_its_sid_from_the_list() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from marketdata import wire
-from marketdata.effects import NS_PER_S, SendCommand, SessionSettings
+from marketdata.effects import MINUTE_NS, NS_PER_S, SendCommand, SessionSettings
 
 Kind: TypeAlias = Literal["subscribe", "add", "delete", "snapshot", "list"]
 
@@ -76,6 +76,38 @@ class Batch:
     tries: int
     due_ns: int
     first_sent_ns: int
+
+
+class Refusals:
+    """Markets and channels the exchange refused. Refused for ever would be a quiet hole."""
+
+    def __init__(self, refusal_ns: int) -> None:
+        self._refusal_ns = refusal_ns
+        self.markets: set[str] = set()
+        self.channels: set[str] = set()
+        self.due_ns: int | None = None  # when all of them are forgiven
+
+    def renew(self, now_ns: int) -> None:
+        """Something was refused just now."""
+        if self.due_ns is None:
+            self.due_ns = now_ns + self._refusal_ns
+
+    def forgive(self, now_ns: int) -> bool:
+        """Forget all refusals if it is time."""
+        if self.due_ns is None or self.due_ns > now_ns:
+            return False
+        self.due_ns = None
+        self.markets.clear()
+        self.channels.clear()
+        return True
+
+
+def more_than(times: deque[int], limit: int, now_ns: int) -> bool:
+    """Note one more occurrence; whether there were more than `limit` within a minute."""
+    times.append(now_ns)
+    while times[0] <= now_ns - MINUTE_NS:
+        times.popleft()
+    return len(times) > limit
 
 
 class Ledger:

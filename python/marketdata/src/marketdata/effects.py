@@ -27,6 +27,7 @@ class SessionSettings:
     probe_timeout_ns: int = 10 * NS_PER_S  # silence after it before the connection is given up
     audit_interval_ns: int = 300 * NS_PER_S  # one round over all books; 0: no audits
     retry_delay_ns: int = NS_PER_S
+    refusal_ns: int = 300 * NS_PER_S  # then what the exchange refused is asked for again
     command_tries: int = 3  # of a command refused for a reason that is not known
     tickers_per_command: int = 1_000
     tickers_per_snapshot_command: int = 200
@@ -51,7 +52,7 @@ class ReportKind(StrEnum):
     SUBSCRIBED = "subscribed"  # a channel has a sid now
     MARKETS_ADDED = "markets_added"
     MARKETS_REMOVED = "markets_removed"
-    MARKETS_REFUSED = "markets_refused"  # not tried again on this connection
+    MARKETS_REFUSED = "markets_refused"  # asked for again after `refusal_ns`
     CHANNEL_REFUSED = "channel_refused"  # as above
     SNAPSHOTS_MISSING = "snapshots_missing"  # asked for in vain; the next audit round asks again
     SUBSCRIPTION_LOST = "subscription_lost"  # terminal error: subscribing anew

@@ -49,9 +49,10 @@ from marketdata.commands import (
     Command,
     Kind,
     Ledger,
+    Refusals,
+    more_than,
 )
 from marketdata.effects import (
-    MINUTE_NS,
     Effect,
     Effects,
     Reconnect,
@@ -87,8 +88,7 @@ class Session:
         self._subscribed: dict[str, None] = {}  # acknowledged books
         self._adding: set[str] = set()  # in a subscribe or add under way, or in _batches
         self._deleting: set[str] = set()
-        self._refused: set[str] = set()
-        self._refused_channels: set[str] = set()
+        self._refused = Refusals(self.settings.refusal_ns)
         self._stale: dict[str, None] = {}  # books that need a snapshot and were not asked for yet
         self._batches: list[Batch] = []
         self._retry_at: dict[str, int] = {}  # channel -> not subscribed before
@@ -126,6 +126,8 @@ class Session:
         due.append(self._watchdog_due())
         if self._audits_run():
             due.append(self._audit_due_ns)
+        if self._refused.due_ns is not None:
+            due.append(self._refused.due_ns)
         # What is due already waits for a reply, not for the clock.
         later = [batch.due_ns for batch in self._batches]
         later += self._retry_at.values()
@@ -137,7 +139,7 @@ class Session:
     def want(self, tickers: Iterable[str], now_ns: int) -> Effects:
         """The whole set of order books this connection shall carry."""
         self._wanted = dict.fromkeys(tickers)
-        self._refused &= self._wanted.keys()
+        self._refused.markets &= self._wanted.keys()
         self._is_dirty = True
         return self._pump(now_ns, [])
 
@@ -190,7 +192,7 @@ class Session:
         if channel != BOOK_CHANNEL:
             return effects
         self._gap_seq = max(self._gap_seq, seq or 0)
-        if self._too_many(self._gaps, self.settings.gaps_per_minute, now_ns):
+        if more_than(self._gaps, self.settings.gaps_per_minute, now_ns):
             return self._give_up("gaps", effects)
         if not self._can_ask_snapshots:
             return self._give_up("gap_without_snapshots", effects)
@@ -214,6 +216,7 @@ class Session:
             if not command.is_acked and command.kind != "snapshot":
                 return self._give_up("ack_timeout", effects)
             self._snapshots_overdue(command, now_ns, effects)
+        self._is_dirty |= self._refused.forgive(now_ns)
         if self._audits_run() and self._audit_due_ns <= now_ns:
             self._audit(now_ns)
         return self._pump(now_ns, effects)
@@ -239,8 +242,8 @@ class Session:
     def _got_subscribed(self, event: events.Subscribed, now_ns: int, effects: Effects) -> None:
         command = self._ledger.get(event.id)
         channel = event.channel or (command.channel if command else None)
-        if channel is None:
-            return
+        if channel is None or (command is None and channel in self._sids):
+            return  # about nothing of ours, or a repeat
         if event.sid is None:  # the oldest form does not tell it: ask
             self._send("list", (), now_ns, effects, "")
             return
@@ -321,17 +324,12 @@ class Session:
             return
         sid = event.sid if event.sid is not None or command is None else command.sid
         if event.code in TERMINAL_CODES and sid is not None:
+            self._drop(command)
             self._lose(sid, event.code, event.message, now_ns, effects)
             return
+        channel, named = command.channel if command else "", tuple(event.markets)
         effects.append(
-            Report(
-                ReportKind.COMMAND_FAILED,
-                command.channel if command else "",
-                sid,
-                tuple(event.markets),
-                event.code,
-                event.message,
-            )
+            Report(ReportKind.COMMAND_FAILED, channel, sid, named, event.code, event.message)
         )
         if command is None:
             return
@@ -351,17 +349,10 @@ class Session:
         if event.code == CODE_ALREADY_SUBSCRIBED:
             self._send("list", (), now_ns, effects, "")
         elif event.code not in RETRY_CODES | TERMINAL_CODES and command.channel:
-            self._refused_channels.add(command.channel)
-            effects.append(
-                Report(
-                    ReportKind.CHANNEL_REFUSED,
-                    command.channel,
-                    None,
-                    (),
-                    event.code,
-                    event.message,
-                )
-            )
+            self._refused.channels.add(command.channel)
+            self._refused.renew(now_ns)
+            report = ReportKind.CHANNEL_REFUSED
+            effects.append(Report(report, command.channel, None, (), event.code, event.message))
 
     def _tickers_failed(
         self, command: Command, event: events.Error, now_ns: int, effects: Effects
@@ -369,7 +360,7 @@ class Session:
         """A command with tickers was refused: again later, without the named ones, or in halves."""
         asked, later = command.asked, now_ns + self.settings.retry_delay_ns
         named = tuple(t for t in asked if t in set(event.markets))
-        if event.code == CODE_ALREADY_SUBSCRIBED:
+        if event.code == CODE_ALREADY_SUBSCRIBED and command.kind in ("subscribe", "add"):
             self._adding -= set(asked)
             self._retry_at[command.channel] = later
             self._is_dirty = True
@@ -408,10 +399,18 @@ class Session:
         self, tickers: tuple[str, ...], code: int | None, message: str, effects: Effects
     ) -> None:
         self._adding -= set(tickers)
-        self._refused |= set(tickers)
+        self._refused.markets |= set(tickers)
+        self._refused.renew(self._now_ns)
         effects.append(
             Report(ReportKind.MARKETS_REFUSED, BOOK_CHANNEL, None, tickers, code, message)
         )
+
+    def _drop(self, command: Command | None) -> None:
+        """A command died with its subscription: what it asked for is open again."""
+        if command is not None:
+            self._adding -= set(command.asked)
+            self._deleting -= set(command.asked)
+            self._is_dirty = True
 
     def _lose(
         self, sid: int | None, code: int | None, message: str, now_ns: int, effects: Effects
@@ -433,7 +432,7 @@ class Session:
             self._deleting.clear()
             self._stale.clear()
             self._is_dirty = True
-        if self._too_many(self._losses, self.settings.resubscribes_per_minute, now_ns):
+        if more_than(self._losses, self.settings.resubscribes_per_minute, now_ns):
             self._give_up("subscription_lost", effects)
 
     # --- timers
@@ -533,7 +532,7 @@ class Session:
 
     def _pump_books(self, now_ns: int, effects: Effects) -> None:
         """Bring the subscribed books to the wanted ones."""
-        busy = self._adding | self._refused | self._deleting
+        busy = self._adding | self._refused.markets | self._deleting
         to_add = [t for t in self._wanted if t not in self._subscribed and t not in busy]
         to_delete = [t for t in self._subscribed if t not in self._wanted and t not in busy]
         size = self.settings.tickers_per_command
@@ -576,7 +575,7 @@ class Session:
 
     def _may_subscribe(self, channel: str) -> bool:
         """Whether a first subscribe of this channel may be sent: none is under way or refused."""
-        if channel in self._sids or channel in self._refused_channels or channel in self._retry_at:
+        if channel in self._sids or channel in self._refused.channels or channel in self._retry_at:
             return False
         return all(
             c.kind != "list" and (c.kind != "subscribe" or c.channel != channel)
@@ -586,12 +585,6 @@ class Session:
 
     def _channel_of(self, sid: int | None) -> str | None:
         return next((name for name, held in self._sids.items() if held == sid), None)
-
-    def _too_many(self, times: deque[int], limit: int, now_ns: int) -> bool:
-        times.append(now_ns)
-        while times[0] <= now_ns - MINUTE_NS:
-            times.popleft()
-        return len(times) > limit
 
     def _give_up(self, reason: str, effects: Effects) -> Effects:
         if self.state is SessionState.OPEN:

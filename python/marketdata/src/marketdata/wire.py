@@ -216,7 +216,7 @@ class Decoder:
             raise MalformedFrame(f"frame has the type {kind!r}, not a text")
         sid = fields.number_or_none(message, "sid")
         seq = fields.number_or_none(message, "seq")
-        build = _DATA.get(kind)
+        build = _MESSAGES.get(kind)
         if build is not None:
             return build(_msg(message), sid, seq, fields.number_or_none(message, "id"))
         reply = _REPLIES.get(kind)
@@ -435,7 +435,7 @@ def _error(message: Message, sid: int | None, seq: int | None, id_: int | None) 
 _Build: TypeAlias = Callable[[Message, int | None, int | None, int | None], events.Decoded]
 
 # By type. Data messages get their `msg`, replies the whole message.
-_DATA: Final[dict[str, _Build]] = {
+_MESSAGES: Final[dict[str, _Build]] = {
     "orderbook_delta": _delta,
     "orderbook_snapshot": _snapshot,
     "trade": _trade,
