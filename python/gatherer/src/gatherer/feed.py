@@ -258,7 +258,7 @@ class FeedConnection:
         session = self._session
         session.on_frames(now_ns)
         for gap in absorbed.gaps:
-            self._carry_out(session.on_gap(gap.sid, now_ns, gap.tickers or None))
+            self._carry_out(session.on_gap(gap.sid, now_ns, gap.tickers or None, gap.seq))
         for event, _ in absorbed.notable:
             self._carry_out(session.on_event(event, now_ns))
             if self._on_event is not None:

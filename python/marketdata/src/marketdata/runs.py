@@ -43,6 +43,7 @@ class Gap:
     channel: str
     missing: int  # numbers skipped, 0 where that cannot be told
     tickers: tuple[str, ...] = ()  # the markets touched; none named: all of the subscription
+    seq: int = 0  # the first frame after the gap: older snapshots do not repair it
 
 
 class Runs:
@@ -181,7 +182,8 @@ class Runs:
         if not is_first:
             self.counts["gap"] += 1
             self.counts["missing"] += missing
-            self.effects.append(Gap(conn_id, scope.sid, scope.channel, missing))
+            gap = Gap(conn_id, scope.sid, scope.channel, missing, seq=number)
+            self.effects.append(gap)
         return True
 
     def _start_run(
