@@ -193,7 +193,11 @@ class moto_server:  # noqa: N801 - used as a function
     """A moto server process; gives its port, ends it afterwards."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = {**environment, "PYTHONPATH": str(ROOT / "tests" / "infra")}
+        self._environment = {
+            **environment,
+            "PYTHONPATH": str(ROOT / "tests" / "infra"),
+            "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",  # the bootstrap stack attaches one
+        }
 
     def __enter__(self) -> int:
         self._process = subprocess.Popen(

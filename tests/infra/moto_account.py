@@ -22,10 +22,9 @@ IMAGES_PATH = Path(__file__).with_name("amis.json")
 
 
 def environment() -> dict[str, str]:
-    """What moto and boto3 read; the first two count only if set before moto is imported."""
+    """What moto and boto3 read; the first counts only if set before moto is imported."""
     return {
         "MOTO_AMIS_PATH": str(IMAGES_PATH),
-        "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": REGION,
