@@ -203,7 +203,7 @@ class World:
             self.deliver()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32), st.integers(0, 80))
 def test_session_comes_to_rest_with_every_book_once_the_exchange_behaves(
     seed: int, steps: int

@@ -98,10 +98,12 @@ class _Counter:
         return False
 
     def export(self) -> list[Any]:
+        """The whole state, as JSON values."""
         return [self.next, self.floor, [list(hole) for hole in self.holes], self.missing]
 
     @classmethod
     def restore(cls, form: list[Any]) -> Self:
+        """The counter of an `export`."""
         counter = cls(form[0])
         counter.floor, counter.missing = form[1], form[3]
         counter.holes = [list(hole) for hole in form[2]]
