@@ -12,11 +12,25 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import boto3
 from applier_options import OptionServices
 from kalshi_infra.assembly import Template, resolve
-from moto_account import ACCOUNT, REGION
+from moto_account import ACCOUNT, client
 from taken import Taken, Unmapped
+
+
+SERVICES = (
+    "athena",
+    "budgets",
+    "cloudwatch",
+    "ec2",
+    "glue",
+    "iam",
+    "logs",
+    "rds",
+    "s3",
+    "secretsmanager",
+    "sns",
+)
 
 
 def apply(templates: Mapping[str, Template]) -> dict[tuple[str, str, str], str]:
@@ -67,11 +81,12 @@ class Applier(OptionServices):
         self.templates = templates
         self.physical: dict[tuple[str, str, str], str] = {}
         self._launch_templates: dict[str, dict[str, Any]] = {}
-        for service in (
-            "ec2", "iam", "s3", "rds", "logs", "secretsmanager", "glue", "athena", "sns",
-            "cloudwatch", "budgets",
-        ):  # fmt: skip
-            setattr(self, service, boto3.client(service, region_name=REGION))
+
+    def __getattr__(self, service: str) -> Any:
+        """`self.ec2` is the client of that service."""
+        if service not in SERVICES:
+            raise AttributeError(service)
+        return client(service)
 
     def create(self, stack: str, logical_id: str) -> None:
         """Creates one resource. Raises Unmapped for a type or property without a mapping."""

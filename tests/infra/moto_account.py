@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 ACCOUNT = "123456789012"
 AMI = "ami-0123456789abcdef0"
@@ -46,6 +48,14 @@ def narrow_window_overlap() -> None:
 
     overlap.narrowed = True  # type: ignore[attr-defined]
     utils.get_overlap_between_two_date_ranges = overlap
+
+
+@cache
+def client(service: str) -> Any:
+    """A boto3 client; one for the whole run, because making one is most of the work."""
+    import boto3
+
+    return boto3.client(service, region_name=REGION)
 
 
 @contextmanager

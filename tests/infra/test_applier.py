@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import applier
-import boto3
 import moto_account
 import pytest
 from infra_fixtures import Synthesized
@@ -76,7 +75,7 @@ def test_every_option_can_be_applied_and_leaves_the_hosts_it_promises(
     made = synthesized(**options)
     with moto_account.account():
         applier.apply(made)
-        ec2 = boto3.client("ec2", region_name=moto_account.REGION)
+        ec2 = moto_account.client("ec2")
         addresses = {
             i["PrivateIpAddress"]
             for r in ec2.describe_instances()["Reservations"]
@@ -84,7 +83,7 @@ def test_every_option_can_be_applied_and_leaves_the_hosts_it_promises(
         }
         tables = 0
         if options.get("lake_catalog"):
-            glue = boto3.client("glue", region_name=moto_account.REGION)
+            glue = moto_account.client("glue")
             tables = len(glue.get_tables(DatabaseName="kalshi")["TableList"])
     wanted = {"10.0.1.10", "10.0.3.20"}
     if options.get("profile") != "small":

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import boto3
 from facts import (
     BucketFact,
     DatabaseFact,
@@ -28,7 +27,7 @@ from kalshi_infra.assembly import Resource, Template, resources, target
 from kalshi_infra.flows import NOTHING_PEER, GroupRule, group_rules
 from kalshi_infra.identity import deduplicator_policy, gatherer_policy
 from kalshi_infra.topology import Topology
-from moto_account import REGION
+from moto_account import client
 
 CATALOGUE = json.loads(Path(__file__).with_name("instance_types.json").read_text(encoding="utf-8"))
 DATABASE_GROUP = {"TimescaleDB access": "TimescaleDB", "PostgreSQL access": "PostgreSQL"}
@@ -324,7 +323,7 @@ def _template_bucket(bucket: Resource, region: str) -> BucketFact:
 # ---- account ----
 def of_account(admin_cidr: str) -> Facts:
     """The facts that the service APIs give back."""
-    ec2 = boto3.client("ec2", region_name=REGION)
+    ec2 = client("ec2")
     ours = [{"Name": "tag:Name", "Values": ["kalshi"]}]
     (vpc,) = ec2.describe_vpcs(Filters=ours)["Vpcs"]
     inside = [{"Name": "vpc-id", "Values": [vpc["VpcId"]]}]
@@ -469,7 +468,7 @@ def _account_hosts(
 def _account_database(
     ec2: Any, subnets: Mapping[str, str], groups: Mapping[str, str]
 ) -> DatabaseFact:
-    rds = boto3.client("rds", region_name=REGION)
+    rds = client("rds")
     (values,) = rds.describe_db_instances()["DBInstances"]
     name = values["DBSubnetGroup"]["DBSubnetGroupName"]
     (group,) = rds.describe_db_subnet_groups(DBSubnetGroupName=name)["DBSubnetGroups"]
@@ -495,7 +494,7 @@ def _account_database(
 
 
 def _account_bucket() -> BucketFact:
-    s3 = boto3.client("s3", region_name=REGION)
+    s3 = client("s3")
     names = [b["Name"] for b in s3.list_buckets()["Buckets"] if not b["Name"].endswith("-athena")]
     (name,) = names
     location = s3.get_bucket_location(Bucket=name)["LocationConstraint"]
@@ -517,7 +516,7 @@ def _account_bucket() -> BucketFact:
 
 
 def _account_policies() -> dict[str, dict[str, Any]]:
-    iam = boto3.client("iam", region_name=REGION)
+    iam = client("iam")
     return {
         role: iam.get_role_policy(RoleName=f"kalshi-{role}", PolicyName="kalshi")["PolicyDocument"]
         for role in ("gatherer", "deduplicator")
