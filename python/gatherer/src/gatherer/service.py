@@ -135,6 +135,7 @@ class Gatherer:
             status=self.numbers,
         )
         await stack.enter_async_context(server)
+        self.health_port, self.metrics_port = server.health_port, server.metrics_port
         log.info("listening", health=server.health_port, metrics=server.metrics_port)
         self._add_parts()
 
