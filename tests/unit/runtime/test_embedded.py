@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -19,14 +21,9 @@ import pytest
 from marketdata.errors import StorageError
 from runtime import embedded
 from runtime.embedded import (
-    Account,
     EmbeddedPostgres,
-    blocked_at,
     free_port,
-    give_new_identity,
     home_for,
-    port_is_free,
-    service_account,
 )
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs as another account")
@@ -82,7 +79,7 @@ async def test_committed_rows_survive_kill_9_on_the_same_port() -> None:
 
 
 async def test_an_existing_cluster_is_opened_again_with_its_rows() -> None:
-    home = home_for(Path(embedded.tempfile.mkdtemp()))
+    home = home_for(Path(tempfile.mkdtemp()))
     first = EmbeddedPostgres(home / "a" / "b")
     try:
         await first.start()
@@ -97,7 +94,7 @@ async def test_an_existing_cluster_is_opened_again_with_its_rows() -> None:
             )
     finally:
         await first.close()
-        embedded.shutil.rmtree(home)
+        shutil.rmtree(home)
 
 
 STARTER = """
@@ -135,7 +132,7 @@ def test_server_ends_when_its_starter_is_killed_and_not_before(starter: str) -> 
         child.kill()
         child.wait()
         child.stdout.close()
-        embedded.shutil.rmtree(Path(directory).parent, ignore_errors=True)
+        shutil.rmtree(Path(directory).parent, ignore_errors=True)
 
 
 async def test_a_busy_port_is_told_plainly() -> None:
@@ -163,27 +160,15 @@ async def test_a_port_taken_between_choice_and_start_is_replaced(
             assert server.port != taken.getsockname()[1]
 
 
-def test_chosen_ports_are_never_given_to_outgoing_connections() -> None:
-    """Else a client that retries a dead server can connect to itself, and the port is gone."""
-    limits = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    if not limits.exists():
-        pytest.skip("not Linux")
-    first = int(limits.read_text().split()[0])
-    ports = {free_port() for _ in range(20)}
-    assert all(port < first for port in ports)
-    assert len(ports) > 10
-    assert all(port_is_free(port) for port in ports)
-
-
 def test_a_directory_with_something_else_in_it_is_not_touched() -> None:
-    home = home_for(Path(embedded.tempfile.mkdtemp()))
+    home = home_for(Path(tempfile.mkdtemp()))
     try:
         (home / "notes.txt").write_text("mine")
         with pytest.raises(StorageError, match="not empty and holds no postgresql cluster"):
             EmbeddedPostgres(home).start_blocking()
         assert [p.name for p in home.iterdir()] == ["notes.txt"]
     finally:
-        embedded.shutil.rmtree(home)
+        shutil.rmtree(home)
 
 
 def test_too_little_space_is_told_before_anything_is_written(
@@ -197,55 +182,8 @@ def test_too_little_space_is_told_before_anything_is_written(
     server.close_blocking()
 
 
-@needs_root
-def test_root_gets_a_plain_message_for_a_directory_the_account_cannot_enter(
-    tmp_path: Path,
-) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o700)
-    with pytest.raises(StorageError, match=r"cannot enter .*\nhint: chmod o\+x"):
-        EmbeddedPostgres(closed / "cluster").start_blocking()
-    replaced = home_for(closed)
-    try:
-        assert replaced != closed
-        assert blocked_at(replaced, service_account()) is None
-    finally:
-        replaced.rmdir()
-
-
-@needs_root
-async def test_binaries_below_a_closed_directory_are_copied_to_where_they_can_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A checkout below /root: the account can neither read nor run what lies there."""
-    shared = embedded._Shared()
-    real = embedded.blocked_at
-
-    def closed(path: Path, account: Account) -> Path | None:
-        return path if "site-packages" in str(path) else real(path, account)
-
-    monkeypatch.setattr(embedded, "_SHARED", shared)
-    monkeypatch.setattr(embedded, "blocked_at", closed)
-    try:
-        async with EmbeddedPostgres() as server:
-            assert server.pid is not None
-            executable = Path(psutil.Process(server.pid).exe())
-            assert "site-packages" not in str(executable)
-            assert await scalar(server.dsn(), "SELECT 1") == 1
-    finally:
-        shared._clean()
-
-
-def test_root_never_runs_the_server_as_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert service_account().uid != 0
-    monkeypatch.setattr(embedded, "SERVICE_ACCOUNTS", ("no-such-account", "root"))
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(StorageError, match="none of no-such-account, root is an account"):
-        service_account()
-
-
 def test_a_broken_cluster_gives_the_servers_own_words() -> None:
-    home = home_for(Path(embedded.tempfile.mkdtemp()))
+    home = home_for(Path(tempfile.mkdtemp()))
     server = EmbeddedPostgres(home / "c")
     try:
         server.start_blocking()
@@ -255,7 +193,7 @@ def test_a_broken_cluster_gives_the_servers_own_words() -> None:
             server.start_blocking()
     finally:
         server.close_blocking()
-        embedded.shutil.rmtree(home)
+        shutil.rmtree(home)
 
 
 def test_a_wrong_setting_gives_the_servers_own_words() -> None:
@@ -265,36 +203,6 @@ def test_a_wrong_setting_gives_the_servers_own_words() -> None:
             server.start_blocking()
     finally:
         server.close_blocking()
-
-
-def test_identity_is_not_written_into_files_of_another_form(tmp_path: Path) -> None:
-    """A later PostgreSQL may lay these files out otherwise: then initdb runs instead."""
-    (tmp_path / "global").mkdir()
-    (tmp_path / "pg_wal").mkdir()
-    control = bytes(range(256)) * 4
-    (tmp_path / "global" / "pg_control").write_bytes(control)
-    (tmp_path / "pg_wal" / "000000010000000000000001").write_bytes(bytes(8192))
-    assert not give_new_identity(tmp_path, 5)
-    assert (tmp_path / "global" / "pg_control").read_bytes() == control
-
-
-def test_what_a_killed_process_left_is_swept_and_what_is_in_use_is_not() -> None:
-    """kill -9 of a test run leaves 30 MB a time; the next one removes it."""
-    ours = embedded._open_directory("kalshi-tape-db-")
-    left = embedded._open_directory("kalshi-tape-db-")
-    foreign = embedded._open_directory("kalshi-tape-db-")
-    held = embedded.claim(ours)
-    try:
-        os.close(embedded.claim(left))
-        (left / "cluster").mkdir()
-        assert left in embedded.sweep()
-        assert not left.exists()
-        assert ours.exists()
-        assert foreign.exists()  # never claimed: not known to be ours
-    finally:
-        os.close(held)
-        for path in (ours, foreign):
-            embedded.shutil.rmtree(path)
 
 
 async def test_many_servers_can_be_started_at_once_from_threads() -> None:
