@@ -246,7 +246,7 @@ class Continuity(Runs):
             self._end_run(conn_id, scope, "error", received_ns)
             return
         self._remove_market(conn_id, scope, market, seq or 0, received_ns, refused.reason)
-        self.effects.append(Gap(conn_id, scope.sid, scope.channel, 1, (market,)))
+        self.effects.append(Gap(conn_id, scope.sid, scope.channel, 1, (market,), seq or 0))
 
     def _snapshot(
         self, conn_id: int, scope: Scope, event: events.Snapshot, received_ns: int
