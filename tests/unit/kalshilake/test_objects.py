@@ -58,14 +58,15 @@ def test_only_row_groups_that_can_hold_the_answer_are_read(
 def test_rot_in_the_body_is_refused_or_changes_no_value(pristine: Path, tmp_path: Path) -> None:
     """The footer is right: the pages' own checksums must tell, no wrong row may come out."""
     key = tamper.keys_of(pristine, "orderbook_deltas")[0]
-    want = open_lake(pristine).deltas(on_gap="ignore")
     root = Path(shutil.copytree(pristine, tmp_path / "lake"))
+    record = next(o for o in open_lake(root).objects if o.key == key)
+    want = ObjectReader(LocalStore(root)).read(record)
     good = (root / key).read_bytes()
     refused = 0
-    for at in range(4, len(good) - tamper.entry_of(root, key)["footer_bytes"], 23):
+    for at in range(4, record.bytes - record.footer_bytes, 23):
         tamper.flip(root / key, at)
         try:
-            assert open_lake(root).deltas(on_gap="ignore").equals(want)
+            assert ObjectReader(LocalStore(root)).read(record).equals(want)
         except LakeError as e:
             refused += key in str(e)
         (root / key).write_bytes(good)
