@@ -28,6 +28,24 @@ async def test_the_play_waits_for_the_expected_clients_then_begins(tmp_path: Pat
         await asyncio.gather(first, second, return_exceptions=True)
 
 
+async def test_the_play_is_over_when_its_last_frames_were_read(tmp_path: Path) -> None:
+    """`done` tells the demo that it may stop the gatherers: nothing is on the way any more."""
+    flags = ("--synthetic", "30", "--seconds", "5", "--rate", "max", "--expect-clients", "1")
+    async with exchange(tmp_path, *flags) as running:
+        tickers = json.loads((running.truth / "markets.json").read_bytes())
+        recorder = Recorder(running.keys, running.ready["ws_url"], tickers)
+        task = asyncio.create_task(recorder.run())
+        status = await running.status()
+        while not status["done"]:
+            status = await running.status()
+        sent = status["frames_sent"]
+        # Read by the client's socket; what its own queue holds needs one turn of the loop.
+        await asyncio.sleep(0.1)
+        assert len(recorder.sessions[0].frames) == sent
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_the_wait_for_clients_is_bounded_and_told(tmp_path: Path) -> None:
     """A missing gatherer must not hang the demo for ever."""
     flags = ("--synthetic", "5", "--seconds", "1", "--rate", "max", "--expect-clients", "2")

@@ -28,6 +28,7 @@ TRUTH_FLUSH_S: Final = 0.25
 RECONNECT_WAIT_S: Final = 2.0  # at full speed, for clients that a fault cut off
 HOLE_WALL_S: Final = 0.2  # at full speed a hole still refuses upgrades for so long
 HOLE_RETURN_WAIT_S: Final = 10.0
+LAST_READ_WAIT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Conductor:
         self._truth_flushed_s = time.monotonic()
         self._heartbeat_s = time.monotonic()
         self.started = False
+        self.finished = False  # played, and read by every client that is still connected
         self.waiting_for = "start"
 
     async def run(self) -> None:
@@ -62,8 +64,10 @@ class Conductor:
         else:
             await self._timed(self._pace.rate)
         self._attend()
+        await self._wait_until_read()
         self._truth.drain(self._venue.ledger)
         self.waiting_for = ""
+        self.finished = True
         while True:
             await self._tick(IDLE_S)
 
@@ -95,6 +99,17 @@ class Conductor:
                 await self._tick(TICK_S)
             else:
                 await asyncio.sleep(0)
+
+    async def _wait_until_read(self) -> None:
+        """At the end of the play: what was sent is to be read before it is called over."""
+        for client in self._gate.clients.values():
+            client.sync()
+        until_s = time.monotonic() + LAST_READ_WAIT_S
+        while time.monotonic() < until_s:
+            if not any(client.unread_bytes for client in self._gate.clients.values()):
+                break
+            self.waiting_for = "last reads"
+            await self._tick(IDLE_S)
 
     async def _uncongested(self) -> None:
         """Waits while any client has too much unread (WINDOW_BYTES)."""

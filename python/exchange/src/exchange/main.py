@@ -167,7 +167,7 @@ class Exchange:
         """What `/sim/status` answers."""
         venue, gate, conductor = self.venue, self._gate, self._conductor
         return {
-            "done": venue.done,
+            "done": conductor is not None and conductor.finished,
             "started": conductor is not None and conductor.started,
             "waiting_for": conductor.waiting_for if conductor else "start",
             "events": venue.events,

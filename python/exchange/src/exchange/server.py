@@ -207,10 +207,7 @@ class Client(asyncio.Protocol):
         transport = self._transport
         if self.connection is None or transport is None or self.connection.closing:
             return False
-        return (
-            self.in_flight_bytes + self._since_sync > WINDOW_BYTES
-            or transport.get_write_buffer_size() > WINDOW_BYTES
-        )
+        return self.unread_bytes > WINDOW_BYTES or transport.get_write_buffer_size() > WINDOW_BYTES
 
     def flush(self) -> None:
         """Writes what the venue has put out; carries out a cut."""
@@ -235,17 +232,33 @@ class Client(asyncio.Protocol):
             since += length
             total += length
             if since >= SYNC_BYTES:
-                self._syncs += 1
-                self.in_flight[self._syncs] = since
-                self.in_flight_bytes += since
+                parts.append(self._sync_ping(since))
                 since = 0
-                payload = b"%b/%d" % (HEARTBEAT, self._syncs)
-                parts.append(bytes((PING_OPCODE, len(payload))))
-                parts.append(payload)
         self._since_sync = since
         self._gate.bytes_sent += total
         self._gate.frames_sent += len(frames)
         transport.write(b"".join(parts))
+
+    def _sync_ping(self, since: int) -> bytes:
+        """A ping whose pong says that the `since` bytes before it were read."""
+        self._syncs += 1
+        self.in_flight[self._syncs] = since
+        self.in_flight_bytes += since
+        payload = b"%b/%d" % (HEARTBEAT, self._syncs)
+        return bytes((PING_OPCODE, len(payload))) + payload
+
+    def sync(self) -> None:
+        """Asks for a pong to everything sent so far; `unread_bytes` then falls to 0."""
+        transport, wire = self._transport, self._wire
+        if self._since_sync and transport is not None and wire is not None:
+            if wire.state is State.OPEN and not transport.is_closing():
+                transport.write(self._sync_ping(self._since_sync))
+            self._since_sync = 0
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes sent of which no pong has said that they were read."""
+        return self.in_flight_bytes + self._since_sync
 
     def ping(self) -> None:
         """The exchange's heartbeat, also while data are stalled."""
