@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketdata import events, units, wire
+from marketdata import events, fields, units, wire
 from marketdata.errors import WireError
 from tests.property import strategies as gen
 
@@ -155,6 +155,34 @@ def test_snapshot_reads_back_exactly(
             msg[name] = [[units.format_price(p), units.format_size(s)] for p, s in reversed(side)]
     body = {"type": "orderbook_snapshot", "sid": 1, "seq": 1, "msg": msg}
     assert DECODER.decode(json.dumps(body)) == events.Snapshot(market, yes, no, 1, 1, None)
+
+
+level_pairs = st.lists(
+    st.one_of(
+        st.tuples(gen.ticks.map(units.format_price), st.integers(1, 10**6).map(units.format_size)),
+        st.tuples(
+            st.one_of(st.sampled_from(["0.5", "0.50", "0.5000", "1.0001", "x"]), odd),
+            st.one_of(st.sampled_from(["1.00", "0.00", ".50", "-1.00", "1.0", "1.005"]), odd),
+        ),
+    ).map(list),
+    max_size=5,
+)
+
+
+@given(level_pairs, st.booleans())
+def test_levels_of_the_usual_form_are_read_as_any_levels_are(
+    pairs: list[list[Any]], is_sorted: bool
+) -> None:
+    """INV-21 for snapshots: the short way takes nothing that the long way reads otherwise."""
+    if is_sorted:
+        pairs.sort(key=lambda pair: str(pair[0]))
+    usual = fields._usual_levels(pairs)
+    try:
+        expected = fields._any_levels(pairs, "yes_dollars_fp", is_cents=False)
+    except WireError:
+        assert usual is None
+    else:
+        assert usual is None or usual == expected
 
 
 TYPES = [*wire._MESSAGES, *wire._REPLIES, "fill"]
