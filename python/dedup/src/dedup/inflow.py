@@ -181,7 +181,7 @@ class Inflow:
             shown = np.maximum.accumulate(np.maximum(timed_us[mine], run.shown_us))
             effective[mine] = np.maximum(us[mine], shown - self.skew_us)
             trace[run_id] = (rows["seq"][mine], shown)
-            self._release_held(run, int(shown[-1]))
+            self._release_held(run, int(shown[np.argmax(shown >= 0)]))
             run.shown_us, run.last_received_ns = int(shown[-1]), received
         key, window = self._keys(rows), effective // self.window_us
         order = np.argsort(key, kind="stable")
