@@ -296,14 +296,28 @@ class _Attempt:
             if clash is None or at > clash[1]:
                 clash = (max(0, offset + at), at)
         if valid:
-            valid.sort(key=lambda v: (-v[0], v[1]))
-            if len(valid) > 1 and valid[1][0] == valid[0][0]:
-                at = max(0, valid[0][1])
-                segment.ambiguous.append((at, min(at + len(events), at + valid[0][0])))
-            return valid[0][1], None
+            return self._choose(segment, piece, events, valid), None
         if clash is None and self._overlap_in_time(segment, events):
             clash = (self._index_at(segment, int(events.us[0])), 0)
         return None, clash
+
+    def _choose(
+        self, segment: Segment, piece: Piece, events: Events, valid: list[tuple[int, int]]
+    ) -> int:
+        """One of several (overlap, offset): the longest overlap; among equals, the one that a live
+        run must have, whose last event is the segment's last. A closed cycle cut by both is flagged.
+        """
+        longest = max(length for length, _ in valid)
+        offsets = sorted(offset for length, offset in valid if length == longest)
+        if len(offsets) == 1:
+            return offsets[0]
+        chosen = offsets[-1] if piece.open_end else offsets[0]
+        at_end = piece.open_end and chosen + len(events) == len(segment.events)
+        inside = offsets[0] >= 0 and offsets[-1] + len(events) <= len(segment.events)
+        if not at_end and not inside:
+            start = max(0, chosen)
+            segment.ambiguous.append((start, start + longest))
+        return chosen
 
     def _overlap_in_time(self, segment: Segment, events: Events) -> bool:
         """Do both know a common stretch of time longer than the tolerance?"""
