@@ -8,11 +8,14 @@ replies are not looked at; DNS, time and metadata of the VPC are not filtered by
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from kalshi_infra.assembly import Resource, Template, resources, target
+from kalshi_infra.assembly import Resource, Template, read, resources, target
 from kalshi_infra.errors import TemplateError
 
 # Peer of the rule that lets nothing out (network.py).
@@ -233,3 +236,17 @@ def matrix(possible: Iterable[Flow]) -> str:
         f"{source:<{width}} -> {destination:<{width}} {', '.join(map(str, ports))}"
         for (source, destination), ports in cells.items()
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the matrix of a cloud assembly. Returns the exit code."""
+    parser = argparse.ArgumentParser(description="who may reach whom, from a cloud assembly")
+    parser.add_argument("assembly", type=Path)
+    parser.add_argument("--admin-cidr", required=True)
+    chosen = parser.parse_args(arguments)
+    print(matrix(flows(read(chosen.assembly), chosen.admin_cidr)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

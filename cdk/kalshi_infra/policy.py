@@ -25,7 +25,6 @@ CFN_LINT = {
 NAG = {
     "AwsSolutions-EC26": "the disk is encrypted, in the launch template, where the rule does not look",
     "AwsSolutions-EC28": "detailed monitoring is not in the specification and costs extra; the option alarms uses 5-minute values",
-    "AwsSolutions-EC29": "hosts stand alone with fixed addresses (Compute, Placement); termination protection is on",
     "AwsSolutions-IAM5": "the wildcards are the specification's own JSON (IAM); they name one log prefix, one namespace, one bucket",
     "AwsSolutions-RDS3": "Single-AZ (Database, Production RDS); capture does not depend on this database",
     "AwsSolutions-RDS11": "port 5432 (Database, Networking); only the deduplicator's group reaches it",

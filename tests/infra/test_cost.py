@@ -58,7 +58,9 @@ def test_the_full_profile_line_by_line(templates: Mapping[str, Template]) -> Non
 
 def test_the_small_profile_line_by_line(synthesized: Synthesized) -> None:
     """One gatherer, for one person."""
-    lines = {line.key: line.monthly for line in cost.bill(synthesized(profile="small"), PRICES, SMALL)}
+    lines = {
+        line.key: line.monthly for line in cost.bill(synthesized(profile="small"), PRICES, SMALL)
+    }
     assert lines == {
         "gatherers": Decimal("49.06"),  # 0.0672 x 730
         "deduplicator": Decimal("24.53"),  # 0.0336 x 730
@@ -110,7 +112,9 @@ def test_a_database_in_the_deduplicators_zone_saves_crossing_traffic(
     assert merged(synthesized(rds_zone="c")) == 0
 
 
-@pytest.mark.parametrize("key", ["ec2.t4g.2xlarge", "rds.gp3", "ebs.gp3", "ipv4", "secret", "s3.standard"])
+@pytest.mark.parametrize(
+    "key", ["ec2.t4g.2xlarge", "rds.gp3", "ebs.gp3", "ipv4", "secret", "s3.standard"]
+)
 def test_a_missing_price_is_an_error_that_names_it(
     key: str, templates: Mapping[str, Template]
 ) -> None:

@@ -22,7 +22,9 @@ from kalshi_infra.topology import Topology
 ALL_HOSTS = {"gatherer-1", "gatherer-2", "gatherer-3", "deduplicator"}
 
 
-def one(templates: Mapping[str, Template], stack: str, logical_id: str, path: str, value: Any) -> Any:
+def one(
+    templates: Mapping[str, Template], stack: str, logical_id: str, path: str, value: Any
+) -> Any:
     """The templates with one property of one resource replaced."""
     made = copy.deepcopy(dict(templates))
     node: Any = made[stack]["Resources"][logical_id]["Properties"]

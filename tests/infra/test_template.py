@@ -160,7 +160,9 @@ def test_user_data_is_the_frozen_script_with_four_quoted_values(
         assert instance.tag() in lines[1]
         assert len(text.encode()) < firstboot.USER_DATA_BYTES_MAX
         assert "/nix/store" not in text
-        assert not re.search(r"http://(?!['|])", body.replace("'http://'", "").replace("|http://|", ""))
+        assert not re.search(
+            r"http://(?!['|])", body.replace("'http://'", "").replace("|http://|", "")
+        )
 
 
 def test_a_changed_first_boot_script_is_refused_at_synth(
@@ -346,7 +348,9 @@ def test_lake_catalog_adds_six_tables_a_work_group_and_no_right_for_the_writer(
             .replace("${day}", "9".zfill(int(parameters["projection.day.digits"])))
         )
         assert written == f"{partition}/"
-        assert not {"year", "month", "day"} & {c["Name"] for c in table["StorageDescriptor"]["Columns"]}
+        assert not {"year", "month", "day"} & {
+            c["Name"] for c in table["StorageDescriptor"]["Columns"]
+        }
     (group,) = of_type(made, "AWS::Athena::WorkGroup")
     limits = group.properties["WorkGroupConfiguration"]
     assert limits["BytesScannedCutoffPerQuery"] > 0
@@ -364,7 +368,9 @@ def test_alarms_watch_every_host_the_database_and_the_bill(
     assert counts(templates)["AWS::CloudWatch::Alarm"] == 0
     made = synthesized(alarms=True)
     (topic,) = of_type(made, "AWS::SNS::Topic")
-    alarms = {r.properties["AlarmName"]: r.properties for r in of_type(made, "AWS::CloudWatch::Alarm")}
+    alarms = {
+        r.properties["AlarmName"]: r.properties for r in of_type(made, "AWS::CloudWatch::Alarm")
+    }
     for host in wanted.host:
         assert {f"kalshi-{host.name}-status", f"kalshi-{host.name}-burst"} <= set(alarms)
         for metric in wanted.metric:
@@ -389,7 +395,9 @@ def test_without_rds_the_alarms_ask_nothing_of_rds(synthesized: Synthesized) -> 
     assert spaces == {"Kalshi", "AWS/EC2"}
 
 
-def test_another_bucket_name_reaches_bucket_policy_and_prefixes(wanted: Topology, chosen: Site) -> None:
+def test_another_bucket_name_reaches_bucket_policy_and_prefixes(
+    wanted: Topology, chosen: Site
+) -> None:
     """D21: the right must follow the name, or the export fails on the first hour."""
     import dataclasses
 
