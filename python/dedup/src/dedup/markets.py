@@ -76,6 +76,8 @@ class MarketWindow:
         self.segment_at: dict[int, tuple[int, int]] = {}  # id(segment) -> (epoch, position of [0])
         self.appended: Events = no_events()  # of the current epoch, in this window
         self.appended_masks: list[int] = []
+        # The latest keyframe's position, of epochs that ended in this window too: one per place.
+        self.keyframed: dict[int, int] = {market.epoch: market.keyframe_at}
 
     # -- the whole ---------------------------------------------------------------------------------
 
@@ -518,8 +520,9 @@ class MarketWindow:
     ) -> None:
         market = self.market
         current = epoch == market.epoch
-        if current and position <= market.keyframe_at:
+        if position <= self.keyframed.get(epoch, -1):
             return
+        self.keyframed[epoch] = position
         if current:
             market.keyframe_at = position
         floor = max(us, market.epoch_from_us - 1 if current else us)
