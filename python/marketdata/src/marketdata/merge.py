@@ -88,6 +88,7 @@ class Part:
     first: int
     start: int
     length: int
+    loose: bool = False  # one of several equal places: binds no other run (rule 6)
 
     @property
     def end(self) -> int:
@@ -183,6 +184,7 @@ class _Attempt:
         self.segments: list[Segment] = []
         self.rejected: list[Rejected] = []
         self.constants: dict[int, int] = {}
+        self.loose: set[int] = set()
         self.contradicted = False
         if base is not None:
             self.segments.append(Segment(base.events, len(base.events), is_base=True))
@@ -271,9 +273,8 @@ class _Attempt:
         old = np.flatnonzero(timed & (events.us <= self.base.last_us))
         if old.size == 0:
             return 0
-        if candidate_offsets(events, self.segments[0].events, self.near_us):
-            return 0
-        return int(old[-1]) + 1
+        kept = candidate_offsets(events, self.base.events, self.near_us)
+        return max(-kept[-1], 0) if kept else int(old[-1]) + 1
 
     def _try(
         self, segment: Segment, piece: Piece, events: Events
@@ -307,13 +308,16 @@ class _Attempt:
         """One of several (overlap, offset): the longest overlap; among equals, the one that a live
         run must have, whose last event is the segment's last. A closed cycle cut by both is flagged.
         """
+        if len(valid) == 1:
+            return valid[0][1]
         longest = max(length for length, _ in valid)
         offsets = sorted(offset for length, offset in valid if length == longest)
-        if len(offsets) == 1:
-            return offsets[0]
         chosen = offsets[-1] if piece.open_end else offsets[0]
         at_end = piece.open_end and chosen + len(events) == len(segment.events)
-        inside = offsets[0] >= 0 and offsets[-1] + len(events) <= len(segment.events)
+        if not at_end:
+            self.loose.add(id(piece))
+        room = len(segment.events) - len(events)
+        inside = all(0 <= offset <= room for _, offset in valid)
         if not at_end and not inside:
             start = max(0, chosen)
             segment.ambiguous.append((start, start + longest))
@@ -339,7 +343,7 @@ class _Attempt:
         mine = (piece.gatherer, piece.connection)
         for part in segment.parts:
             other = part.piece
-            if (other.gatherer, other.connection) != mine or other is piece:
+            if (other.gatherer, other.connection) != mine or other is piece or part.loose:
                 continue
             if other.seq_to < piece.seq_from:
                 room, missing = offset - part.end, piece.seq_from - other.seq_to - 1
@@ -367,7 +371,8 @@ class _Attempt:
             tail = events.part(len(events) - extra, len(events))
             segment.events = join_events([segment.events, tail]) if len(segment.events) else tail
         if len(events):
-            segment.parts.append(Part(piece, first, offset, len(events)))
+            loose = id(piece) in self.loose
+            segment.parts.append(Part(piece, first, offset, len(events), loose))
 
     def _shift(self, segment: Segment, by: int) -> None:
         for part in segment.parts:
@@ -519,6 +524,10 @@ class _Attempt:
         assert rival.branch is not None
         segment, index = rival.branch
         rival.branch = None
+        if segment not in self.segments:  # what it contradicted was itself contradicted
+            self._drop(rival, 0, "contradicted")
+            self.segments.remove(rival)
+            return
         verdict = self._vote(segment, index, rival)
         if verdict < 0:
             self._drop(rival, 0, "contradicted")
@@ -568,8 +577,24 @@ class _Attempt:
         base = [s for s in self.segments if s.is_base]
         others = [s for s in self.segments if not s.is_base and len(s.events)]
         others.sort(key=lambda s: (int(s.events.us[0]), int(s.events.us[-1])))
-        ordered = base + _order_ties(others)
-        return Merged(ordered, self.rejected, mode)
+        ordered = _order_ties(self._apart(others))
+        return Merged(base + ordered, self.rejected, mode)
+
+    def _apart(self, segments: list[Segment]) -> list[Segment]:
+        """INV-M3 once more, whatever led here: no two new segments know a common time."""
+        kept: list[Segment] = []
+        for segment in segments:
+            while kept and self._overlap_in_time(kept[-1], segment.events):
+                before = kept[-1]
+                strong = len(segment.gatherers(0, len(segment.events)))
+                if strong > len(before.gatherers(0, len(before.events))):
+                    self._drop(kept.pop(), 0, "contradicted")
+                    continue
+                self._drop(segment, 0, "contradicted")
+                break
+            if len(segment.events):
+                kept.append(segment)
+        return kept
 
 
 def _timed_range(events: Events) -> tuple[int, int] | None:
