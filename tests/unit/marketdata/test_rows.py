@@ -1,49 +1,69 @@
-"""Row layouts: what one process packs and another unpacks must not shift by a byte."""
+"""marketdata.rows: layouts that several processes share must not shift by a byte."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from marketdata import rows
+from marketdata.rows import (
+    DELTA_ROW,
+    MERGED_ROW,
+    ControlKind,
+    ControlRow,
+    DeltaFlag,
+    GathererBatch,
+    Side,
+    SnapshotVerdict,
+)
 
 
-def test_layouts_are_packed_without_holes() -> None:
-    """The bulk packers of COPY and struct count on it."""
-    for layout in (rows.DELTA_ROW, rows.MERGED_ROW):
-        fields = [layout[name] for name in layout.names or ()]
-        assert layout.itemsize == sum(field.itemsize for field in fields)
-        assert not layout.hasobject
+def test_rows_are_packed_without_holes_and_aligned_for_their_widest_columns() -> None:
+    """A hole would be uninitialised bytes in what must be byte-identical."""
+    for dtype in (DELTA_ROW, MERGED_ROW):
+        names = dtype.names or ()
+        assert dtype.itemsize == sum(dtype[name].itemsize for name in names)
+        widths = [dtype[name].itemsize for name in names]
+        assert widths == sorted(widths, reverse=True)
+    assert DELTA_ROW.itemsize == 56
+    assert all(DELTA_ROW[name].kind in "iu" for name in DELTA_ROW.names or ())
 
 
-def test_prices_are_int32_and_sizes_and_times_int64() -> None:
-    """Micro-dollars fit 32 bits; a cumulated size and a time in nanoseconds do not."""
-    for layout in (rows.DELTA_ROW, rows.MERGED_ROW):
-        assert layout["price"] == np.dtype("i4")
-        for name in ("delta", "exchange_us", "received_ns"):
-            assert layout[name] == np.dtype("i8")
-        assert layout["book_hash"] == np.dtype("u8")
+def test_every_flag_is_one_bit_and_fits_its_column() -> None:
+    bits = [flag.value for flag in DeltaFlag]
+    assert all(bit.bit_count() == 1 for bit in bits)
+    assert len(set(bits)) == len(bits)
+    assert max(bits) < np.iinfo(DELTA_ROW["flags"]).max
 
 
-def test_flags_are_single_bits_that_fit_their_column() -> None:
-    """Two flags on one bit would say each other's word."""
-    flags = [flag.value for flag in rows.DeltaFlag]
-    assert all(value & (value - 1) == 0 for value in flags)
-    assert max(flags) < 2**15
+def test_codes_that_are_stored_never_change() -> None:
+    """Rows of earlier years hold these numbers."""
+    assert (Side.YES, Side.NO) == (0, 1)
+    stored = [v.value for v in SnapshotVerdict]
+    assert [v.name for v in SnapshotVerdict] == ["ANCHOR", "AGREES", "DIFFERS", "RESET"]
+    assert stored == [0, 1, 2, 3]
+    assert [(flag.name, flag.value) for flag in DeltaFlag] == [
+        ("RESET", 1),
+        ("FLOATING", 2),
+        ("TS_INFERRED", 4),
+        ("TS_MS_ONLY", 8),
+        ("NEGATIVE", 16),
+        ("TS_BACKWARD", 32),
+        ("AMBIGUOUS", 64),
+        ("DISPUTED", 128),
+    ]
 
 
-def test_sides_and_verdicts_have_the_documented_numbers() -> None:
-    """They stand in databases and files: a change of number is a change of format."""
-    assert [(side.name, side.value) for side in rows.Side] == [("YES", 0), ("NO", 1)]
-    verdicts = [(verdict.name, verdict.value) for verdict in rows.SnapshotVerdict]
-    assert verdicts == [("ANCHOR", 0), ("AGREES", 1), ("DIFFERS", 2), ("RESET", 3)]
+def test_control_kinds_are_distinct() -> None:
+    kinds = [value for name, value in vars(ControlKind).items() if name.isupper()]
+    assert len(kinds) == len(set(kinds)) == 7
 
 
-def test_batches_do_not_share_their_lists() -> None:
-    """A default that is one list for all batches would mix two gatherers' rows."""
-    empty = np.empty(0, dtype=rows.DELTA_ROW)
-    one, two = (rows.GathererBatch(g, 1, 1, 0, empty) for g in (0, 1))
-    one.trades.append(rows.TradeRow(*([0] * 2), b"", *([0] * 9)))
-    assert two.trades == []
-    first, second = (rows.ControlRow(1, 0, 0, rows.ControlKind.RUN_START, 1) for _ in range(2))
-    first.detail["x"] = 1
-    assert second.detail == {}
+def test_batches_and_control_rows_share_no_mutable_default() -> None:
+    """One batch's rows must never appear in another's."""
+    empty = np.empty(0, DELTA_ROW)
+    first, second = GathererBatch(0, 1, 1, 0, empty), GathererBatch(1, 1, 1, 0, empty)
+    first.markets[1] = "KXA"
+    first.snapshots.append(None)  # type: ignore[arg-type]
+    assert (second.markets, second.snapshots) == ({}, [])
+    one, two = ControlRow(1, 0, 5, "problem", 1), ControlRow(1, 1, 5, "problem", 1)
+    one.detail["x"] = 1
+    assert two.detail == {}
