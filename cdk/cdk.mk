@@ -33,7 +33,7 @@ lock-cdk:
 aws-check: setup-cdk
 	$(CDK_BIN)/ruff check cdk tests/infra
 	$(CDK_BIN)/ruff format --check cdk tests/infra
-	MYPYPATH=cdk $(NICE) $(CDK_BIN)/mypy --config-file pyproject.toml cdk/kalshi_infra cdk/app.py
+	MYPYPATH=cdk $(NICE) $(CDK_BIN)/mypy --config-file pyproject.toml --cache-dir cdk/.mypy_cache cdk/kalshi_infra cdk/app.py
 
 # Templates into cdk/cdk.out with the example site; no account, no network.
 aws-synth: setup-cdk

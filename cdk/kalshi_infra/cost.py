@@ -137,7 +137,7 @@ def load_usage(profile: str, path: Path = USAGE_PATH) -> dict[str, Decimal]:
 def bill(
     templates: Mapping[str, Template], prices: Prices, usage: Mapping[str, Decimal]
 ) -> list[Line]:
-    """The lines that the templates cause, in the specification's order, then what it does not have."""
+    """The lines that the templates cause: the specification's in its order, then the others."""
     found = resources(templates)
     by_name = {resource.name: resource for resource in found}
     sums: dict[str, Decimal] = {}
@@ -149,7 +149,7 @@ def bill(
 
     for resource in found:
         if resource.type == "AWS::EC2::Instance":
-            _instance(resource, by_name, found, prices, add)
+            _instance(resource, by_name, prices, add)
         elif resource.type == "AWS::RDS::DBInstance":
             _database(resource, prices, add)
         elif resource.type == "AWS::SecretsManager::Secret":
@@ -182,7 +182,6 @@ def _count(items: Sequence[str]) -> str:
 def _instance(
     resource: Resource,
     by_name: Mapping[str, Resource],
-    found: Sequence[Resource],
     prices: Prices,
     add: Any,
 ) -> None:
@@ -243,11 +242,8 @@ def by_use(
     }
     instances = [r for r in found if r.type == "AWS::EC2::Instance"]
     zone_of = {r.tag(): zones[target(r.properties["SubnetId"])] for r in instances}
-    zone_of |= {
-        "production": r.properties["AvailabilityZone"]
-        for r in found
-        if r.type == "AWS::RDS::DBInstance"
-    }
+    for database in (r for r in found if r.type == "AWS::RDS::DBInstance"):
+        zone_of["production"] = database.properties["AvailabilityZone"]
     home = zone_of["deduplicator"]
     away = sum(1 for name, zone in zone_of.items() if name.startswith("gatherer") and zone != home)
     both_sides = 2 * 30 * prices.usd("cross-az")
@@ -266,7 +262,7 @@ def by_use(
     items = [
         (
             "between zones: capture",
-            f"{away} gatherers away from the deduplicator, {usage['captured_gb_per_day']} GB a day each",
+            f"{away} gatherers in other zones, {usage['captured_gb_per_day']} GB a day each",
             crossing,
         ),
         (

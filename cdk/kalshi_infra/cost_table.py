@@ -1,7 +1,7 @@
 """Cost table: the bill of every profile, and what every option adds to the specification's.
 
-Synthesizes each variant in a temporary directory with the site's values (the example's, if there is no site.toml).
-"""
+Synthesizes each variant in a temporary directory with the site's values (the example's, if there is
+no site.toml)."""
 
 from __future__ import annotations
 

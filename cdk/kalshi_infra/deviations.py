@@ -1,8 +1,9 @@
-"""Deviations: where the specification cannot or should not be deployed as written, and what we add to it.
+"""Deviations: where the specification cannot or should not be deployed as written, and what we add
+to it.
 
-Each entry quotes the specification, says what we do and why, and names the option that changes it. Cells
-listed here are the only ones that the conformance test accepts as different, and only with exactly this value.
-"""
+Each entry quotes the specification, says what we do and why, and names the option that changes it.
+Cells listed here are the only ones that the conformance test accepts as different, and only with
+exactly this value."""
 
 from __future__ import annotations
 

@@ -28,10 +28,8 @@ def user_data(host: str, role: str, site: Site) -> str:
     if seen != SCRIPT_SHA256:
         raise SettingsError(
             [
-                (
-                    f"firstboot.sh has SHA-256 {seen}, frozen is {SCRIPT_SHA256}: a change stops and "
-                    "starts every host. If that is meant, record the new hash and deploy host by host"
-                )
+                f"firstboot.sh has SHA-256 {seen}, frozen is {SCRIPT_SHA256}",
+                "a change stops and starts every host: record the new hash only if that is meant",
             ]
         )
     shebang, body = script.decode("utf-8").split("\n", 1)

@@ -1,9 +1,9 @@
 """Change guard: what a deploy would stop or replace, and whether that is allowed.
 
 Two readings of one change:
-- templates: what is deployed against what was synthesized, before anything is asked of AWS. Knows chains: a
-  changed launch template replaces the instance that refers to its version, a replaced subnet the hosts in it,
-  across stacks.
+- templates: what is deployed against what was synthesized, before anything is asked of AWS. Knows
+  chains: a changed launch template replaces the instance that refers to its version, a replaced
+  subnet the hosts in it, across stacks.
 - change sets: what CloudFormation itself says it would do.
 
 Rules:
@@ -31,8 +31,8 @@ STOP, REPLACE, DELETE = "stop and start", "replace", "delete"
 INSTANCE, DATABASE, BUCKET = "AWS::EC2::Instance", "AWS::RDS::DBInstance", "AWS::S3::Bucket"
 GUARDED = (INSTANCE, DATABASE, BUCKET)
 
-# What a changed property does. From CloudFormation's "Update requires" of each property; a test compares
-# the replacing ones with the resource schemas that cfn-lint carries.
+# What a changed property does. From CloudFormation's "Update requires" of each property; a test
+# compares the replacing ones with the resource schemas that cfn-lint carries.
 QUIET = {
     INSTANCE: {
         "CreditSpecification",
@@ -155,7 +155,7 @@ def _effects(
 
 
 def _moved(old: Mapping[str, Template], new: Mapping[str, Template]) -> dict[Name, str]:
-    """Resources whose identity or attributes change, following references until nothing is added."""
+    """Resources whose identity or attributes change, through references too."""
     moved: dict[Name, str] = {}
     while True:
         added = {}
@@ -212,7 +212,7 @@ def _references(value: Any, stack: str, templates: Mapping[str, Template]) -> se
 
 
 def from_change_set(described: Mapping[str, Any], template: Template) -> list[Disruption]:
-    """The same from DescribeChangeSet's answer; `template` is the stack as deployed (for the names)."""
+    """The same from DescribeChangeSet's answer; `template` is the stack as deployed."""
     found = []
     for change in described.get("Changes", ()):
         row = change.get("ResourceChange", {})

@@ -1,14 +1,17 @@
 """Picture: the network and its flows, drawn from the templates (docs/aws-network.svg and .png).
 
 Invariants:
-- Boxes come from the templates' resources, arrows from the computed flows; nothing is drawn from memory.
-- Every flow is in the list beside the drawing; a flow between parts that the drawing cannot place is an error.
+- Boxes come from the templates' resources, arrows from the computed flows; nothing is drawn from
+  memory.
+- Every flow is in the list beside the drawing; a flow between parts that the drawing cannot place
+  is an error.
 - The same templates give the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -276,8 +279,11 @@ def _from_elsewhere(start: Box, end: Box, colour: str, label: str) -> Arrow:
     if end.x > start.x + 1:
         x = end.x + end.width + 14
         points = (
-            (start.x + start.width, start.y + 44), (x, start.y + 44), (x, end.y + 50), (end.x + end.width, end.y + 50),
-        )  # fmt: skip
+            (start.x + start.width, start.y + 44),
+            (x, start.y + 44),
+            (x, end.y + 50),
+            (end.x + end.width, end.y + 50),
+        )
         return Arrow(points, colour, label, (x - 44, end.y + 100), dashed=True)
     x = start.x + 60
     return Arrow(
@@ -315,24 +321,25 @@ def _list(possible: set[Flow]) -> list[Shape]:
 # ---- SVG ----
 def svg(shapes: Sequence[Shape]) -> str:
     """The scene as SVG text."""
+    space, font = "http://www.w3.org/2000/svg", "Helvetica, Arial, sans-serif"
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="Helvetica, Arial, sans-serif">',
+        f'<svg xmlns="{space}" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="{font}">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{PAPER}"/>',
     ]
     for shape in shapes:
         if isinstance(shape, Box):
             dash = ' stroke-dasharray="6 4"' if shape.dashed else ""
             out.append(
-                f'<rect x="{shape.x:g}" y="{shape.y:g}" width="{shape.width:g}" height="{shape.height:g}" '
-                f'rx="6" fill="{shape.fill}" stroke="{MUTED}"{dash}/>'
+                f'<rect x="{shape.x:g}" y="{shape.y:g}" width="{shape.width:g}" '
+                f'height="{shape.height:g}" rx="6" fill="{shape.fill}" stroke="{MUTED}"{dash}/>'
             )
             out += [_svg_words(words) for words in _box_words(shape)]
         elif isinstance(shape, Arrow):
             points = " ".join(f"{x:g},{y:g}" for x, y in shape.points)
             dash = ' stroke-dasharray="5 4"' if shape.dashed else ""
             out.append(
-                f'<polyline points="{points}" fill="none" stroke="{shape.colour}" stroke-width="1.8"{dash}/>'
+                f'<polyline points="{points}" fill="none" stroke="{shape.colour}" '
+                f'stroke-width="1.8"{dash}/>'
             )
             head = " ".join(f"{x:.2f},{y:.2f}" for x, y in _head(shape))
             out.append(f'<polygon points="{head}" fill="{shape.colour}"/>')
@@ -419,7 +426,7 @@ def _dashes(
     dash: tuple[float, float] | None,
 ) -> None:
     """A line through points; `dash` is drawn and left out length, None for a full line."""
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         length = max(((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5, 1e-9)
         drawn, left_out = dash or (length, 0)
         at = 0.0

@@ -112,7 +112,7 @@ def from_mapping(raw: Mapping[str, Any]) -> Site:
     for name in _REQUIRED:
         if not values.get(name):
             faults.append(
-                f"{name} is missing: set it in cdk/site.toml (see site.example.toml) or by -c {name}=..."
+                f"{name} is missing: set it in cdk/site.toml (site.example.toml shows it) or by -c"
             )
     for name, (pattern, meaning) in _PATTERNS.items():
         value = values.get(name, "")

@@ -1,8 +1,8 @@
 """A strict applier: plays a cloud assembly into the service APIs, as CloudFormation would.
 
-moto's own CloudFormation drops many properties without a word, so it cannot carry a proof. Here every
-property of every resource must be taken by the code below; one that nobody took raises Unmapped. So
-nothing of a template can be lost on the way, and a new property forces a line here.
+moto's own CloudFormation drops many properties without a word, so it cannot carry a proof. Here
+every property of every resource must be taken by the code below; one that nobody took raises
+UnmappedError. So nothing can be lost on the way, and a new property forces a line here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 from applier_options import OptionServices
 from kalshi_infra.assembly import Template, resolve
 from moto_account import ACCOUNT, client
-from taken import Taken, Unmapped
-
+from taken import Taken, UnmappedError
 
 SERVICES = (
     "athena",
@@ -89,17 +88,17 @@ class Applier(OptionServices):
         return client(service)
 
     def create(self, stack: str, logical_id: str) -> None:
-        """Creates one resource. Raises Unmapped for a type or property without a mapping."""
+        """Creates one resource. Raises UnmappedError for a type or property without a mapping."""
         entry = self.templates[stack]["Resources"][logical_id]
         kind = entry["Type"]
         known = {"Type", "Properties", "DeletionPolicy", "UpdateReplacePolicy", "DependsOn"}
         if extra := set(entry) - known:
-            raise Unmapped(f"{stack}.{logical_id}: {sorted(extra)}")
+            raise UnmappedError(f"{stack}.{logical_id}: {sorted(extra)}")
         method: Callable[[Taken], dict[str, str]] | None = getattr(
             self, "_" + kind.removeprefix("AWS::").replace("::", "_").lower(), None
         )
         if method is None:
-            raise Unmapped(f"{stack}.{logical_id}: type {kind}")
+            raise UnmappedError(f"{stack}.{logical_id}: type {kind}")
         values = resolve(entry.get("Properties", {}), stack, self.templates, self._lookup)
         taken = Taken(values, f"{stack}.{logical_id}")
         for attribute, value in method(taken).items():
@@ -234,9 +233,9 @@ class Applier(OptionServices):
             "MetadataOptions": contents.pop("MetadataOptions"),
         }
         if contents or set(reference) != {"LaunchTemplateId", "Version"}:
-            raise Unmapped(f"launch template: {sorted(contents)}, {sorted(reference)}")
+            raise UnmappedError(f"launch template: {sorted(contents)}, {sorted(reference)}")
         if taken.plain("PropagateTagsToVolumeOnCreation") is not True:
-            raise Unmapped("volumes without tags")
+            raise UnmappedError("volumes without tags")
         if "IamInstanceProfile" in taken:
             request["IamInstanceProfile"] = {"Name": taken.plain("IamInstanceProfile")}
         if "CreditSpecification" in taken:

@@ -1,13 +1,12 @@
 """The real CDK CLI against moto, in a network namespace that has nothing but loopback and a trap.
 
 Steps: synth twice without credentials (byte-identical), bootstrap, deploy everything, deploy again
-(no changes), diff (no differences). The trap is an interface to nowhere that carries the default route:
-every packet that anybody wanted to send elsewhere, a name query included, is counted there. The count
-must be zero, and a deliberate packet at the end must be counted.
+(no changes), diff (no differences), change guard. The trap is an interface to nowhere that carries
+the default route: every packet that anybody wanted to send elsewhere, a name query included, is
+counted there. The count must be zero, and a deliberate packet at the end must be counted.
 
-`--method direct` because moto keeps no outputs of change sets, so importing stacks would fail there.
-Destroying is not played: moto fails in it ("IP already in use").
-"""
+`--method direct` because moto keeps no outputs of change sets, so importing stacks would fail
+there. Destroying is not played: moto fails in it ("IP already in use")."""
 
 from __future__ import annotations
 
@@ -109,8 +108,37 @@ def deploy_twice(work: Path, environment: dict[str, str]) -> dict[str, dict[str,
         ),
     )
     print("  " + difference.strip().splitlines()[-1])
+    _guard(work, environment)
     loaded: dict[str, dict[str, str]] = json.loads(outputs.read_text(encoding="utf-8"))
     return loaded
+
+
+def _guard(work: Path, environment: dict[str, str]) -> None:
+    """The change guard against what is deployed: passes as it is, refuses another image."""
+    other = work / "other-image"
+    cdk(
+        environment,
+        "synth",
+        "--quiet",
+        "--output",
+        str(other),
+        "-c",
+        "ami_id=ami-0fedcba9876543210",
+    )
+    for assembly, expected in ((work / "deployed", 0), (other, 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "kalshi_infra.guard", str(assembly)],
+            cwd=CDK,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        first, *more = done.stdout.strip().splitlines()
+        print(f"  guard, {assembly.name}: exit {done.returncode}, {' '.join([first, *more[:1]])}")
+        if done.returncode != expected:
+            raise StepFailedError(f"the guard said {done.returncode}\n{done.stdout}")
 
 
 def _step(name: str, run: object) -> str:
@@ -171,7 +199,8 @@ def inside() -> int:
                 "AWS_SECRET_ACCESS_KEY": "testing",
                 "AWS_REGION": REGION,
                 "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-                # moto reads a bucket out of an IP address in a template's address; a name it does not.
+                # moto reads a bucket out of an IP address in a template's address; a name it does
+                # not.
                 "AWS_ENDPOINT_URL_S3_FOR_CLOUDFORMATION": f"http://localhost:{port}",
             }
             print("against moto:")

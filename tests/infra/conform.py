@@ -1,9 +1,8 @@
 """Conformance: the specification's own cells against the three places, row by row.
 
 A cell is right if every place that knows it says exactly what the specification says, or if
-cdk/kalshi_infra/deviations.py lists it and every place says exactly what is listed there. A row that
-a place has and the specification has not is wrong too.
-"""
+cdk/kalshi_infra/deviations.py lists it and every place says exactly what is listed there. A row
+that a place has and the specification has not is wrong too."""
 
 from __future__ import annotations
 
@@ -54,7 +53,7 @@ class Verdict:
 
 
 def specified_tables() -> list[spec_tables.Table]:
-    """The specification's tables, with its prefix tree, diagram and JSON documents as tables too."""
+    """The specification's tables; its prefix tree, diagram and JSON documents as tables too."""
     found, documents = spec_tables.specification()
     prefixes = spec_tables.bucket_prefixes(documents)
     found.append(
@@ -184,7 +183,7 @@ def synthesize(wanted: Topology, chosen: Site) -> tuple[dict[str, assembly.Templ
 
 
 def conformance() -> list[Verdict]:
-    """Everything from scratch: configuration, template, and an account that the assembly was played into."""
+    """Everything from scratch: configuration, template, account."""
     import applier
     import moto_account
     import views
@@ -222,11 +221,9 @@ def report(verdicts: Sequence[Verdict]) -> str:
     right = sum(verdict.right for verdict in verdicts)
     deviating = sum(verdict.verdict.startswith("deviation") for verdict in verdicts)
     rows = len({(verdict.path, verdict.row) for verdict in verdicts})
-    out += [
-        "",
-        f"{rows} rows, {len(verdicts)} cells: {right - deviating} equal, {deviating} listed "
-        f"deviations, {len(verdicts) - right} wrong",
-    ]
+    equal, wrong = right - deviating, len(verdicts) - right
+    summary = f"{rows} rows, {len(verdicts)} cells: {equal} equal, {deviating} listed deviations, "
+    out += ["", summary + f"{wrong} wrong"]
     return "\n".join(out)
 
 

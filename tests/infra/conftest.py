@@ -1,8 +1,7 @@
 """The AWS side's tests have an environment of their own (`make aws-test`).
 
-Where aws_cdk is missing, only the tests that hold the two sides together are collected: they need the
-product's packages, not the CDK.
-"""
+Where aws_cdk is missing, only the tests that hold the two sides together are collected: they need
+the product's packages, not the CDK."""
 
 from __future__ import annotations
 

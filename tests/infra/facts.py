@@ -1,4 +1,5 @@
-"""Facts: what one place says about the deployment, and how that reads in the specification's tables.
+"""Facts: what one place says about the deployment, and how that reads in the specification's
+tables.
 
 Three places are read (views.py): the configuration, the synthesized template, and the account after
 the assembly was applied. None of them sees the specification; each fills these values, and `tables`
@@ -120,7 +121,10 @@ class LocalDatabaseFact:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that one place says. `monthly` is dollars by cost line, where the place has prices."""
+    """Everything that one place says.
+
+    `monthly` is dollars by cost line, where the place has prices.
+    """
 
     admin_cidr: str
     vpc_cidr: str

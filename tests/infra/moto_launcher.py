@@ -1,4 +1,7 @@
-"""A moto server on the loopback interface for the real CLI. Prints its port, stops at end of input."""
+"""A moto server on the loopback interface for the real CLI.
+
+Prints its port, stops at end of input.
+"""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class Unmapped(Exception):
+class UnmappedError(Exception):
     """A type or property of a template that the applier does not play."""
 
 
 class Taken:
-    """A table of properties; `finish` raises Unmapped if any, at any depth, was not taken."""
+    """A table of properties; `finish` raises UnmappedError if any, at any depth, was not taken."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self._left = dict(values)
@@ -24,7 +24,7 @@ class Taken:
     def plain(self, key: str) -> Any:
         """Takes a value whole: what is inside is passed on as it stands."""
         if key not in self._left:
-            raise Unmapped(f"{self._where} has no {key}")
+            raise UnmappedError(f"{self._where} has no {key}")
         return self._left.pop(key)
 
     def one(self, key: str) -> Taken:
@@ -42,8 +42,8 @@ class Taken:
         return found
 
     def finish(self) -> None:
-        """Raises Unmapped if anything is left."""
+        """Raises UnmappedError if anything is left."""
         if self._left:
-            raise Unmapped(f"{self._where}: nobody took {sorted(self._left)}")
+            raise UnmappedError(f"{self._where}: nobody took {sorted(self._left)}")
         for inner in self._inner:
             inner.finish()

@@ -11,7 +11,7 @@ import moto_account
 import pytest
 from infra_fixtures import Synthesized
 from kalshi_infra.assembly import Template
-from taken import Taken, Unmapped
+from taken import Taken, UnmappedError
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_property_that_nobody_maps_is_an_error(
     for part in parents:
         node = node[part]
     node[last] = value
-    with moto_account.account(), pytest.raises(Unmapped, match=str(last)):
+    with moto_account.account(), pytest.raises(UnmappedError, match=str(last)):
         applier.apply(changed)
 
 
@@ -46,7 +46,7 @@ def test_a_type_that_nobody_maps_is_an_error(templates: Mapping[str, Template]) 
     """A whole resource must not be passed over either."""
     changed = copy.deepcopy(dict(templates))
     changed["KalshiStorage"]["Resources"]["Queue"] = {"Type": "AWS::SQS::Queue", "Properties": {}}
-    with moto_account.account(), pytest.raises(Unmapped, match="SQS"):
+    with moto_account.account(), pytest.raises(UnmappedError, match="SQS"):
         applier.apply(changed)
 
 
@@ -55,7 +55,7 @@ def test_what_is_left_over_at_any_depth_is_named() -> None:
     taken = Taken({"Rows": [{"A": 1, "B": 2}]}, "S.R")
     (row,) = taken.rows("Rows")
     row.plain("A")
-    with pytest.raises(Unmapped, match=r"S\.R\.Rows\[0\]: nobody took \['B'\]"):
+    with pytest.raises(UnmappedError, match=r"S\.R\.Rows\[0\]: nobody took \['B'\]"):
         taken.finish()
 
 
@@ -67,7 +67,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o))
+@pytest.mark.parametrize("options", OPTIONS, ids="+".join)
 def test_every_option_can_be_applied_and_leaves_the_hosts_it_promises(
     options: dict[str, Any], synthesized: Synthesized
 ) -> None:
@@ -101,5 +101,5 @@ def test_a_taken_address_is_refused_as_ec2_refuses_it(templates: Mapping[str, Te
     first = changed["KalshiGatherer1"]["Resources"]["Instance"]["Properties"]
     properties["SubnetId"] = first["SubnetId"]
     properties["PrivateIpAddress"] = first["PrivateIpAddress"]
-    with moto_account.account(), pytest.raises(Exception, match="(?i)in use"):
+    with moto_account.account(), pytest.raises(Exception, match=r"(?i)in use"):
         applier.apply(changed)

@@ -87,7 +87,12 @@ MUTATIONS = [
     ("subnet/3/cidr", "10.0.101.0/25", "Network / Subnets", "private-a"),
     ("subnet/4/cidr", "10.0.104.0/24", "Network / Subnets", "private-b"),
     ("subnet/5/name", "private-d", "Network / Subnets", "private-c"),
-    ("route/0/destination", "8.0.0.0/8", "Network / Route Tables / Public Route Table", "0.0.0.0/0"),
+    (
+        "route/0/destination",
+        "8.0.0.0/8",
+        "Network / Route Tables / Public Route Table",
+        "0.0.0.0/0",
+    ),
     ("route/0/table", "private", "Network / Route Tables / Private Route Table", "0.0.0.0/0"),
     ("ports/timescale", 5434, "Database / Production RDS / Networking", "Port"),
     ("ports/postgres", 5435, "Database / Local Databases (per Gatherer)", "PostgreSQL"),
@@ -97,19 +102,44 @@ MUTATIONS = [
     ("ports/https", 8443, "Security Groups / sg-gatherer", "Outbound Kalshi API"),
     ("rule/0/peer", "vpc", "Security Groups / sg-gatherer", "Inbound TimescaleDB access"),
     ("rule/2/peer", "0.0.0.0/0", "Security Groups / sg-gatherer", "Inbound SSH"),
-    ("rule/9/peer", "sg-deduplicator", "Security Groups / sg-deduplicator", "Outbound Gatherer TimescaleDB"),
+    (
+        "rule/9/peer",
+        "sg-deduplicator",
+        "Security Groups / sg-deduplicator",
+        "Outbound Gatherer TimescaleDB",
+    ),
     ("rule/13/purpose", "Access", "Security Groups / sg-rds", "Inbound Database access"),
     ("rule/13/peer", "sg-gatherer", "Security Groups / sg-rds", "Inbound Database access"),
     ("role/gatherer/instance_type", "t4g.xlarge", "Compute / Gatherer Instances (3x)", "vCPU"),
     ("role/gatherer/disk/iops", 4000, "Compute / Gatherer Instances (3x) / Storage", "Root"),
-    ("role/gatherer/disk/throughput_mbps", 250, "Compute / Gatherer Instances (3x) / Storage", "Root"),
+    (
+        "role/gatherer/disk/throughput_mbps",
+        250,
+        "Compute / Gatherer Instances (3x) / Storage",
+        "Root",
+    ),
     ("role/gatherer/disk/size_gib", 100, "Compute / Gatherer Instances (3x) / Storage", "Root"),
-    ("role/deduplicator/disk/type", "gp2", "Compute / Deduplicator Instance (1x) / Storage", "Root"),
-    ("role/deduplicator/instance_type", "t4g.large", "Compute / Deduplicator Instance (1x)", "Memory"),
+    (
+        "role/deduplicator/disk/type",
+        "gp2",
+        "Compute / Deduplicator Instance (1x) / Storage",
+        "Root",
+    ),
+    (
+        "role/deduplicator/instance_type",
+        "t4g.large",
+        "Compute / Deduplicator Instance (1x)",
+        "Memory",
+    ),
     ("host/1/address", "10.0.2.11", "Compute / Gatherer Instances (3x) / Placement", "Gatherer 2"),
     ("host/3/subnet", "public-b", "Overview", "Deduplicator"),
     ("production/backup_days", 1, "Database / Production RDS / Backups", "Retention Period"),
-    ("production/backup_window", "05:00-06:00", "Database / Production RDS / Backups", "Backup Window"),
+    (
+        "production/backup_window",
+        "05:00-06:00",
+        "Database / Production RDS / Backups",
+        "Backup Window",
+    ),
     (
         "production/maintenance_window",
         "mon:04:00-mon:05:00",
@@ -118,7 +148,12 @@ MUTATIONS = [
     ),
     ("production/multi_az", True, "Database / Production RDS", "Multi-AZ"),
     ("production/engine_version", "15", "Database / Production RDS", "Engine"),
-    ("production/publicly_accessible", True, "Database / Production RDS / Networking", "Publicly Accessible"),
+    (
+        "production/publicly_accessible",
+        True,
+        "Database / Production RDS / Networking",
+        "Publicly Accessible",
+    ),
     ("production/zone", "us-east-1b", "Overview", "Production RDS"),
     ("production/instance_class", "db.t4g.medium", "Database / Production RDS", "Instance Class"),
     ("production/storage/size_gib", 400, "Database / Production RDS / Storage", "gp3"),
@@ -126,11 +161,21 @@ MUTATIONS = [
     ("bucket/versioning", False, "Storage / S3 Bucket", "Versioning"),
     ("bucket/encryption", "aws:kms", "Storage / S3 Bucket", "Encryption"),
     ("lifecycle/1/days", 364, "Storage / S3 Bucket / Lifecycle Policies", "parquet/ Glacier"),
-    ("lifecycle/0/storage_class", "STANDARD_IA", "Storage / S3 Bucket / Lifecycle Policies", "parquet/ Intelligent-Tiering"),
-    ("lifecycle/2/prefix", "backup/", "Storage / S3 Bucket / Lifecycle Policies", "backups/ Glacier"),
+    (
+        "lifecycle/0/storage_class",
+        "STANDARD_IA",
+        "Storage / S3 Bucket / Lifecycle Policies",
+        "parquet/ Intelligent-Tiering",
+    ),
+    (
+        "lifecycle/2/prefix",
+        "backup/",
+        "Storage / S3 Bucket / Lifecycle Policies",
+        "backups/ Glacier",
+    ),
     ("logs/metric_namespace", "Other", "IAM / Gatherer Role", "2"),
     ("logs/prefix", "/", "IAM / Deduplicator Role", "2"),
-]  # fmt: skip
+]
 
 # A host cannot be moved without its address; one topology needs two values.
 _TOGETHER = {"host/3/subnet": ("host/3/address", "10.0.2.20")}
@@ -176,21 +221,92 @@ def test_a_mutated_value_is_caught_with_its_row_named(
         assert "in account" not in text
 
 
-# (stack, logical id, path in Properties, value, section, row): the account gets what the template says.
+# (stack, logical id, path in Properties, value, section, row): the account gets what the template
+# says.
 ACCOUNT_MUTATIONS = [
     ("KalshiNetwork", "Vpc", "EnableDnsHostnames", False, "Network / VPC", "DNS Hostnames"),
-    ("KalshiNetwork", "SubnetPublicB", "MapPublicIpOnLaunch", False, "Network / Subnets", "public-b"),
-    ("KalshiNetwork", "SgGathererInbound5432SgDeduplicator", "ToPort", 5440, "Security Groups / sg-gatherer", "Inbound TimescaleDB access"),
-    ("KalshiNetwork", "SgRds", "SecurityGroupEgress/0/CidrIp", "0.0.0.0/0", "Security Groups / sg-rds", "Outbound Nothing may leave"),
-    ("KalshiStorage", "Lake", "VersioningConfiguration/Status", "Suspended", "Storage / S3 Bucket", "Versioning"),
-    ("KalshiStorage", "Lake", "LifecycleConfiguration/Rules/0/Transitions/1/TransitionInDays", 30, "Storage / S3 Bucket / Lifecycle Policies", "parquet/ Glacier"),
-    ("KalshiStorage", "Lake", "LifecycleConfiguration/Rules/1/Status", "Disabled", "Storage / S3 Bucket / Lifecycle Policies", "backups/ Glacier"),
-    ("KalshiDatabase", "Production", "BackupRetentionPeriod", 3, "Database / Production RDS / Backups", "Retention Period"),
+    (
+        "KalshiNetwork",
+        "SubnetPublicB",
+        "MapPublicIpOnLaunch",
+        False,
+        "Network / Subnets",
+        "public-b",
+    ),
+    (
+        "KalshiNetwork",
+        "SgGathererInbound5432SgDeduplicator",
+        "ToPort",
+        5440,
+        "Security Groups / sg-gatherer",
+        "Inbound TimescaleDB access",
+    ),
+    (
+        "KalshiNetwork",
+        "SgRds",
+        "SecurityGroupEgress/0/CidrIp",
+        "0.0.0.0/0",
+        "Security Groups / sg-rds",
+        "Outbound Nothing may leave",
+    ),
+    (
+        "KalshiStorage",
+        "Lake",
+        "VersioningConfiguration/Status",
+        "Suspended",
+        "Storage / S3 Bucket",
+        "Versioning",
+    ),
+    (
+        "KalshiStorage",
+        "Lake",
+        "LifecycleConfiguration/Rules/0/Transitions/1/TransitionInDays",
+        30,
+        "Storage / S3 Bucket / Lifecycle Policies",
+        "parquet/ Glacier",
+    ),
+    (
+        "KalshiStorage",
+        "Lake",
+        "LifecycleConfiguration/Rules/1/Status",
+        "Disabled",
+        "Storage / S3 Bucket / Lifecycle Policies",
+        "backups/ Glacier",
+    ),
+    (
+        "KalshiDatabase",
+        "Production",
+        "BackupRetentionPeriod",
+        3,
+        "Database / Production RDS / Backups",
+        "Retention Period",
+    ),
     ("KalshiDatabase", "Production", "Iops", 3000, "Database / Production RDS / Storage", "gp3"),
-    ("KalshiGatherer2", "Disk", "LaunchTemplateData/BlockDeviceMappings/0/Ebs/Throughput", 200, "Compute / Gatherer Instances (3x) / Storage", "Root"),
-    ("KalshiGatherer3", "Instance", "InstanceType", "t4g.large", "Compute / Gatherer Instances (3x)", "Instance Type"),
-    ("KalshiIdentity", "DeduplicatorRole", "Policies/0/PolicyDocument/Statement/0/Action/2", "s3:DeleteObject", "IAM / Deduplicator Role", "1"),
-]  # fmt: skip
+    (
+        "KalshiGatherer2",
+        "Disk",
+        "LaunchTemplateData/BlockDeviceMappings/0/Ebs/Throughput",
+        200,
+        "Compute / Gatherer Instances (3x) / Storage",
+        "Root",
+    ),
+    (
+        "KalshiGatherer3",
+        "Instance",
+        "InstanceType",
+        "t4g.large",
+        "Compute / Gatherer Instances (3x)",
+        "Instance Type",
+    ),
+    (
+        "KalshiIdentity",
+        "DeduplicatorRole",
+        "Policies/0/PolicyDocument/Statement/0/Action/2",
+        "s3:DeleteObject",
+        "IAM / Deduplicator Role",
+        "1",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

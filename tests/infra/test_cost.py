@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import datetime
+import datetime as dt
 import json
 import re
 from collections.abc import Mapping
@@ -142,11 +142,23 @@ def test_an_unknown_resource_type_is_an_error(templates: Mapping[str, Template])
     ("stack", "logical_id", "path", "value", "more"),
     [
         ("KalshiGatherer1", "Instance", "InstanceType", "t4g.xlarge", "-98.11"),
-        ("KalshiGatherer1", "Disk", "LaunchTemplateData/BlockDeviceMappings/0/Ebs/Iops", 4000, "5.00"),
-        ("KalshiGatherer1", "Disk", "LaunchTemplateData/BlockDeviceMappings/0/Ebs/Throughput", 225, "4.00"),
+        (
+            "KalshiGatherer1",
+            "Disk",
+            "LaunchTemplateData/BlockDeviceMappings/0/Ebs/Iops",
+            4000,
+            "5.00",
+        ),
+        (
+            "KalshiGatherer1",
+            "Disk",
+            "LaunchTemplateData/BlockDeviceMappings/0/Ebs/Throughput",
+            225,
+            "4.00",
+        ),
         ("KalshiDatabase", "Production", "MultiAZ", True, "151.67"),
     ],
-)  # fmt: skip
+)
 def test_a_changed_size_moves_the_total(
     stack: str, logical_id: str, path: str, value: Any, more: str, templates: Mapping[str, Template]
 ) -> None:
@@ -162,7 +174,7 @@ def test_a_changed_size_moves_the_total(
 
 def test_every_price_has_a_source_a_unit_and_a_date() -> None:
     """Whoever doubts a figure must find where it came from."""
-    assert datetime.date.fromisoformat(TABLE["dated"])
+    assert dt.date.fromisoformat(TABLE["dated"])
     for key, entry in TABLE["prices"].items():
         assert set(entry) == {"usd", "per", "source"}, key
         assert Decimal(entry["usd"]) > 0

@@ -96,13 +96,38 @@ def changed(templates: Mapping[str, Template], logical_id: str, path: str, value
 @pytest.mark.parametrize(
     ("logical_id", "path", "value", "new"),
     [
-        ("SgGatherer", "SecurityGroupIngress/0/CidrIp", "0.0.0.0/0", Flow("internet", "gatherer-1", 22)),
-        ("SgGatherer", "SecurityGroupIngress/1/ToPort", 9200, Flow("elsewhere in the VPC", "gatherer-2", 9200)),
-        ("SgRds", "SecurityGroupEgress/0", {"IpProtocol": "-1", "FromPort": -1, "ToPort": -1, "CidrIp": "0.0.0.0/0"}, Flow("production", "elsewhere in the VPC", 443)),
-        ("SgDeduplicatorOutbound5432SgRds", "ToPort", 6000, Flow("deduplicator", "production", 5432)),
-        ("SgRdsInbound5432SgDeduplicator", "SourceSecurityGroupId", {"Fn::GetAtt": ["SgGatherer", "GroupId"]}, None),
+        (
+            "SgGatherer",
+            "SecurityGroupIngress/0/CidrIp",
+            "0.0.0.0/0",
+            Flow("internet", "gatherer-1", 22),
+        ),
+        (
+            "SgGatherer",
+            "SecurityGroupIngress/1/ToPort",
+            9200,
+            Flow("elsewhere in the VPC", "gatherer-2", 9200),
+        ),
+        (
+            "SgRds",
+            "SecurityGroupEgress/0",
+            {"IpProtocol": "-1", "FromPort": -1, "ToPort": -1, "CidrIp": "0.0.0.0/0"},
+            Flow("production", "elsewhere in the VPC", 443),
+        ),
+        (
+            "SgDeduplicatorOutbound5432SgRds",
+            "ToPort",
+            6000,
+            Flow("deduplicator", "production", 5432),
+        ),
+        (
+            "SgRdsInbound5432SgDeduplicator",
+            "SourceSecurityGroupId",
+            {"Fn::GetAtt": ["SgGatherer", "GroupId"]},
+            None,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_widened_rule_changes_the_matrix(
     logical_id: str,
     path: str,
@@ -141,8 +166,14 @@ def test_a_database_in_public_subnets_would_show_the_internet(
         network[f"RoutesPrivate{letter}"]["Properties"]["RouteTableId"] = public
     made["KalshiDatabase"]["Resources"]["Production"]["Properties"]["PubliclyAccessible"] = True
     network["SgRds"]["Properties"]["SecurityGroupIngress"] = [
-        {"IpProtocol": "tcp", "FromPort": 5432, "ToPort": 5432, "CidrIp": "0.0.0.0/0", "Description": "x"}
-    ]  # fmt: skip
+        {
+            "IpProtocol": "tcp",
+            "FromPort": 5432,
+            "ToPort": 5432,
+            "CidrIp": "0.0.0.0/0",
+            "Description": "x",
+        }
+    ]
     assert Flow("internet", "production", 5432) in flows.flows(made, chosen.admin_cidr)
 
 

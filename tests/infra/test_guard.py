@@ -1,4 +1,4 @@
-"""The change guard: nothing that records is stopped or replaced by accident, and never two of them."""
+"""The change guard: nothing that records is disturbed by accident, and never two of them."""
 
 from __future__ import annotations
 
@@ -203,12 +203,20 @@ def change(action: str, replacement: str = "False", details: Any = ()) -> dict[s
     [
         (change("Modify", "True"), REPLACE),
         (change("Modify", "Conditional"), REPLACE),
-        (change("Modify", "False", [{"Target": {"Attribute": "Properties", "Name": "UserData"}}]), STOP),
+        (
+            change(
+                "Modify", "False", [{"Target": {"Attribute": "Properties", "Name": "UserData"}}]
+            ),
+            STOP,
+        ),
         (change("Remove"), DELETE),
-        (change("Modify", "False", [{"Target": {"Attribute": "Properties", "Name": "Tags"}}]), None),
+        (
+            change("Modify", "False", [{"Target": {"Attribute": "Properties", "Name": "Tags"}}]),
+            None,
+        ),
         (change("Add"), None),
     ],
-)  # fmt: skip
+)
 def test_a_change_set_is_judged_by_what_cloudformation_says(
     described: dict[str, Any], effect: str | None, templates: Mapping[str, Template]
 ) -> None:
@@ -275,7 +283,7 @@ def test_a_guarded_resource_without_a_name_is_an_error() -> None:
 def test_the_profile_small_does_not_touch_the_stacks_it_leaves_out(
     templates: Mapping[str, Template], synthesized: Synthesized
 ) -> None:
-    """Going small stops the hosts it changes; the others are left standing for their owner to destroy."""
+    """Going small stops the hosts it changes; the others are left for their owner to destroy."""
     found = effects(templates, synthesized(profile="small"))
     assert set(found) == {"gatherer-1", "deduplicator", "production"}
     assert topology.load(profile="small").host[0].name == "gatherer-1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from infra_fixtures import Synthesized
@@ -20,7 +20,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def words(shapes: list[picture.Shape]) -> str:
     """Everything written in a scene."""
-    root = ElementTree.fromstring(picture.svg(shapes))
+    root = ET.fromstring(picture.svg(shapes))
     return "\n".join(element.text or "" for element in root.iter() if element.tag.endswith("text"))
 
 

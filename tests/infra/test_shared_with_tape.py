@@ -1,4 +1,7 @@
-"""Facts that the AWS side and the tape share without sharing code. Runs in the tape's environment."""
+"""Facts that the AWS side and the tape share without sharing code.
+
+Runs in the tape's environment.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from typing import Any
 
 import boto3
 import pytest
+from moto import mock_aws
+
 from kalshilake.paths import OBJECT_PREFIX, object_key
 from kalshilake.s3 import S3Store
 from kalshilake.schema import TABLES
-from moto import mock_aws
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

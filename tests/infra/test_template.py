@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import re
 import subprocess
 from collections import Counter
@@ -107,8 +108,11 @@ def test_policies_equal_the_specifications_json_literally(
         specified = written[f"{role.capitalize()} Role"]
         (policy,) = roles[role].raw["Properties"]["Policies"]
         assert list(roles[role].properties) == [
-            "AssumeRolePolicyDocument", "Policies", "RoleName", "Tags",
-        ]  # fmt: skip
+            "AssumeRolePolicyDocument",
+            "Policies",
+            "RoleName",
+            "Tags",
+        ]
         assert repr(made) == repr(specified)
         assert policy["PolicyDocument"] == specified
 
@@ -122,7 +126,7 @@ def test_every_host_has_a_stack_of_its_own_in_a_chain(wanted: Topology, chosen: 
     with tempfile.TemporaryDirectory() as directory:
         stacks = build(new_app(Path(directory)), wanted, chosen)
         hosts = ["KalshiGatherer1", "KalshiGatherer2", "KalshiGatherer3", "KalshiDeduplicator"]
-        for earlier, later in zip(hosts, hosts[1:], strict=False):
+        for earlier, later in itertools.pairwise(hosts):
             assert stacks[earlier].node.id in {s.node.id for s in stacks[later].dependencies}
         assert all(stack.termination_protection for stack in stacks.values())
 
@@ -155,8 +159,11 @@ def test_user_data_is_the_frozen_script_with_four_quoted_values(
         lines = head.splitlines()
         assert lines[0] == "#!/bin/bash"
         assert [line.split("=")[0] for line in lines[1:]] == [
-            "export HOST_NAME", "export HOST_ROLE", "export DEPLOY_SSH_KEY", "export NIX_PUBLIC_KEY",
-        ]  # fmt: skip
+            "export HOST_NAME",
+            "export HOST_ROLE",
+            "export DEPLOY_SSH_KEY",
+            "export NIX_PUBLIC_KEY",
+        ]
         assert instance.tag() in lines[1]
         assert len(text.encode()) < firstboot.USER_DATA_BYTES_MAX
         assert "/nix/store" not in text
@@ -313,8 +320,12 @@ def test_small_has_one_gatherer_a_deduplicator_and_a_small_database(
 
 @pytest.mark.parametrize(
     ("mode", "stated"),
-    [("default", None), ("standard", {"CPUCredits": "standard"}), ("unlimited", {"CPUCredits": "unlimited"})],
-)  # fmt: skip
+    [
+        ("default", None),
+        ("standard", {"CPUCredits": "standard"}),
+        ("unlimited", {"CPUCredits": "unlimited"}),
+    ],
+)
 def test_cpu_credits_are_stated_only_when_chosen(
     mode: str, stated: Any, synthesized: Synthesized
 ) -> None:

@@ -34,7 +34,7 @@ DATABASE_GROUP = {"TimescaleDB access": "TimescaleDB", "PostgreSQL access": "Pos
 
 
 def type_fact(name: str) -> TypeFact:
-    """What the checked-in catalogue says about a type; an RDS class has its EC2 type's processor."""
+    """What the catalogue says about a type; an RDS class has its EC2 type's processor."""
     entry = CATALOGUE["types"].get(name.removeprefix("db."))
     return TypeFact(**entry) if entry else TypeFact(0, 0, f"unknown type {name}", 0)
 
