@@ -11,6 +11,7 @@ from runtime.partitions import (
     SANE_TO_US,
     STEP_US,
     Partitions,
+    as_hypertables,
     partition_name,
     starts,
 )
@@ -103,6 +104,43 @@ async def test_days_are_named_and_bounded_by_utc_days(connection: asyncpg.Connec
     with pytest.raises(asyncpg.CheckViolationError):
         await connection.execute("INSERT INTO t VALUES ('2026-02-03 00:00:00+00')")
     assert partition_name("t", T0, "hour") == "t_p2026020202"
+
+
+def test_migrations_become_hypertables_where_timescaledb_is() -> None:
+    """The same columns, keys and indexes; no default partition, no index that nobody asked for."""
+    for folder, count in (("gatherer_hot", 1), ("production", 4), ("gatherer_meta", 0)):
+        for migration in postgres.migrations(folder):
+            sql = as_hypertables(migration.sql, "1 hour")
+            assert sql.count("SELECT create_hypertable(") == count
+            assert sql.count("create_default_indexes => false") == count
+            assert "PARTITION" not in sql
+            assert sql.startswith("CREATE EXTENSION") == (count > 0)
+            assert sql.count("CREATE INDEX") == migration.sql.count("CREATE INDEX")
+            native_tables = migration.sql.count("CREATE TABLE")
+            assert sql.count("CREATE TABLE") == native_tables - count
+    first = as_hypertables(postgres.migrations("gatherer_hot")[0].sql, "1 hour")
+    assert "'orderbook_delta', by_range('exchange_ts', INTERVAL '1 hour')" in first
+
+
+def test_a_partitioned_table_in_another_form_is_not_silently_left_native() -> None:
+    with pytest.raises(AssertionError, match="a form not known here"):
+        as_hypertables("CREATE TABLE t (a int) PARTITION BY LIST (a);", "1 day")
+
+
+async def test_a_table_without_native_partitions_gets_none(connection: asyncpg.Connection) -> None:
+    """A hypertable makes its own chunks; the writer calls `ensure` all the same."""
+    await connection.execute("CREATE TABLE t (exchange_ts timestamptz NOT NULL)")
+    assert await Partitions().ensure(connection, "t", T0, T0 + HOUR) == []
+
+
+async def test_hypertables_take_the_same_rows(connection: asyncpg.Connection) -> None:
+    """Runs where the server has the extension; the embedded one has not."""
+    if await postgres.backend(connection) != "hypertable":
+        pytest.skip("this server has no timescaledb")
+    await postgres.migrate(connection, "gatherer_hot")
+    await Partitions().ensure(connection, "orderbook_delta", T0, T0)
+    await postgres.copy_in(connection, DELTA_COPY, pack_values(DELTA_COPY, [row(T0)]))
+    assert await connection.fetchval("SELECT count(*) FROM orderbook_delta") == 1
 
 
 async def test_two_writers_that_need_the_same_partition_get_along(dsn: str) -> None:

@@ -10,11 +10,15 @@ What holds:
 - A partition is never made over rows that the DEFAULT partition already holds (PostgreSQL refuses);
   that span then stays with DEFAULT, is remembered, and is counted in `left_to_default`.
 
-Does not do: dropping (retention), hypertables (TimescaleDB makes its own chunks).
+Where TimescaleDB is, the same migrations are turned into hypertables (`as_hypertables`); it makes
+its own chunks, and `ensure` finds nothing to do.
+
+Does not do: dropping (retention).
 """
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
@@ -47,18 +51,45 @@ def starts(min_us: int, max_us: int, step: Step) -> list[int]:
     return [first + i * width for i in range(min(count, PARTITIONS_PER_CALL_MAX))]
 
 
+_PARTITIONED: Final = re.compile(
+    r"CREATE TABLE (\w+) \((?P<columns>[^;]*?)\) PARTITION BY RANGE \((?P<key>\w+)\);"
+)
+_DEFAULT: Final = re.compile(r"CREATE TABLE \w+ PARTITION OF \w+ DEFAULT;")
+
+
+def as_hypertables(sql: str, interval: str) -> str:
+    """A migration for native partitions -> the same tables as hypertables of TimescaleDB.
+
+    Without TimescaleDB's default indexes: the btree on time would cost more than the row. Only
+    features of its Apache-licensed part are used.
+    """
+
+    def change(found: re.Match[str]) -> str:
+        made = f"CREATE TABLE {found[1]} ({found['columns']});"
+        span = f"by_range('{found['key']}', INTERVAL '{interval}')"
+        options = "create_default_indexes => false"
+        return f"{made}\nSELECT create_hypertable('{found[1]}', {span}, {options});"
+
+    changed, count = _PARTITIONED.subn(change, sql)
+    changed = _DEFAULT.sub("", changed)
+    assert "PARTITION" not in changed, "a partitioned table is written in a form not known here"
+    return f"CREATE EXTENSION IF NOT EXISTS timescaledb;\n{changed}" if count else sql
+
+
 class Partitions:
     """The partitions of one database, with a cache of what is there. One per connection owner."""
 
-    __slots__ = ("_known", "left_to_default")
+    __slots__ = ("_known", "_native", "left_to_default")
 
     def __init__(self) -> None:
         self._known: set[str] = set()
+        self._native: dict[str, bool] = {}  # whether a table has native partitions
         self.left_to_default = 0
 
     def forget(self) -> None:
         """After a reconnect to what may be another server."""
         self._known.clear()
+        self._native.clear()
 
     def missing(self, table: str, min_us: int, max_us: int, step: Step) -> list[int]:
         """Starts that `ensure` would ask the database for; empty in the usual case."""
@@ -81,6 +112,12 @@ class Partitions:
         Runs outside of a transaction or inside one (then as savepoints).
         """
         made: list[str] = []
+        if table not in self._native:
+            self._native[table] = await connection.fetchval(
+                "SELECT relkind = 'p' FROM pg_class WHERE oid = $1::text::regclass", table
+            )
+        if not self._native[table]:
+            return made
         for start in self.missing(table, min_us, max_us, step):
             name = partition_name(table, start, step)
             begin = _EPOCH + timedelta(microseconds=start)

@@ -29,6 +29,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import asyncpg
 
 from marketdata.errors import StorageError
+from runtime.partitions import as_hypertables
 from runtime.pgcopy import HEADER, TRAILER, CopyLayout
 
 RETRY_BASE_S: Final = 0.1
@@ -36,6 +37,7 @@ RETRY_CAP_S: Final = 5.0
 CONNECT_TIMEOUT_S: Final = 10.0
 COPY_CHUNK_BYTES: Final = 1024 * 1024
 MIGRATION_LOCK: Final = 0x4B54_4D49  # "KTMI"
+CHUNK_INTERVALS: Final = {"gatherer_hot": "1 hour"}  # of hypertables; else a day
 STATEMENT_CACHE: Final = 100
 
 Connection: TypeAlias = asyncpg.Connection
@@ -170,8 +172,11 @@ async def migrate(connection: Connection, folder: str | Traversable) -> list[int
         done: list[int] = []
         for migration in wanted:
             if migration.version not in applied:
+                sql = migration.sql
+                if await backend(connection) == "hypertable":
+                    sql = as_hypertables(sql, CHUNK_INTERVALS.get(str(folder), "1 day"))
                 async with connection.transaction():
-                    await connection.execute(migration.sql)
+                    await connection.execute(sql)
                     await connection.execute(
                         "INSERT INTO schema_version (version, name, sha256) VALUES ($1, $2, $3)",
                         migration.version,
