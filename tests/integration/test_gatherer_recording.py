@@ -107,14 +107,15 @@ async def test_faults_lose_nothing_that_was_received(
     assert not any(row["verdict"] == 2 for row in recording.snapshots)
 
 
+@pytest.mark.slow
 async def test_a_killed_gatherer_goes_on_where_the_spool_ends(
     tmp_path: Path, cluster: EmbeddedPostgres
 ) -> None:
     """kill -9 at three moments: no row twice, no row of a durable record missing, batch ids
     without a hole, and the connections of the dead process are closed in the record."""
     hot, meta = await _databases(cluster)
-    flags = ("--synthetic", "60", "--seconds", "60", "--rate", "4", "--faults", "none")
-    async with exchange(tmp_path, *flags, "--expect-clients", "1") as running:
+    flags = ("--synthetic", "60", "--seconds", "60", "--events-per-s", "300", "--rate", "2")
+    async with exchange(tmp_path, *flags, "--faults", "none", "--expect-clients", "1") as running:
         async with gatherer(
             tmp_path, running, hot, meta, segment_bytes="262144", sink_flush_ms="50"
         ) as process:
