@@ -14,8 +14,8 @@ from runtime.postgres import Connection, connect, migrate
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:
-    """One server for all tests of a session."""
-    server = EmbeddedPostgres()
+    """One server for all tests of a session. It never loses power here: no waiting for the disk."""
+    server = EmbeddedPostgres(settings={"fsync": "off", "full_page_writes": "off"})
     server.start_blocking()
     yield server
     server.close_blocking()

@@ -144,6 +144,7 @@ class _Recorder:
         self.conn = self.base
         self.seq = 0
         self.trade_seq = 0
+        self.got_seq = self.got_trade_seq = 0  # of the last frame that arrived
         self.trade_broken = False
         self.latest_us = START_US - 1
         self.ns = START_US * 1_000
@@ -171,6 +172,7 @@ class _Recorder:
         if connect:
             self.conn += 1
             self.seq = self.trade_seq = 0
+            self.got_seq = self.got_trade_seq = 0
             self._control(
                 ControlKind.CONN_OPEN,
                 detail={
@@ -210,6 +212,7 @@ class _Recorder:
             book.apply(side, price, size)
         chain = self.chains[market]
         self.seq += 1
+        self.got_seq = self.seq
         verdict = SnapshotVerdict.ANCHOR if chain.floating else SnapshotVerdict.AGREES
         assert chain.floating or chain.hash == book.hash
         self.rows.snapshots.append(
@@ -247,6 +250,8 @@ class _Recorder:
             self.trade_broken |= happening.kind == "trade"
             return
         self.latest_us = happening.us
+        if happening.kind == "delta":
+            self.got_seq = self.seq
         getattr(self, f"_{happening.kind}")(happening)
         if len(self.rows.deltas) >= self.batch_rows:
             self.commit()
@@ -276,7 +281,7 @@ class _Recorder:
                 ControlKind.RUN_END,
                 run_id=self.trade_run,
                 sid=2,
-                seq=self.trade_seq - 1,
+                seq=self.got_trade_seq,
                 reason="gap",
             )
             self.run_id += 1
@@ -289,6 +294,7 @@ class _Recorder:
                 detail={"channel": "trade", "start": "gap"},
             )
             self.trade_broken = False
+        self.got_trade_seq = self.trade_seq
         self.rows.trades.append(
             TradeRow(
                 h.us,
@@ -329,7 +335,9 @@ class _Recorder:
 
     def gap(self) -> None:
         """The sequence broke: the run ends and a new one floats until snapshots come."""
-        self._control(ControlKind.RUN_END, run_id=self.book_run, sid=1, seq=self.seq, reason="gap")
+        self._control(
+            ControlKind.RUN_END, run_id=self.book_run, sid=1, seq=self.got_seq, reason="gap"
+        )
         self._subscribe("gap", connect=False)
 
     def anchor(self) -> None:
@@ -345,7 +353,7 @@ class _Recorder:
                 ControlKind.RUN_END,
                 run_id=run,
                 sid=sid,
-                seq=self.seq if sid == 1 else self.trade_seq,
+                seq=self.got_seq if sid == 1 else self.got_trade_seq,
                 reason="close",
             )
         self._control(ControlKind.CONN_CLOSE, reason="reset")
@@ -415,7 +423,8 @@ def record(
             anchor_at = n + rng.randint(3, 30)
             lost_until = -1
         if n == anchor_at:
-            recorder.anchor()
+            if lost_until < 0 and n >= away_until:  # else frames are missing before it
+                recorder.anchor()
             anchor_at = -1
         recorder.step(happening, lost=n < away_until or 0 <= n < lost_until)
     if away_until >= total:

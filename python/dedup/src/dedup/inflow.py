@@ -129,9 +129,9 @@ class Inflow:
         before = {run_id: run.shown_us for run_id, run in self.runs.items()}
         trace = self._rows(batch.deltas)
         self._snapshots(batch.snapshots, before, trace)
+        self._trades_and_tickers(batch)
         for control in closings:
             self._closing(control)
-        self._trades_and_tickers(batch)
         self.max_received_ns = max(self.max_received_ns, batch.max_received_ns)
         self.seen_batch = max(self.seen_batch, batch.last_batch_id)
 
@@ -316,7 +316,11 @@ class Inflow:
         for trade in batch.trades:
             window = trade.exchange_us // self.window_us
             if not self._is_reread(window, trade.batch_id):
-                self.trades.append((max(window, self.closed + 1), trade))
+                window = max(window, self.closed + 1)
+                self.trades.append((window, trade))
+                run = self.runs.get(trade.run_id)
+                if run is not None:  # its end must not be taken before its trades
+                    run.max_window = max(run.max_window, window)
         for ticker in batch.tickers:
             window = ticker.exchange_us // self.window_us
             if not self._is_reread(window, ticker.batch_id):
