@@ -38,7 +38,7 @@ async def client(handler: Handler, retried: list[int] | None = None) -> AsyncIte
             wall_ns=lambda: 1_000_000_000,
             monotonic_ns=lambda: next(clock),
             rng=random.Random(1),
-            on_retry=None if retried is None else retried.append,
+            on_answer=None if retried is None else lambda status, _: retried.append(status),
         ) as made:
             yield made
     finally:
@@ -64,7 +64,7 @@ async def test_overload_answers_are_tried_again_with_a_new_signature() -> None:
     retried: list[int] = []
     async with client(handler, retried) as made:
         assert await made.get("/exchange/status") == {"ok": 1}
-    assert retried == [429, 503, 500]
+    assert retried == [429, 503, 500, 200]
     assert len(set(signatures)) == 4
 
 

@@ -70,7 +70,10 @@ class FeedStatus:
     connects: int = 0
     wanted: int = 0
     frames: int = 0
+    frame_bytes: int = 0
     last_frame_ns: int = 0  # wall clock
+    refusals: dict[int, int] = field(default_factory=dict)  # HTTP status, 0: no answer
+    snapshot_requests: int = 0
     closes: dict[str, int] = field(default_factory=dict)
 
 
@@ -164,6 +167,8 @@ class FeedConnection:
     def _refused(self, error: UpgradeRefusedError) -> None:
         self.status.state = "refused" if error.status in KEY_REFUSED else "connecting"
         self.status.reason = str(error)
+        refusals = self.status.refusals
+        refusals[error.status] = refusals.get(error.status, 0) + 1
         log.warning("connect failed", feed=self.name, status=error.status, error=str(error))
 
     async def _live_once(self) -> None:
@@ -248,6 +253,7 @@ class FeedConnection:
                 self._connection.abort()
             return
         self.status.frames += len(frames)
+        self.status.frame_bytes += sum(map(len, frames))
         self.status.last_frame_ns = stamp_ns
         if self._spool.full and self._resuming is None and self._connection is not None:
             self._connection.pause()
@@ -259,9 +265,9 @@ class FeedConnection:
         session.on_frames(now_ns)
         # A gap may come in the wake-up that brought the `subscribed` of its sid: the session has to
         # know the sid first. Other events after it: they carry their numbers.
-        began = [e for e, _ in absorbed.notable if isinstance(e, events.Subscribed)]
-        for event in began:
-            self._carry_out(session.on_event(event, now_ns))
+        for event, _ in absorbed.notable:
+            if isinstance(event, events.Subscribed):
+                self._carry_out(session.on_event(event, now_ns))
         for gap in absorbed.gaps:
             self._carry_out(session.on_gap(gap.sid, now_ns, gap.tickers or None, gap.seq))
         for event, _ in absorbed.notable:
@@ -302,6 +308,7 @@ class FeedConnection:
             },
             self._clock.wall_ns(),
         )
+        self.status.snapshot_requests += command.kind == "snapshot"
         connection.send(command.payload)
 
     def _reconnect(self, reason: str) -> None:

@@ -73,8 +73,8 @@ def backoff_s(attempt: int, *, base_s: float, cap_s: float, rng: random.Random) 
 class RestClient:
     """One HTTP session to the exchange. Use as an async context manager.
 
-    `url` includes /trade-api/v2. All calls are signed: the order book end points need it and the
-    others accept it.
+    `url` includes /trade-api/v2. `on_answer` hears the status and the Date header of every answer.
+    All calls are signed: the order book end points need it and the others accept it.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RestClient:
         wall_ns: Callable[[], int],
         monotonic_ns: Callable[[], int],
         rng: random.Random | None = None,
-        on_retry: Callable[[int], None] | None = None,
+        on_answer: Callable[[int, str], None] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._url = url.rstrip("/")
@@ -94,7 +94,7 @@ class RestClient:
         self._wall_ns = wall_ns
         self._bucket = TokenBucket(rate_per_s, max(1, int(rate_per_s)), monotonic_ns=monotonic_ns)
         self._rng = rng or random.Random()  # noqa: S311 (jitter is no secret)
-        self._on_retry = on_retry
+        self._on_answer = on_answer
         self._ssl_context = ssl_context
         self._session: aiohttp.ClientSession | None = None
 
@@ -127,8 +127,6 @@ class RestClient:
                 last = error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 last = RestError(f"GET {path}: {type(error).__name__}: {error}")
-            if self._on_retry is not None:
-                self._on_retry(last.status)
             if attempt + 1 < ATTEMPTS_MAX:
                 await asyncio.sleep(
                     backoff_s(attempt, base_s=BACKOFF_BASE_S, cap_s=BACKOFF_CAP_S, rng=self._rng)
@@ -172,6 +170,8 @@ class RestClient:
                 body += more
             if len(body) > BODY_BYTES_MAX:
                 raise RestError(f"GET {path}: the answer exceeds {BODY_BYTES_MAX} bytes")
+            if self._on_answer is not None:
+                self._on_answer(response.status, response.headers.get("Date", ""))
             if response.status != 200:
                 refusal = error_body(body)
                 told = f"{response.status} {refusal.code} {refusal.message}".rstrip()

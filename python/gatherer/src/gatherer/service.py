@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import shutil
 import ssl
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from gatherer.auth import Signer, load_private_key
@@ -113,6 +114,7 @@ class Gatherer:
                 rate_per_s=settings.rest_rate_per_s,
                 wall_ns=clock.wall_ns,
                 monotonic_ns=clock.monotonic_ns,
+                on_answer=self._answered,
                 ssl_context=self._ssl,
             )
         )
@@ -262,6 +264,14 @@ class Gatherer:
         if report.kind is ReportKind.GAP:
             self.metrics.counter("gaps_total", channel=report.channel).inc()
 
+    def _answered(self, status: int, date: str) -> None:
+        """A REST answer: counted, and its Date compared with our clock (whole seconds)."""
+        self.metrics.counter("rest_requests_total", status=f"{status // 100}xx").inc()
+        with contextlib.suppress(TypeError, ValueError):
+            exchange_s = parsedate_to_datetime(date).timestamp()
+            offset_s = self._clock.wall_ns() / NS_PER_S - exchange_s
+            self.metrics.gauge("clock_offset_seconds").set(offset_s)
+
     def _history_state(self, told: str) -> None:
         self.health.set("metadata", "degraded" if told else "ok", told)
 
@@ -367,6 +377,8 @@ class Gatherer:
         self._follow("spool_bytes_total", spool.bytes_appended)
         self._follow("spool_commits_total", spool.commits)
         self._follow("spool_errors_total", spool.commit_errors)
+        self._follow("spool_torn_total", len(spool.recovery.torn))
+        self.metrics.gauge("spool_lag_bytes").set(self.sink.lag_bytes())
         self._follow("partitions_default_total", self.sink.status.left_to_default)
         for name, count in list(counts.items()):
             if name.startswith("problem_"):
@@ -377,6 +389,12 @@ class Gatherer:
             channel = "shared" if feed.name == "shared" else "orderbook_delta"
             self._follow(f"frames_total/{feed.name}", feed.status.frames, channel=channel)
             self._follow(f"connects_total/{feed.name}", feed.status.connects)
+            self._follow(f"frame_bytes_total/{feed.name}", feed.status.frame_bytes)
+            requests = feed.status.snapshot_requests
+            self._follow(f"snapshot_requests_total/{feed.name}", requests, reason="any")
+            for status, count in feed.status.refusals.items():
+                name = f"reconnect_tries_total/{feed.name}"
+                self._follow(name, count, reason=str(status or "no_answer"))
             for reason, count in feed.status.closes.items():
                 self._follow(f"closes_total/{feed.name}", count, reason=reason)
 

@@ -127,6 +127,10 @@ class Sink:
         """Ask `run` to commit everything that is in the spool and return."""
         self._draining = True
 
+    def lag_bytes(self) -> int:
+        """Bytes of the spool not yet committed; a lower bound if segments lie between."""
+        return self._distance(self.status.cursor)
+
     # --- connection and cursor
 
     async def _connect(self) -> None:
