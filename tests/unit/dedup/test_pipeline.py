@@ -1,0 +1,101 @@
+"""The loop of the deduplicator; whole runs are in integration/test_dedup_pipeline.py."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dedup.output import GathererPosition
+from dedup.pipeline import Pipeline, arbiter_settings, deciding
+from dedup.publish import Standing
+from dedup.pull import Position
+from dedup.readers import GathererReader
+from runtime.embedded import EmbeddedPostgres
+from runtime.postgres import connect
+from tests.databases import fresh_database
+from tests.dedup_rig import (
+    Recordings,
+    compare_with_stream,
+    make_recordings,
+    pipeline,
+    run_through,
+    settings,
+)
+from tests.gatherer_rows import Stream, make_stream
+
+
+def nowhere(tmp_path: Path, **more: Any) -> Pipeline:
+    """A pipeline whose databases are not there."""
+    made = Recordings(Stream([], [], []), ["postgresql://a", "postgresql://b"], [], [])
+    return pipeline(settings(made, "postgresql://c", tmp_path, **more))
+
+
+def test_settings_reach_the_arbiter_in_its_units(tmp_path: Path) -> None:
+    """Milliseconds and seconds of the environment, microseconds and nanoseconds of the core."""
+    chosen = nowhere(tmp_path, window_ms=7, grace_ms=8, idle_hold_ms=9, patience_s=10)._settings
+    made = arbiter_settings(chosen)
+    assert made.window_us == 7_000
+    assert made.grace_ns == 8_000_000
+    assert made.idle_hold_ns == 9_000_000
+    assert made.patience_ns == 10_000_000_000
+
+
+def test_waiting_longer_is_no_other_tape(tmp_path: Path) -> None:
+    """Only what decides the result binds a tape."""
+    first = deciding(nowhere(tmp_path)._settings)
+    assert first == deciding(nowhere(tmp_path, patience_s=5, grace_ms=1, poll_ms=1)._settings)
+    assert first != deciding(nowhere(tmp_path, window_ms=1)._settings)
+    assert first != deciding(nowhere(tmp_path, merge="content")._settings)
+
+
+def test_windows_stay_open_until_a_restart_has_read_everything_again(tmp_path: Path) -> None:
+    """The loaded state knows of batches whose rows are not here yet."""
+    line = nowhere(tmp_path)
+    line.readers = [GathererReader(g, "postgresql://a", poll_s=0) for g in range(2)]
+    standing = Standing(positions=[GathererPosition(0, 3, 9), GathererPosition(1, 1, 4)])
+    for reader, last in zip(line.readers, (8, 4), strict=True):
+        reader.state, reader.position = "reading", Position(1, 5, last)
+    assert not line._read_again(standing)
+    assert line.waiting_for == ["gatherer 1 is read again after a restart"]
+    line.readers[0].position = Position(1, 5, 9)
+    assert line._read_again(standing)
+    line.readers[0].position, line.readers[0].state = Position(1, 5, 2), "idle"
+    assert line._read_again(standing), "a replaced database may hold fewer: nothing to wait for"
+
+
+async def test_whoever_is_overtaken_starts_again_from_production(
+    postgres_server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line to production is cut, another deduplicator finishes the tape: no row comes twice."""
+    monkeypatch.setattr("dedup.pipeline.RESTART_WAIT_S", 0)
+    stream = make_stream(11, events=500, mean_gap_us=150_000)
+    made = await make_recordings(postgres_server, stream, gaps=1, disconnects=0)
+    production = await fresh_database(postgres_server, "production")
+    slow = pipeline(settings(made, production, tmp_path / "lake"))
+    reached, go = asyncio.Event(), asyncio.Event()
+    publish = slow._publish
+
+    async def publish_late(outputs: Any) -> None:
+        reached.set()
+        await go.wait()
+        await publish(outputs)
+
+    monkeypatch.setattr(slow, "_publish", publish_late)
+    task = asyncio.create_task(slow.run())
+    await reached.wait()
+    conn = await connect(production)
+    await conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    await conn.close()
+    await run_through(settings(made, production, tmp_path / "lake"))
+    go.set()
+    async with asyncio.timeout(60):
+        await task
+    assert slow.finished
+    assert (await compare_with_stream(production, stream))["extra"] == 0
+    assert (await compare_with_stream(production, stream))["missing"] == 0
