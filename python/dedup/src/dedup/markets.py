@@ -19,7 +19,7 @@ import numpy as np
 
 from dedup.drafts import Draft, Drafter, end_hash
 from dedup.output import ArbiterSettings, EpochRow, GapRow, QuarantineRow
-from dedup.runs import Keyframe, Market, Pair, Run, Standing, Tail
+from dedup.runs import OPEN_US, Keyframe, Market, Pair, Run, Standing, Tail
 from dedup.window import PairRows, PlacedSnapshot, RunTimes, WindowSink, empty_block, open_claim
 from marketdata.alignment import Events, content_keys, join_events, no_events
 from marketdata.coverage import AuditPoint, Mark, MarketClaim
@@ -72,6 +72,7 @@ class MarketWindow:
         self.sink = context.sink
         self.drafts: list[Draft] = []
         self.ends: dict[int, Placement] = {}  # id(draft) -> where it ended
+        self.settled: set[int] = set()  # ids of quiet drafts: their pairs are up to date
         self.rejects: dict[int, list[Rejected]] = {}
         self.segment_at: dict[int, tuple[int, int]] = {}  # id(segment) -> (epoch, position of [0])
         self.appended: Events = no_events()  # of the current epoch, in this window
@@ -94,12 +95,13 @@ class MarketWindow:
         for reject in merged.rejected:
             self.rejects.setdefault(id(reject.piece), []).append(reject)
         starts = self._claim_starts()
+        self._settle_quiet_drafts(starts)
+        self._open_waiting()
         for segment in merged.segments:
             self._append(segment, starts)
         self._account(merged)
         self._settle_drafts(merged, starts)
         self._keyframes(merged)
-        self._open_waiting()
         self._end_runs()
         self._settle_quiet()
         self._behind(tail, tail_masks, base)
@@ -186,6 +188,8 @@ class MarketWindow:
         """Put a segment's new events onto the tape, with or without a new epoch (rule 7)."""
         market = self.market
         new = segment.events.part(segment.emitted, len(segment.events))
+        if len(new):
+            self._settle_quiet(int(new.us[0]))
         if segment.is_base:
             self.segment_at[id(segment)] = (market.epoch, market.count - segment.emitted)
         elif len(new) == 0:
@@ -202,9 +206,10 @@ class MarketWindow:
                 first = int(new.us[0])
                 self._open_epoch(h_start, first if from_us < 0 else min(first, from_us), from_us)
             self.segment_at[id(segment)] = (market.epoch, market.count)
+        epoch, zero = self.segment_at[id(segment)]
         if len(new):
             self._emit(segment, new)
-        epoch, zero = self.segment_at[id(segment)]
+            self._place_quiet(segment, new)
         for part in segment.parts:
             self._note_end(part, epoch, zero)
 
@@ -291,7 +296,8 @@ class MarketWindow:
     def _proof_to(self, pair: Pair) -> int:
         key = (pair.gatherer, pair.run_id)
         run = self.ctx.runs[key]
-        return self.ctx.times.proof_to(run, pair.last_us, self.ctx.n_markets.get(key, 1))
+        count = self.ctx.n_markets.get(key, 1)
+        return self.ctx.times.proof_to(run, self.index, pair.last_us, count)
 
     def _live_to(self, _from_us: int) -> int:
         """How far runs standing at the end of the tape prove that nothing followed it."""
@@ -412,6 +418,23 @@ class MarketWindow:
             )
         )  # fmt: skip
 
+    def _settle_quiet_drafts(self, starts: dict[int, int]) -> None:
+        """Pairs that had snapshots only: they take their place in time among the segments."""
+        busy = {id(d.pair) for d in self.drafts if d.rows.size}
+        for draft in self.drafts:
+            pair = draft.pair
+            if id(pair) in busy:
+                continue
+            self.settled.add(id(draft))
+            self._settle_draft(draft, starts[id(draft.piece)], disputed=False)
+            for _, frame, _ in draft.keyframes:
+                if pair.standing == Standing.PINNED:
+                    self._place_keyframe(
+                        frame, pair.gatherer, self.market.epoch, pair.position, self.market.last_us
+                    )
+                elif pair.standing == Standing.PENDING:
+                    pair.keyframe = frame
+
     def _settle_drafts(self, merged: Merged, starts: dict[int, int]) -> None:
         """Standing, hash and claim of every pair that had rows or snapshots."""
         disputed = {
@@ -426,7 +449,9 @@ class MarketWindow:
                 at = min(segment.disputed_from, len(segment.events) - 1)
                 self._mark("disputed", int(segment.events.us[at]), self.ctx.to_us, "contradiction")
         for draft in self.drafts:
-            self._settle_draft(draft, starts[id(draft.piece)], disputed=id(draft.piece) in disputed)
+            if id(draft) not in self.settled:
+                contradicted = id(draft.piece) in disputed
+                self._settle_draft(draft, starts[id(draft.piece)], disputed=contradicted)
 
     def _settle_draft(self, draft: Draft, from_us: int, *, disputed: bool) -> None:
         pair, piece = draft.pair, draft.piece
@@ -451,10 +476,13 @@ class MarketWindow:
             and pair.standing in (Standing.PINNED, Standing.PENDING)
         ):
             self.open_claim(pair, pair.claim_seq, from_us)
+        before_us = pair.last_us
         if timed.any():
             pair.last_us = max(pair.last_us, int(piece.events.us[timed][-1]))
-        for _, _, seq in draft.keyframes:
-            pair.audited_us = max(pair.audited_us, pair.last_us)
+        for at, _, seq in draft.keyframes:
+            earlier = piece.events.us[:at]
+            seen_us = int(earlier[-1]) if earlier.size else before_us
+            pair.audited_us = max(pair.audited_us, seen_us)
             known = pair.standing in (Standing.PINNED, Standing.PENDING)
             if seq >= 0 and pair.claim_seq < 0 and known:
                 self.open_claim(pair, seq)
@@ -494,6 +522,8 @@ class MarketWindow:
                 for part in segment.parts:
                     places.setdefault(id(part.piece), []).append((segment, part))
         for draft in self.drafts:
+            if id(draft) in self.settled:
+                continue
             for at, frame, _ in draft.keyframes:
                 self._keyframe(draft, at, frame, places.get(id(draft.piece), []))
 
@@ -567,12 +597,48 @@ class MarketWindow:
             self.ctx.unclaimed.get((pair.gatherer, pair.run_id), {}).pop(market.ticker, None)
         market.pairs = left
 
-    def _settle_quiet(self) -> None:
-        """Anchored runs without events: pin them to the end of the tape, or open an epoch there."""
-        market = self.market
-        pending = [
-            p for p in market.pairs if p.standing == Standing.PENDING and p.claim_from_us >= 0
+    def _quiet(self, from_us: int, to_us: int) -> list[Pair]:
+        """Pending runs without events whose claim starts in from_us < claim <= to_us, by time."""
+        found = [
+            p
+            for p in self.market.pairs
+            if p.standing == Standing.PENDING
+            and from_us < p.claim_from_us <= to_us
+            and not self._has_rows(p)
         ]
+        return sorted(found, key=lambda p: (p.claim_from_us, p.gatherer, p.run_id))
+
+    def _place_quiet(self, segment: Segment, new: Events) -> None:
+        """Runs that began, and perhaps ended, between two events of a segment."""
+        market = self.market
+        zero = market.count - len(new)
+        for pair in self._quiet(int(new.us[0]), int(new.us.max())):
+            before = int(np.count_nonzero(new.us < pair.claim_from_us))
+            after = int(np.count_nonzero(new.us < self._proof_to(pair)))
+            if int(new.h_after[before - 1]) == pair.h:
+                pair.standing, pair.position = int(Standing.PINNED), zero + before
+                pair.doubt_since = pair.behind_since = -1
+                if pair.keyframe is not None:
+                    us = int(new.us[before - 1])
+                    frame, pair.keyframe = pair.keyframe, None
+                    self._place_keyframe(frame, pair.gatherer, market.epoch, pair.position, us)
+                continue
+            witnesses = segment.gatherers(segment.emitted + before, segment.emitted + after + 1)
+            if len(witnesses - {pair.gatherer}) < 2:
+                self._mark("disputed", pair.claim_from_us, self.ctx.to_us, "two books at one time")
+            self.close_claim(pair, pair.claim_from_us, "contradicted")
+            pair.standing = int(Standing.QUARANTINED)
+
+    def _settle_quiet(self, upto_us: int = OPEN_US) -> None:
+        """Runs without events: pin them to the end of the tape, or open an epoch there."""
+        market = self.market
+        pending = self._quiet(-1, upto_us)
+        if upto_us == OPEN_US:  # with events but without a place: only their end can be compared
+            pending += [
+                p
+                for p in market.pairs
+                if p.standing == Standing.PENDING and p.claim_from_us >= 0 and self._has_rows(p)
+            ]
         for pair in sorted(pending, key=lambda p: (p.claim_from_us, p.gatherer, p.run_id)):
             if market.epoch == 0:
                 self._open_epoch(pair.h, pair.claim_from_us, pair.claim_from_us)
@@ -580,14 +646,17 @@ class MarketWindow:
                 continue
             live_to = self._live_to(-1)
             alive = any(
-                p.standing == Standing.PINNED and p.position == market.count
-                and self.ctx.times.end_of(self.ctx.runs[(p.gatherer, p.run_id)], self.index) is None
+                (p.standing == Standing.PINNED and p.position == market.count)
+                or self._draft_at_end(p)
                 for p in market.pairs
-            )  # fmt: skip
+                if self.ctx.times.end_of(self.ctx.runs[(p.gatherer, p.run_id)], self.index) is None
+            )
             if pair.claim_from_us <= live_to:
                 if pair.h == market.h_end:
                     self._pin(pair)
-                elif not alive or 0 <= pair.doubt_since < self.ctx.window:
+                elif not alive or (
+                    upto_us == OPEN_US and 0 <= pair.doubt_since < self.ctx.window
+                ):
                     self._contradicts(pair, alive=alive)
                 elif pair.doubt_since < 0:
                     pair.doubt_since = self.ctx.window

@@ -133,12 +133,18 @@ class RunTimes:
         own = int(markets[at]) == market
         return int(us[at]) + 1 + (0 if own else self.skew_us)
 
-    def proof_to(self, run: Run, own_last_us: int, n_markets: int) -> int:
+    def proof_to(self, run: Run, market: int, own_last_us: int, n_markets: int) -> int:
         """Time before which the run, if it is in sequence, proves that nothing else happened."""
-        if run.z_us < 0:
+        shown_us = run.z_us
+        removed = self.ends.get((run.gatherer, run.run_id, market))
+        if removed is not None:  # the market left the subscription here
+            seq, us, _ = self.timed(run)
+            before = us[: int(np.searchsorted(seq, removed.seq, side="right"))]
+            shown_us = int(before.max()) if before.size else -1
+        if shown_us < 0:
             return own_last_us
         margin = 0 if n_markets <= 1 else self.skew_us
-        return max(own_last_us, run.z_us - margin)
+        return max(own_last_us, shown_us - margin)
 
     def end_of(self, run: Run, market: int) -> EndItem | None:
         """How the run, or this market in it, ended in this window."""
