@@ -29,6 +29,7 @@ def test_only_row_groups_that_can_hold_the_answer_are_read(
     pristine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A day of one market must not cost a day of all markets."""
+    monkeypatch.setattr(objects, "KEPT_OBJECT_BYTES", 0)
     lake = open_lake(pristine)
     record = max(lake.records("orderbook_deltas"), key=lambda o: o.row_groups)
     assert record.row_groups >= 4
@@ -112,3 +113,19 @@ def test_footers_are_kept_up_to_a_limit(pristine: Path, monkeypatch: pytest.Monk
         lake.reader.pinned_key(record)
     assert len(lake.reader._footers) == 3
     assert lake.deltas(on_gap="ignore").num_rows > 0
+
+
+def test_a_small_object_is_read_once_and_kept_up_to_a_limit(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ladder every second of an hour must not decode the hour's keyframes every second."""
+    monkeypatch.setattr(objects, "OBJECTS_KEPT", 2)
+    store = Counting(pristine)
+    reader = ObjectReader(store)
+    records = [o for o in open_lake(pristine).objects if o.rows][:3]
+    for record in (*records, *records[1:], *records[1:]):
+        reader.read(record)
+    assert store.opened == 3
+    reader.read(records[0])
+    assert store.opened == 4
+    assert len(reader._objects) == 2

@@ -29,21 +29,27 @@ from kalshilake.store import Store
 from marketdata.errors import LakeError
 
 FOOTERS_KEPT: Final = 2_048
+OBJECTS_KEPT: Final = 16
+KEPT_OBJECT_BYTES: Final = 512 * 1024  # some 10 MB decoded
 MAX_US: Final = 2**62
+
+
+_Groups = tuple[tuple[str, str, int, int], ...]  # first, last market; min, max time in us
 
 
 @dataclass(frozen=True, slots=True)
 class _Footer:
     metadata: Any  # pyarrow.parquet.FileMetaData
-    groups: tuple[tuple[str, str, int, int], ...]  # first, last market; min, max time in us
+    groups: _Groups
 
 
 class ObjectReader:
-    """Reads objects of one store; keeps their footers."""
+    """Reads objects of one store; keeps footers, and small objects that were read lately."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._footers: OrderedDict[str, _Footer] = OrderedDict()
+        self._objects: OrderedDict[str, tuple[_Groups, pa.Table]] = OrderedDict()
 
     def read(
         self,
@@ -66,27 +72,53 @@ class ObjectReader:
             or not _may_hold(record.first_market, record.last_market, markets)
         ):
             return schema.empty_table().select(names)
+        if record.bytes <= KEPT_OBJECT_BYTES:
+            groups, rows = self._kept(record)
+            rows = rows.select(wanted)
+        else:
+            groups, rows = self._read(record, wanted, (markets, from_us, to_us))
+        if rows.num_rows == 0:
+            return schema.empty_table().select(names)
+        return _matching(rows, spec.time, markets, from_us, to_us, groups).select(names)
+
+    def _kept(self, record: ObjectRecord) -> tuple[_Groups, pa.Table]:
+        """A small object whole, from memory if it was read lately: many books begin in it."""
+        found = self._objects.get(record.sha256)
+        if found is None:
+            names = spec_of(record.table).schema.names
+            found = self._objects[record.sha256] = self._read(record, names, None)
+            if len(self._objects) > OBJECTS_KEPT:
+                self._objects.popitem(last=False)
+        self._objects.move_to_end(record.sha256)
+        return found
+
+    def _read(
+        self,
+        record: ObjectRecord,
+        wanted: Sequence[str],
+        question: tuple[Sequence[str] | None, int, int] | None,
+    ) -> tuple[_Groups, pa.Table]:
+        """(row groups that can hold the answer, their rows); without a question all of them."""
+        schema = pa.schema([spec_of(record.table).schema.field(n) for n in wanted])
         source, footer, _ = self._open(record)
         with source:
-            groups = [
-                i
-                for i, (first, last, low, high) in enumerate(footer.groups)
-                if low < to_us and high >= from_us and _may_hold(first, last, markets)
+            chosen = [
+                i for i, g in enumerate(footer.groups) if question is None or _can(g, question)
             ]
-            if not groups:
-                return schema.empty_table().select(names)
+            if not chosen:
+                return (), schema.empty_table()
             try:
                 with pq.ParquetFile(
                     source, metadata=footer.metadata, page_checksum_verification=True
                 ) as parquet:
                     # One group: starting threads costs more than it saves.
                     rows = parquet.read_row_groups(
-                        groups, columns=wanted, use_threads=len(groups) > 1
+                        chosen, columns=list(wanted), use_threads=len(chosen) > 1
                     )
             except (OSError, pa.ArrowException) as e:
                 raise LakeError(f"{record.key}: altered or damaged ({e})") from e
         rows = rows.select(wanted).cast(schema).replace_schema_metadata(None)
-        return _matching(rows, spec.time, markets, from_us, to_us, footer, groups).select(names)
+        return tuple(footer.groups[i] for i in chosen), rows
 
     def pinned_key(self, record: ObjectRecord) -> str:
         """Where the bytes of `record` lie now. Raises LakeError if they lie nowhere."""
@@ -142,6 +174,12 @@ def _parse_footer(record: ObjectRecord, tail: bytes) -> _Footer:
     return _Footer(metadata, tuple(groups))
 
 
+def _can(group: tuple[str, str, int, int], question: tuple[Sequence[str] | None, int, int]) -> bool:
+    """Whether a row group's statistics allow an answer in it."""
+    (first, last, low, high), (markets, from_us, to_us) = group, question
+    return low < to_us and high >= from_us and _may_hold(first, last, markets)
+
+
 def _may_hold(first: str, last: str, markets: Sequence[str] | None) -> bool:
     return markets is None or any(first <= m <= last for m in markets)
 
@@ -152,18 +190,16 @@ def _matching(
     markets: Sequence[str] | None,
     from_us: int,
     to_us: int,
-    footer: _Footer,
-    groups: list[int],
+    groups: _Groups,
 ) -> pa.Table:
     """Drop what the row groups hold beyond the question; nothing is copied if they hold nothing."""
-    chosen = [footer.groups[i] for i in groups]
     mask = None
     # Statistics that name one market prove that a group holds no other.
-    if markets is not None and {m for g in chosen for m in g[:2]} != set(markets[:1]):
+    if markets is not None and {m for g in groups for m in g[:2]} != set(markets[:1]):
         mask = pc.is_in(rows.column("market_ticker"), value_set=pa.array(markets, pa.string()))
-    if min(g[2] for g in chosen) < from_us:
+    if min(g[2] for g in groups) < from_us:
         mask = _both(mask, pc.greater_equal(rows.column(time), pa.scalar(from_us, TIME)))
-    if max(g[3] for g in chosen) >= to_us:
+    if max(g[3] for g in groups) >= to_us:
         mask = _both(mask, pc.less(rows.column(time), pa.scalar(to_us, TIME)))
     return rows if mask is None else rows.filter(mask)
 
