@@ -109,6 +109,8 @@ class Arbiter:
         self.index: dict[str, int] = {}
         self.markets: dict[str, Market] = {}
         self.carried: dict[RunKey, dict[str, None]] = {}  # run -> its markets
+        self.heritage: dict[RunKey, frozenset[str]] = {}  # run after a gap -> markets before it
+        self.heirless: dict[RunKey, frozenset[str]] = {}  # (gatherer, connection) -> no run yet
         self.unclaimed: dict[RunKey, dict[str, int]] = {}
         self.unsettled: set[str] = set()
         self.exact: dict[str, int] = {}
@@ -166,6 +168,7 @@ class Arbiter:
         moved = times.advance(self.tickers)
         moved |= self._advance_trades(cuts)
         runs = {(i.gatherer, run_id): run for i in self.inflows for run_id, run in i.runs.items()}
+        self._find_heirs(runs)
         touched = self._merge_markets(window, cuts, times, sink, runs)
         self._progress(output, times, moved, runs)
         self._forget_runs(cuts)
@@ -194,7 +197,8 @@ class Arbiter:
             times=times,
             sink=sink,
             runs=runs,
-            n_markets={key: len(found) for key, found in self.carried.items()},
+            n_markets={key: self._n_markets(run) for key, run in runs.items()},
+            inherits=lambda run, ticker: ticker in self._inherited(run),
             unclaimed=self.unclaimed,
             exact=self.exact,
             modes=self.modes,
@@ -220,6 +224,49 @@ class Arbiter:
         if self.settings.merge == "content":
             naive_blocks(sink, cuts, self.tickers, self.naive)
         return touched
+
+    def _n_markets(self, run: Run) -> int:
+        carried = self.carried.get((run.gatherer, run.run_id), {})
+        return len(carried.keys() | self._inherited(run))
+
+    def _inherited(self, run: Run) -> frozenset[str]:
+        """Markets that were subscribed before the gap at which the run began."""
+        if run.fresh:
+            return frozenset()
+        known = self.heritage.get((run.gatherer, run.run_id))
+        if known is not None:
+            return known
+        earlier = [
+            r
+            for r in self.inflows[run.gatherer].runs.values()
+            if r.connection == run.connection and r.run_id < run.run_id
+        ]
+        if not earlier:
+            return self.heirless.get((run.gatherer, run.connection), frozenset())
+        last = max(earlier, key=lambda r: r.run_id)
+        return self._inherited(last) | self.carried.get((last.gatherer, last.run_id), {}).keys()
+
+    def _find_heirs(self, runs: dict[RunKey, Run]) -> None:
+        """Runs whose predecessor was over before they were known take its markets over."""
+        for key, run in sorted(runs.items()):
+            markets = self.heirless.pop((run.gatherer, run.connection), None)
+            if markets is not None and not run.fresh:
+                self.heritage[key] = markets
+
+    def _bequeath(self, run: Run) -> None:
+        """The run ends at a gap: the run after it must know which markets were subscribed."""
+        markets = self._inherited(run) | self.carried.get((run.gatherer, run.run_id), {}).keys()
+        later = [
+            r.run_id
+            for r in self.inflows[run.gatherer].runs.values()
+            if r.connection == run.connection and r.run_id > run.run_id
+        ]
+        place = (run.gatherer, run.connection)
+        self.heirless.pop(place, None)
+        if later:
+            self.heritage[(run.gatherer, min(later))] = frozenset(markets)
+        else:
+            self.heirless[place] = frozenset(markets)
 
     def _slow_markets(self, cuts: list[Cut], times: RunTimes, runs: dict[RunKey, Run]) -> set[int]:
         """Markets that need more than a comparison of rows."""
@@ -321,11 +368,14 @@ class Arbiter:
                     carried.pop(self.tickers[end.key >> 32], None)
                     continue
                 key = (inflow.gatherer, end.run_id)
-                markets = [self.index[t] for t in self.carried.pop(key, {})]
+                markets = [self.index[t] for t in self.carried.get(key, {})]
                 self.unclaimed.pop(key, None)
-                run = inflow.runs.get(end.run_id)
-                if run is not None:
-                    inflow.forget(run, markets)
+                run = inflow.runs[end.run_id]
+                if end.reason == "gap":
+                    self._bequeath(run)
+                self.heritage.pop(key, None)
+                self.carried.pop(key, None)
+                inflow.forget(run, markets)
 
     # -- output ------------------------------------------------------------------------------------
 
@@ -431,7 +481,13 @@ class Arbiter:
         for run in runs:
             key = (run.gatherer, run.run_id)
             tickers, waiting = sorted(self.carried.get(key, {})), self.unclaimed.get(key, {})
-            named[f"run-{key[0]}-{key[1]}"] = encode(RunMarkets(tickers, sorted(waiting.items())))
+            before = sorted(self.heritage.get(key, ()))
+            named[f"run-{key[0]}-{key[1]}"] = encode(
+                RunMarkets(tickers, sorted(waiting.items()), before)
+            )
+        if self.heirless:
+            left = sorted((g, c, sorted(markets)) for (g, c), markets in self.heirless.items())
+            named["heirless"] = encode(left)
         for inflow in self.inflows:
             name = f"ids-{inflow.gatherer}"
             if self._new_ids[inflow.gatherer]:
@@ -489,8 +545,15 @@ class Arbiter:
                 self.carried[key] = dict.fromkeys(kept.tickers)
             if kept.unclaimed:
                 self.unclaimed[key] = dict(kept.unclaimed)
+            if kept.inherited:
+                self.heritage[key] = frozenset(kept.inherited)
         self.unsettled = set(core.unsettled)
         self.exact, self.modes, self.naive = core.exact, core.modes, core.naive
+        if "heirless" in named_states:
+            left = msgspec.msgpack.decode(
+                named_states["heirless"], type=list[tuple[int, int, list[str]]]
+            )
+            self.heirless = {(g, c): frozenset(markets) for g, c, markets in left}
         for name, packed in named_states.items():
             kind, _, number = name.partition("-")
             if kind == "trades":

@@ -13,6 +13,7 @@ Does not do: reading, evidence of whole runs (window.py), output order (arbitrat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,7 @@ class Context:
     sink: WindowSink
     runs: dict[tuple[int, int], Run]
     n_markets: dict[tuple[int, int], int]  # of each run
+    inherits: Callable[[Run, str], bool]  # was the market subscribed before the run's gap?
     unclaimed: dict[tuple[int, int], dict[str, int]]  # run -> ticker -> seq: waits for a time
     exact: dict[str, int]  # pair of gatherers -> events that both brought equal in exact mode
     modes: dict[str, str]  # pair of gatherers -> mode of rule 10 used last
@@ -139,7 +141,8 @@ class MarketWindow:
                 self.sink.counts["skipped_rows"] += int((~fresh).sum())
                 rows = rows[fresh]
         if pair.seq_from < 0:
-            pair.seq_from, pair.claim_seq = _first_seq(run, rows, item.snapshots)
+            carried = not run.fresh and self.ctx.inherits(run, self.market.ticker)
+            pair.seq_from, pair.claim_seq = _first_seq(run, rows, item.snapshots, carried=carried)
         end = self.ctx.times.end_of(run, self.index)
         drafter = Drafter(pair, run, rows, end.seq if end else None)
         drafts = drafter.cut(item.snapshots, ahead, self.ctx.settings.float_hold_ns)
@@ -654,9 +657,7 @@ class MarketWindow:
             if pair.claim_from_us <= live_to:
                 if pair.h == market.h_end:
                     self._pin(pair)
-                elif not alive or (
-                    upto_us == OPEN_US and 0 <= pair.doubt_since < self.ctx.window
-                ):
+                elif not alive or (upto_us == OPEN_US and 0 <= pair.doubt_since < self.ctx.window):
                     self._contradicts(pair, alive=alive)
                 elif pair.doubt_since < 0:
                     pair.doubt_since = self.ctx.window
@@ -749,12 +750,15 @@ def gatherer_pairs(gatherers: set[int]) -> list[str]:
     return [f"{a}-{b}" for i, a in enumerate(ordered) for b in ordered[i + 1 :]]
 
 
-def _first_seq(run: Run, rows: DeltaRows, snapshots: list[SnapshotRow]) -> tuple[int, int]:
+def _first_seq(
+    run: Run, rows: DeltaRows, snapshots: list[SnapshotRow], *, carried: bool
+) -> tuple[int, int]:
     """(seq from which the run carries the market, seq after which its claim may start).
 
-    After a gap the market was subscribed already: both are the run's own start (rule 2).
+    `carried`: the market was subscribed before the gap already, so both are the run's own start
+    (rule 2). A market that was added later starts with its own first frame.
     """
-    if not run.fresh:
+    if carried:
         return run.first_seq, run.first_seq - 1
     if snapshots and (rows.size == 0 or snapshots[0].seq <= int(rows["seq"][0])):
         return snapshots[0].seq, snapshots[0].seq

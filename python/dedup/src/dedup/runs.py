@@ -54,6 +54,7 @@ class RunMarkets(msgspec.Struct):
 
     tickers: list[str] = []
     unclaimed: list[tuple[str, int]] = []  # (ticker, seq after which a time counts)
+    inherited: list[str] = []  # subscribed before the gap at which the run began
 
 
 class Keyframe(msgspec.Struct):
