@@ -18,13 +18,23 @@ import tempfile
 from pathlib import Path
 
 import asyncpg
+
 from runtime.embedded import EmbeddedPostgres
 from tape.children import Child
 from tape.fleet import free_port
 
 FINISH_S = 900.0
 # Where the state of the merge and the log of exports live: equal by content, not by row.
-TABLES = ("market", "orderbook_delta", "orderbook_snapshot", "trade", "ticker", "market_epoch", "gap", "quarantine")
+TABLES = (
+    "market",
+    "orderbook_delta",
+    "orderbook_snapshot",
+    "trade",
+    "ticker",
+    "market_epoch",
+    "gap",
+    "quarantine",
+)
 
 
 async def digest_database(dsn: str) -> dict[str, str]:
@@ -33,7 +43,7 @@ async def digest_database(dsn: str) -> dict[str, str]:
     found = {}
     try:
         for table in TABLES:
-            rows = await connection.fetch(f"SELECT t::text AS row FROM {table} t ORDER BY 1")  # noqa: S608
+            rows = await connection.fetch(f"SELECT t::text AS row FROM {table} t ORDER BY 1")
             text = "\n".join(r["row"] for r in rows)
             found[table] = f"{len(rows)} rows {hashlib.sha256(text.encode()).hexdigest()}"
     finally:

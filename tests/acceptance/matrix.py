@@ -54,8 +54,10 @@ def run_once(run: Run) -> tuple[bool, str]:
         f"quarantined {result['quarantined']} ambiguous {result['ambiguous']} "
         f"gaps {result['gap_intervals']} audits {result['audits']} books {result['books_checked']}"
     )
-    word = ("control failed as it must" if held else "CONTROL DID NOT FAIL") if run.must_fail else (
-        "held" if held else f"FAILED {wrong}"
+    word = (
+        ("control failed as it must" if held else "CONTROL DID NOT FAIL")
+        if run.must_fail
+        else ("held" if held else f"FAILED {wrong}")
     )
     return held, f"{word:8} {run.name}: {numbers}; {took:.0f} s"
 
@@ -69,7 +71,17 @@ def captures(data: Path) -> list[Path]:
 def replay(path: Path, seed: int, *more: str) -> Run:
     return Run(
         f"{path.name} seed {seed} {' '.join(more)}".strip(),
-        ("--frames", str(path), "--faults", "standard", "--rate", "max", "--seed", str(seed), *more),
+        (
+            "--frames",
+            str(path),
+            "--faults",
+            "standard",
+            "--rate",
+            "max",
+            "--seed",
+            str(seed),
+            *more,
+        ),
     )
 
 

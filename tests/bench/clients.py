@@ -92,7 +92,9 @@ def _when(msg: dict[str, object]) -> datetime:
     return datetime.fromtimestamp(float(str(msg["ts"])), UTC)
 
 
-def _usual_row(frame: dict[str, object], msg: dict[str, str]) -> tuple[str, tuple[object, ...]] | None:
+def _usual_row(
+    frame: dict[str, object], msg: dict[str, str]
+) -> tuple[str, tuple[object, ...]] | None:
     now = datetime.now(UTC)
     if frame["type"] == "orderbook_delta":
         return "usual_delta", (now, msg["market_ticker"], msg["side"], msg["price_dollars"],

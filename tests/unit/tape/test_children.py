@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+
 from tape.children import Child
 
 FOREVER = "import time\nwhile True: time.sleep(0.05)\n"
@@ -44,7 +45,9 @@ async def test_a_child_that_ends_by_itself_with_success_is_not_restarted(tmp_pat
 
 def test_children_die_with_a_demo_that_is_killed(tmp_path: Path) -> None:
     """kill -9 of the demo itself must leave no process behind."""
-    (tmp_path / "sleeper.py").write_text(f"import os\nopen('pid', 'w').write(str(os.getpid()))\n{FOREVER}")
+    (tmp_path / "sleeper.py").write_text(
+        f"import os\nopen('pid', 'w').write(str(os.getpid()))\n{FOREVER}"
+    )
     parent = (
         "import asyncio, pathlib\n"
         "from tape.children import Child\n"

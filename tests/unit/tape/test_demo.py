@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from marketdata.errors import StorageError
 from tape import demo as demo_module
-from typer.testing import CliRunner
 
 APP = typer.Typer()
 APP.command()(demo_module.demo)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
 from marketdata.errors import StorageError
 from tape.fleet import DemoPlan, Fleet, free_port, start_exchange, stop_everything, write_test_key
 

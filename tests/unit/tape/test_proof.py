@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tape.proof import (
     Interval,
     MergedMarket,
@@ -13,12 +14,20 @@ from tape.proof import (
     exit_ok,
     is_subsequence,
     misordered_neighbours,
+    next_is_reset,
     truth_book,
 )
 from tape.truth_view import EVENT_HOLE, EVENT_RESET, Truth
 
 EVENT = np.dtype(
-    [("market", "i4"), ("kind", "u1"), ("side", "u1"), ("price", "i4"), ("delta", "i8"), ("exchange_us", "i8")]
+    [
+        ("market", "i4"),
+        ("kind", "u1"),
+        ("side", "u1"),
+        ("price", "i4"),
+        ("delta", "i8"),
+        ("exchange_us", "i8"),
+    ]
 )
 # Two equal events in one microsecond, a normal one, a reset, one more.
 ROWS = [
@@ -89,7 +98,11 @@ def test_an_event_nobody_received_in_a_complete_interval_is_a_false_complete() -
     """The worst bug this project can have."""
     received = [True, True, False, True, True]
     assert judge([0, 1, 3, 4], received, WHOLE).false_complete == 1
-    gap = [Interval(0, 1_500, "complete"), Interval(1_500, 2_500, "gap"), Interval(2_500, 9_999, "complete")]
+    gap = [
+        Interval(0, 1_500, "complete"),
+        Interval(1_500, 2_500, "gap"),
+        Interval(2_500, 9_999, "complete"),
+    ]
     assert judge([0, 1, 3, 4], received, gap).false_complete == 0
 
 
@@ -140,7 +153,11 @@ def test_a_hole_of_the_recording_called_complete_is_a_false_complete() -> None:
     """Nobody was connected: nobody may claim it."""
     claimed, honest = Verdict(), Verdict()
     check_holes(hole_truth(), {"M": WHOLE}, claimed)
-    check_holes(hole_truth(), {"M": [Interval(0, 1_500, "complete"), Interval(2_000, 9_000, "complete")]}, honest)
+    check_holes(
+        hole_truth(),
+        {"M": [Interval(0, 1_500, "complete"), Interval(2_000, 9_000, "complete")]},
+        honest,
+    )
     assert (claimed.false_complete, honest.false_complete) == (1, 0)
 
 
@@ -150,3 +167,12 @@ def test_truth_book_starts_anew_after_a_hole() -> None:
     assert truth_book(truth, 0, 1_200) == ({500_000: 1_000}, {})
     assert truth_book(truth, 0, 1_950) == ({}, {400_000: 50})
     assert truth_book(truth, 0, 2_000) == ({}, {})
+
+
+def test_only_the_time_right_before_a_reset_is_forgiven() -> None:
+    """An inferred time may be early; an empty book anywhere else stays wrong."""
+    truth = Truth(["M"], events(), np.empty(0), {}, [])
+    assert next_is_reset(truth, 0, 2_000)
+    assert not next_is_reset(truth, 0, 1_500)
+    assert not next_is_reset(truth, 0, 3_000)
+    assert not next_is_reset(truth, 0, 9_000)

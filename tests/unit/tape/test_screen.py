@@ -6,9 +6,9 @@ import io
 
 from aiohttp import ClientSession, web
 from rich.console import Console
+
 from tape.fleet import Fleet, free_port
 from tape.screen import Readings, plain_line, poll, render
-
 from tests.unit.tape.test_fleet import plan
 
 

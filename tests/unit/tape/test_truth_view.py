@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+
 from exchange.truth import TRUTH_EVENT, TRUTH_SEND
 from marketdata import segment
 from marketdata.errors import TapeError

@@ -20,10 +20,10 @@ from typing import Annotated, Any
 import aiohttp
 import orjson
 import typer
-from marketdata.errors import StorageError, TapeError
 from rich.console import Console
 from rich.table import Table
 
+from marketdata.errors import StorageError, TapeError
 from tape import proof, prove, screen
 from tape.fleet import DemoPlan, Fleet, running_fleet
 from tape.killer import Kill, plan_kills
@@ -74,9 +74,7 @@ async def wait_for_play(fleet: Fleet, readings: screen.Readings) -> None:
     deadline = time.monotonic() + PLAY_TIMEOUT_S
     while not readings.exchange.get("done"):
         if fleet.children["exchange"].finished:
-            raise StorageError(
-                f"the exchange ended early: {fleet.children['exchange'].log_tail()}"
-            )
+            raise StorageError(f"the exchange ended early: {fleet.children['exchange'].log_tail()}")
         for name in (*fleet.gatherer_names, "dedup"):
             if fleet.children[name].finished and fleet.children[name].exit_code:
                 raise StorageError(f"{name} gave up: {fleet.children[name].log_tail()}")
@@ -165,7 +163,9 @@ def print_proof(result: dict[str, Any], verdict: proof.Verdict, console: Console
         console.print(line, highlight=False)
 
 
-async def demo_once(plan: DemoPlan, kills: int, console: Console) -> tuple[dict[str, Any], proof.Verdict]:
+async def demo_once(
+    plan: DemoPlan, kills: int, console: Console
+) -> tuple[dict[str, Any], proof.Verdict]:
     """Run and prove. Returns the JSON object of `--json` and the verdict."""
     begun = time.monotonic()
     loop, me = asyncio.get_running_loop(), asyncio.current_task()
@@ -191,10 +191,14 @@ async def demo_once(plan: DemoPlan, kills: int, console: Console) -> tuple[dict[
 
 
 def demo(
-    frames: Annotated[Path | None, typer.Option(help="recorded capture: a file or a folder")] = None,
+    frames: Annotated[
+        Path | None, typer.Option(help="recorded capture: a file or a folder")
+    ] = None,
     synthetic: Annotated[int, typer.Option(help="markets of a made-up exchange")] = 0,
     rate: Annotated[str, typer.Option(help="multiple of recorded speed, or max")] = "",
-    seconds: Annotated[float, typer.Option(help="stop after so many seconds of play; 0: all")] = 0.0,
+    seconds: Annotated[
+        float, typer.Option(help="stop after so many seconds of play; 0: all")
+    ] = 0.0,
     faults: Annotated[str, typer.Option(help="none, standard or harsh")] = "standard",
     seed: Annotated[int, typer.Option(help="faults, kills and the made-up exchange")] = 1,
     gatherers: Annotated[int, typer.Option(min=1, max=8)] = 3,
@@ -203,7 +207,9 @@ def demo(
     kill: Annotated[int, typer.Option(help="kill -9 so many random processes")] = 0,
     transport: Annotated[str, typer.Option(help="picows or websockets")] = "picows",
     window_ms: Annotated[int, typer.Option(help="merge window, exchange time")] = 5000,
-    json_line: Annotated[bool, typer.Option("--json", help="one JSON object as the last line")] = False,
+    json_line: Annotated[
+        bool, typer.Option("--json", help="one JSON object as the last line")
+    ] = False,
 ) -> None:
     """Record, merge and prove a tape on this machine."""
     console = Console(stderr=json_line)

@@ -150,7 +150,9 @@ def compare_market(
         us = int(times[at])
         if us >= 0 and _in_status(us, intervals, ("complete",)):
             verdict.false_complete += 1
-            verdict.note(f"{name}: an event at {us} us is not on the tape, which is called complete there")
+            verdict.note(
+                f"{name}: an event at {us} us is not on the tape, which is called complete there"
+            )
 
 
 def _compare_slow(
@@ -214,7 +216,9 @@ def truth_book(
     last = int(upto[-1]) + 1 if upto.size else 0
     holes = np.flatnonzero(events["kind"] == truth_view.EVENT_HOLE)
     passed = holes[events["delta"][holes] <= at_us]
-    last = max(last, int(passed[-1]) + 1 if passed.size else 0)  # the book after a hole is a new one
+    last = max(
+        last, int(passed[-1]) + 1 if passed.size else 0
+    )  # the book after a hole is a new one
     start = None
     for book in truth.books:
         if book["market"] == market and book["at"] <= last:
@@ -234,6 +238,19 @@ def truth_book(
     yes = {price: size for (side, price), size in levels.items() if side == 0 and size}
     no = {price: size for (side, price), size in levels.items() if side == 1 and size}
     return yes, no
+
+
+def next_is_reset(truth: Truth, market: int, at_us: int) -> bool:
+    """Is the market's next event after `at_us` a reset?
+
+    A reset has no time on the wire: the tape places it at the latest time its subscription had shown,
+    after the market's event before it and before the exchange's own moment. In between nothing of the
+    market happened, so a book that is empty there already is early, not wrong.
+    """
+    events = truth.events
+    later = (events["market"] == market) & (events["exchange_us"] > at_us)
+    first = np.flatnonzero(later)[:1]
+    return bool(first.size) and int(events["kind"][first[0]]) == truth_view.EVENT_RESET
 
 
 def exit_ok(verdict: Verdict, *, audits_failed: int) -> bool:

@@ -98,7 +98,15 @@ def render(readings: Readings, seconds: float) -> Group:
     for name, says in readings.gatherers.items():
         table.add_row(*_row(name, says))
     merged = Table(expand=True)
-    for column in ("merged", "duplicates", "quarantined", "gaps", "witnesses", "complete", "waiting for"):
+    for column in (
+        "merged",
+        "duplicates",
+        "quarantined",
+        "gaps",
+        "witnesses",
+        "complete",
+        "waiting for",
+    ):
         merged.add_column(column, justify="right")
     d = readings.dedup
     merged.add_row(
@@ -112,7 +120,9 @@ def render(readings: Readings, seconds: float) -> Group:
         f"{_number(e.get('conns'))} connections, faults {e.get('faults', '-')}, kills {readings.kills}"
     )
     return Group(
-        Panel(Group(head, ProgressBar(total=1.0, completed=readings.progress)), title="Kalshi Tape"),
+        Panel(
+            Group(head, ProgressBar(total=1.0, completed=readings.progress)), title="Kalshi Tape"
+        ),
         table,
         merged,
     )
@@ -120,7 +130,9 @@ def render(readings: Readings, seconds: float) -> Group:
 
 def plain_line(readings: Readings, seconds: float) -> str:
     """The same as one line for a log."""
-    rows = sum(int(g.get("detail", g).get("rows_committed") or 0) for g in readings.gatherers.values())
+    rows = sum(
+        int(g.get("detail", g).get("rows_committed") or 0) for g in readings.gatherers.values()
+    )
     return (
         f"{seconds:6.1f} s  {readings.phase}: exchange {readings.progress:.0%}, "
         f"{_number(readings.exchange.get('events'))} events; gatherers committed {rows:,} rows; "

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import zstandard
+
 from exchange.truth import TRUTH_EVENT, TRUTH_SEND
 from marketdata import segment
 from marketdata.errors import TapeError
@@ -146,7 +147,9 @@ def read_spool(spool: Path, truth: Truth) -> Received:
                 frames = segment.decode_frames(record.payload)
                 conn = truth_conn.get(frames.conn)
                 if conn is None:
-                    raise TapeError(f"frames of connection {frames.conn} precede its connect record")
+                    raise TapeError(
+                        f"frames of connection {frames.conn} precede its connect record"
+                    )
                 for one in frames.frames:
                     _read_frame(bytes(one), conn, got)
     return got
@@ -166,7 +169,9 @@ def _mark_run(part: npt.NDArray[np.void], empty: BoolArray, received: BoolArray)
     """Mark the events of one run that stand in a market with a snapshot in that run."""
     first = _first_snapshots(part, empty)
     position = np.arange(part.size)
-    carries = (part["event"] >= 0) & (part["kind"] <= SEND_SNAPSHOT)  # trades count lines, not events
+    carries = (part["event"] >= 0) & (
+        part["kind"] <= SEND_SNAPSHOT
+    )  # trades count lines, not events
     anchor = np.full(part.size, part.size, dtype=np.int64)
     for market, (at, is_empty) in first.items():
         anchor[part["market"] == market] = at + 1 if is_empty else 0

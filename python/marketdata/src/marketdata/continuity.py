@@ -291,8 +291,12 @@ class Continuity(Runs):
             chain.load(event.yes, event.no, book_hash)
 
     def _reset_row(self, scope: Scope, chain: Chain, seq: int, received_ns: int) -> None:
-        """An empty snapshot emptied a book: an event, with the time of the one before it."""
-        exchange_us = chain.last_us or scope.last_us or self.latest_us()
+        """An empty snapshot emptied a book: an event without a time of its own.
+
+        It gets the latest time that its subscription has shown, which lies between the market's
+        event before it and the exchange's own moment (a quiet market's event may be hours old).
+        """
+        exchange_us = max(chain.last_us, scope.last_us) or self.latest_us()
         self.rows.deltas += _DELTA.pack(
             exchange_us, received_ns, 0, 0, chain.market_id, scope.run_id,
             seq & _LOW32, 0, 0, 0, _RESET,
