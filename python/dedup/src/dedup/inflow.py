@@ -45,13 +45,45 @@ def pair_key(market: int, run_id: int) -> int:
     return market << 32 | run_id
 
 
-@dataclass(slots=True)
 class Chunk:
-    """Delta rows of one batch that no window has taken, by (market, run), then arrival."""
+    """Delta rows of one read, sorted by (market, run), then arrival; windows take them in turn.
 
-    rows: DeltaRows
-    key: I64
-    window: I64
+    Nothing is copied but what a window takes: a read of a whole backlog spans hundreds of windows.
+    """
+
+    __slots__ = ("_by_window", "_oldest", "_order", "_taken", "key", "rows", "window")
+
+    def __init__(self, rows: DeltaRows, key: I64, window: I64) -> None:
+        self.rows, self.key, self.window = rows, key, window
+        self._order = np.argsort(window, kind="stable")
+        self._by_window = window[self._order]
+        batches = rows["batch_id"][self._order]
+        self._oldest = np.minimum.accumulate(batches[::-1])[::-1]
+        self._taken = 0
+
+    @property
+    def used_up(self) -> bool:
+        """Whether windows have taken everything."""
+        return self._taken == self._order.size
+
+    @property
+    def next_window(self) -> int:
+        """The earliest window that still has rows here."""
+        return int(self._by_window[self._taken])
+
+    @property
+    def oldest_batch(self) -> int:
+        """The first batch with a row that no window has taken."""
+        return int(self._oldest[self._taken])
+
+    def take(self, window: int) -> tuple[DeltaRows, I64] | None:
+        """The rows (and their keys) up to and with `window` that were not taken yet."""
+        stop = int(np.searchsorted(self._by_window, window, side="right"))
+        if stop == self._taken:
+            return None
+        mine = np.sort(self._order[self._taken : stop])
+        self._taken = stop
+        return self.rows[mine], self.key[mine]
 
 
 @dataclass(slots=True)
@@ -330,14 +362,14 @@ class Inflow:
 
     def next_window(self) -> int | None:
         """The earliest window that anything waits for."""
-        windows = [int(c.window.min()) for c in self.chunks]
+        windows = [c.next_window for c in self.chunks]
         windows += [s.window for s in self.snapshots] + [e.window for e in self.ends]
         windows += [w for w, _ in self.trades] + [w for w, _ in self.tickers]
         return min(windows, default=None)
 
     def reread_from(self) -> int:
         """First batch with something that no window has taken."""
-        batches = [int(c.rows["batch_id"].min()) for c in self.chunks]
+        batches = [c.oldest_batch for c in self.chunks]
         batches += [s.row.batch_id for s in self.snapshots] + [s.row.batch_id for s in self.held]
         batches += [e.batch_id for e in self.ends]
         batches += [t.batch_id for _, t in self.trades] + [t.batch_id for _, t in self.tickers]
@@ -347,18 +379,8 @@ class Inflow:
 
     def cut(self, window: int) -> Cut:
         """Take everything up to and with `window`."""
-        taken: list[Chunk] = []
-        left: list[Chunk] = []
-        for chunk in self.chunks:
-            mask = chunk.window <= window
-            if mask.all():
-                taken.append(chunk)
-            elif mask.any():
-                taken.append(Chunk(chunk.rows[mask], chunk.key[mask], chunk.window[mask]))
-                left.append(Chunk(chunk.rows[~mask], chunk.key[~mask], chunk.window[~mask]))
-            else:
-                left.append(chunk)
-        self.chunks = left
+        taken = [found for c in self.chunks if (found := c.take(window)) is not None]
+        self.chunks = [c for c in self.chunks if not c.used_up]
         cut = Cut(*_merged(taken))
         cut.snapshots = self._cut_snapshots(window)
         cut.ends = sorted(
@@ -405,11 +427,11 @@ def _channel(name: object) -> str:
     return "orderbook" if name in (None, "orderbook", "orderbook_delta") else str(name)
 
 
-def _merged(chunks: list[Chunk]) -> tuple[DeltaRows, I64]:
-    if not chunks:
+def _merged(taken: list[tuple[DeltaRows, I64]]) -> tuple[DeltaRows, I64]:
+    if not taken:
         return np.empty(0, DELTA_ROW), np.empty(0, np.int64)
-    if len(chunks) == 1:
-        return chunks[0].rows, chunks[0].key
-    key = np.concatenate([c.key for c in chunks])
+    if len(taken) == 1:
+        return taken[0]
+    key = np.concatenate([k for _, k in taken])
     order = np.argsort(key, kind="stable")
-    return np.concatenate([c.rows for c in chunks])[order], key[order]
+    return np.concatenate([rows for rows, _ in taken])[order], key[order]
