@@ -584,7 +584,7 @@ def test_a_market_added_after_a_gap_is_claimed_only_from_its_own_first_frame() -
     hand.stop()
     outputs = merge(hand)
     assert [a for a, _, s in statuses(outputs, "B", 6_000) if s == "complete"] == [4_200]
-    assert any(a == 1_100 for a, _, s in statuses(outputs, "A", 6_000) if s == "complete")
+    assert any(a == 1_000 for a, _, s in statuses(outputs, "A", 6_000) if s == "complete")
 
 
 @pytest.mark.parametrize("together", [True, False])
