@@ -10,6 +10,7 @@ under `.tmp/` and are no part of the lake.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._made = 0
+        self._names = itertools.count(1)  # next() is atomic: threads may share a store
 
     @property
     def location(self) -> str:
@@ -155,8 +156,7 @@ class LocalStore:
             raise LakeError(f"an object of {len(body)} bytes is over the limit {MAX_OBJECT_BYTES}")
         folder = self._root / TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
-        self._made += 1
-        path = folder / f"{os.getpid()}-{id(self)}-{self._made}"
+        path = folder / f"{os.getpid()}-{id(self)}-{next(self._names)}"
         with path.open("wb") as f:
             f.write(body)
             f.flush()

@@ -87,13 +87,13 @@ class Tape:
             seen.setdefault(market, []).append((us, epoch, flags))
             event = (seq, flags, int(side == "no"), price or 0, delta or 0, key)
             fresh.setdefault((market, epoch), []).append(event)
-        for name in self._chains.keys() | fresh.keys():
+        waiting = {name for name, chain in self._chains.items() if chain.waiting}
+        for name in sorted(waiting | fresh.keys()):
             chain = self._chains.setdefault(name, Chain())
-            if name in fresh or chain.waiting:
-                held = len(chain.waiting)
-                self._extend(name, chain, fresh.get(name, []))
-                if held and chain.waiting and chain.waiting[0][5] != key:
-                    self._skip_hole(name, chain)
+            held = bool(chain.waiting)
+            self._extend(name, chain, fresh.get(name, []))
+            if held and chain.waiting and chain.waiting[0][5] != key:
+                self._skip_hole(name, chain)  # an hour later nothing can fill it any more
         return seen
 
     def finish(self) -> None:
