@@ -14,7 +14,7 @@ from kalshi_infra.errors import SettingsError
 from kalshi_infra.site import Site
 
 SCRIPT_PATH = Path(__file__).with_name("firstboot.sh")
-SCRIPT_SHA256 = "eb653e5dde0559855a5e67d6199119aacb47807619c28044ca0433c5cb3ebd09"
+SCRIPT_SHA256 = "18d1b1bd13109f53b3f2c6930c1f92924f9e5e5de244b02d29d170f822b26030"
 USER_DATA_BYTES_MAX = 16_384  # EC2 refuses more, before base64
 
 

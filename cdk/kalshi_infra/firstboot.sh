@@ -61,7 +61,8 @@ CONF
 # 4. The deploy user can speak to the Nix daemon and do nothing else: no shell, no sudo, no password.
 getent group nix-users >/dev/null || groupadd --system nix-users
 id deploy >/dev/null 2>&1 || useradd --system --create-home --home-dir /var/lib/deploy --shell /bin/sh deploy
-usermod --append --groups nix-users --lock deploy
+id -nG deploy | grep -qw nix-users || usermod --append --groups nix-users deploy
+passwd -S deploy | grep -q ' L ' || usermod --lock deploy
 install -d -m 0755 -o root -g root /etc/ssh/authorized_keys.d
 printf 'restrict,command="nix-daemon --stdio" %s\n' "$DEPLOY_SSH_KEY" | put 0644 /etc/ssh/authorized_keys.d/deploy
 put 0644 /etc/ssh/sshd_config.d/10-kalshi.conf <<'CONF'

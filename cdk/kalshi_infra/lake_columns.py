@@ -8,6 +8,7 @@ Unsigned 64-bit columns become `bigint`: Hive has no unsigned types, and the bit
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -54,9 +55,9 @@ def text(tables: Mapping[str, Any]) -> str:
 
 def main() -> int:
     """Writes the file. Returns the exit code."""
-    from kalshilake.schema import TABLES  # noqa: PLC0415 - only this environment has it
-
-    COLUMNS_PATH.write_text(text(TABLES), encoding="utf-8")
+    # By name: the CDK's own environment has no kalshilake, nor may its type check want it.
+    schema = importlib.import_module("kalshilake.schema")
+    COLUMNS_PATH.write_text(text(schema.TABLES), encoding="utf-8")
     return 0
 
 

@@ -40,6 +40,9 @@ KINDS = (
 )
 
 
+Points = tuple[tuple[float, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """A rectangle with lines of text; `dashed` for what stands for something outside our groups."""
@@ -58,7 +61,7 @@ class Box:
 class Arrow:
     """A line through points with a head at the last; `label` stands at `label_at`."""
 
-    points: tuple[tuple[float, float], ...]
+    points: Points
     colour: str
     label: str = ""
     label_at: tuple[float, float] = (0, 0)
@@ -227,6 +230,7 @@ def _spread(
     x: float, gateway: Box, host: Box, offset: float, colour: str, *, inward: bool
 ) -> Arrow:
     """Between the gateway and a host's top, or its left side for the lower host of a subnet."""
+    points: Points
     low = gateway.y + gateway.height
     if host.y < PUBLIC_Y + HOST_HEIGHT:
         points = ((x, low), (host.x + offset, low + 40), (host.x + offset, host.y))
@@ -239,6 +243,8 @@ def _spread(
 
 def _between(start: Box, end: Box, colour: str, label: str) -> Arrow:
     """From the deduplicator to the foot of a gatherer or to the database."""
+    points: Points
+    at: tuple[float, float]
     if end.y > start.y:
         below = PRIVATE_Y - 16
         x, foot = end.x + 278, start.y + start.height
@@ -262,6 +268,7 @@ def _between(start: Box, end: Box, colour: str, label: str) -> Arrow:
 
 def _from_elsewhere(start: Box, end: Box, colour: str, label: str) -> Arrow:
     """To the foot of a host; the deduplicator from its left."""
+    points: Points
     if end.y > PUBLIC_Y + HOST_HEIGHT:
         points = (
             (start.x + start.width, start.y + 28),
