@@ -146,7 +146,7 @@ class MarketWindow(QuietRuns):
         """Put a segment's new events onto the tape, with or without a new epoch (rule 7)."""
         market = self.market
         new = segment.events.part(segment.emitted, len(segment.events))
-        if len(new):
+        if len(new) and not segment.is_base:
             self._settle_quiet(int(new.us[0]))
         if segment.is_base:
             self.segment_at[id(segment)] = (market.epoch, market.count - segment.emitted)

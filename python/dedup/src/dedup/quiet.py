@@ -19,7 +19,18 @@ from dedup.runs import OPEN_US, Keyframe, Pair, Standing
 from dedup.tails import TAIL_EVENTS_MAX, make_tail
 from dedup.window import PlacedSnapshot
 from marketdata.alignment import Events, join_events, no_events
-from marketdata.merge import Base, Segment
+from marketdata.merge import UNTIMED, Base, Segment
+
+
+def _place_of(new: Events, before: int, h: int) -> int:
+    """Where among `new` events a book of hash `h` may stand: after `before` of them, or past those
+    that follow without a time of their own (a reset); -1: nowhere."""
+    state = int(new.h_before[0]) if before == 0 else int(new.h_after[before - 1])
+    index = before
+    while state != h and index < len(new) and new.flags[index] & UNTIMED:
+        state = int(new.h_after[index])
+        index += 1
+    return index if state == h else -1
 
 
 class QuietRuns(Claims):
@@ -146,20 +157,17 @@ class QuietRuns(Claims):
         return sorted(found, key=lambda p: (p.claim_from_us, p.gatherer, p.run_id))
 
     def _place_quiet(self, segment: Segment, new: Events) -> None:
-        """Runs that began, and perhaps ended, between two events of a segment."""
-        market = self.market
-        zero = market.count - len(new)
-        for pair in self._quiet(int(new.us[0]), int(new.us.max())):
+        """Runs that began, and perhaps ended, before or between the events of a live segment."""
+        zero = self.market.count - len(new)
+        from_us = -1 if segment.is_base else int(new.us[0])
+        for pair in self._quiet(from_us, int(new.us.max())):
             before = int(np.count_nonzero(new.us < pair.claim_from_us))
-            after = int(np.count_nonzero(new.us < self._proof_to(pair)))
-            if int(new.h_after[before - 1]) == pair.h:
-                pair.standing, pair.position = int(Standing.PINNED), zero + before
-                pair.doubt_since = pair.behind_since = -1
-                if pair.keyframe is not None:
-                    us = int(new.us[before - 1])
-                    frame, pair.keyframe = pair.keyframe, None
-                    self._place_keyframe(frame, pair.gatherer, market.epoch, pair.position, us)
+            index = _place_of(new, before, pair.h)
+            if index >= 0:
+                us = int(new.us[index - 1]) if index else self.market.last_us
+                self._pin(pair, zero + index, us)
                 continue
+            after = int(np.count_nonzero(new.us < self._proof_to(pair)))
             witnesses = segment.gatherers(segment.emitted + before, segment.emitted + after + 1)
             if len(witnesses - {pair.gatherer}) < 2:
                 self._mark("disputed", pair.claim_from_us, self.ctx.to_us, "two books at one time")
@@ -179,7 +187,7 @@ class QuietRuns(Claims):
         for pair in sorted(pending, key=lambda p: (p.claim_from_us, p.gatherer, p.run_id)):
             if market.epoch == 0:
                 self._open_epoch(pair.h, pair.claim_from_us, pair.claim_from_us)
-                self._pin(pair)
+                self._pin(pair, market.count, market.last_us)
                 continue
             live_to = self._live_to(-1)
             alive = any(
@@ -190,24 +198,22 @@ class QuietRuns(Claims):
             )
             if pair.claim_from_us <= live_to:
                 if pair.h == market.h_end:
-                    self._pin(pair)
+                    self._pin(pair, market.count, market.last_us)
                 elif not alive or (upto_us == OPEN_US and 0 <= pair.doubt_since < self.ctx.window):
                     self._contradicts(pair, alive=alive)
                 elif pair.doubt_since < 0:
                     pair.doubt_since = self.ctx.window
             elif not alive:
                 self._open_epoch(pair.h, pair.claim_from_us, pair.claim_from_us)
-                self._pin(pair)
+                self._pin(pair, market.count, market.last_us)
 
-    def _pin(self, pair: Pair) -> None:
-        pair.standing, pair.position = int(Standing.PINNED), self.market.count
+    def _pin(self, pair: Pair, position: int, us: int) -> None:
+        """The pair stands at `position`; its waiting keyframe, right behind time `us`, too."""
+        pair.standing, pair.position = int(Standing.PINNED), position
         pair.doubt_since = pair.behind_since = -1
-        if pair.keyframe is not None:
-            frame, pair.keyframe = pair.keyframe, None
-            if frame.book_hash == pair.h:
-                self._place_keyframe(
-                    frame, pair.gatherer, self.market.epoch, self.market.count, self.market.last_us
-                )
+        frame, pair.keyframe = pair.keyframe, None
+        if frame is not None and frame.book_hash == pair.h:
+            self._place_keyframe(frame, pair.gatherer, self.market.epoch, position, us)
 
     def _contradicts(self, pair: Pair, *, alive: bool) -> None:
         """A quiet run shows another book than the end of the tape at a time both were live."""
@@ -234,7 +240,7 @@ class QuietRuns(Claims):
         self._open_epoch(pair.h, pair.claim_from_us, pair.claim_from_us)
         if not len(same) > len(others):
             self.close_claim(pair, pair.claim_from_us, "disputed")
-        self._pin(pair)
+        self._pin(pair, market.count, market.last_us)
 
     def _behind(self, tail: Events, tail_masks: list[int], base: Base | None) -> None:
         """Runs that did not show events the others have: wait one window, then contradict them."""
