@@ -4,7 +4,7 @@ CDK_VENV := .venv-cdk
 CDK_BIN := $(CDK_VENV)/bin
 CDK_PYTHON := $(CDK_BIN)/python
 CDK_PYTEST := $(CDK_PYTHON) -m pytest -c cdk/pyproject.toml --confcutdir tests/infra -p no:cacheprovider
-CDK_RUN := PYTHONPATH=cdk:tests/infra $(CDK_PYTHON)
+CDK_RUN := env PYTHONPATH=cdk:tests/infra $(CDK_PYTHON)
 NICE ?= nice -n 19
 HOST ?=
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20

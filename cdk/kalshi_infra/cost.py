@@ -29,7 +29,14 @@ USAGE_PATH = Path(__file__).with_name("usage.toml")
 CENT = Decimal("0.01")
 FREE_IOPS, FREE_THROUGHPUT = 3000, 125
 VCPU = {"t4g.small": 2, "t4g.medium": 2, "t4g.large": 2, "t4g.xlarge": 4, "t4g.2xlarge": 8}
-BURST_OVER_BASELINE = {2: Decimal("0.7"), 4: Decimal("0.6"), 8: Decimal("0.6")}
+# Share of the processors above the baseline of each size (AWS: 20, 20, 30, 40 and 40 %).
+OVER_BASELINE = {
+    "t4g.small": Decimal("0.8"),
+    "t4g.medium": Decimal("0.8"),
+    "t4g.large": Decimal("0.7"),
+    "t4g.xlarge": Decimal("0.6"),
+    "t4g.2xlarge": Decimal("0.6"),
+}
 EC2_LINES = ("gatherers", "deduplicator", "production host")
 SAVINGS_PLAN = Decimal("0.30")  # the specification's share; a Compute Savings Plan covers EC2 only
 
@@ -90,7 +97,7 @@ WHY = {
     "database": "the list price is higher than the table's",
     "database storage": "0.115 per GB-month; the table has 0.10",
     "objects": "1024 GB of Standard, rounded in the table",
-    "telemetry": "kept as the table has it: it depends on use",
+    "telemetry": "depends on use: assumed in usage.toml",
     "public addresses": "charged since February 2024; not in the table",
     "managed secrets": "the password of the production database; not in the table",
     "production host": "option production = timescale_ec2",
@@ -249,16 +256,7 @@ def by_use(
     both_sides = 2 * 30 * prices.usd("cross-az")
     crossing = away * both_sides * usage["captured_gb_per_day"]
     merged = usage["merged_gb_per_day"] if zone_of["production"] != home else Decimal(0)
-    burst = sum(
-        (
-            VCPU[r.properties["InstanceType"]]
-            * BURST_OVER_BASELINE[VCPU[r.properties["InstanceType"]]]
-            * prices.usd("burst")
-            * prices.hours
-            for r in instances
-        ),
-        Decimal(0),
-    )
+    burst = sum((_burst(r, prices) for r in instances), Decimal(0))
     items = [
         (
             "between zones: capture",
@@ -288,6 +286,17 @@ def by_use(
         ("burst credits, worst case", "all processors busy all month, unlimited mode", burst),
     ]
     return [Line(key, how, usd.quantize(CENT, ROUND_HALF_UP)) for key, how, usd in items]
+
+
+def _burst(instance: Resource, prices: Prices) -> Decimal:
+    """The surplus of a host that is busy all month; in standard mode it is slowed instead."""
+    mode = instance.properties.get("CreditSpecification", {}).get("CPUCredits", "unlimited")
+    kind = instance.properties["InstanceType"]
+    if mode == "standard":
+        return Decimal(0)
+    if kind not in VCPU:
+        raise PriceError(f"{instance.name}: the baseline of {kind} is not known")
+    return VCPU[kind] * OVER_BASELINE[kind] * prices.usd("burst") * prices.hours
 
 
 def report(title: str, lines: Sequence[Line], use: Sequence[Line], dated: str) -> str:

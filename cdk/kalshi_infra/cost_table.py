@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import tempfile
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,17 @@ def synthesize(chosen: Site, options: Mapping[str, Any]) -> dict[str, Template]:
         return read(Path(directory))
 
 
+def _use(templates: Mapping[str, Template], profile: str, prices: cost.Prices) -> Decimal:
+    return cost.total(cost.by_use(templates, prices, cost.load_usage(profile)))
+
+
 def main() -> int:
     """Prints everything. Exit code 1 if something has no price."""
     path = site.SITE_PATH if site.SITE_PATH.exists() else EXAMPLE_PATH
     chosen = site.load({"site": str(path)})
     prices = cost.load_prices()
-    totals = {}
+    totals: dict[str, Decimal] = {}
+    uses: dict[str, Decimal] = {}
     try:
         for profile in topology.PROFILES:
             usage = cost.load_usage(profile)
@@ -61,14 +67,19 @@ def main() -> int:
             lines = cost.bill(templates, prices, usage)
             totals[profile] = cost.total(lines)
             use = cost.by_use(templates, prices, usage)
+            uses[profile] = _use(templates, profile, prices)
             print(cost.report(f"profile {profile}", lines, use, prices.dated), end="\n\n")
-        print("options, against the profile without them:")
+        print(
+            "options: total, difference to the profile, difference by use (burst credits included):"
+        )
         for options in OPTIONS:
             profile = options.get("profile", "full")
             templates = synthesize(chosen, options)
             total = cost.total(cost.bill(templates, prices, cost.load_usage(profile)))
             named = ", ".join(f"{name} = {value}" for name, value in options.items())
-            print(f"  {named:<48} {total:>8}  {total - totals[profile]:>+8}")
+            used = _use(templates, profile, prices)
+            change = f"{total - totals[profile]:>+8}  {used - uses[profile]:>+8}"
+            print(f"  {named:<48} {total:>8}  {change}")
     except PriceError as error:
         print(f"cannot reckon: {error}", file=sys.stderr)
         return 1

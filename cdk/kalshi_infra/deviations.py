@@ -93,7 +93,7 @@ DEVIATIONS = (
         "D08",
         "IAM",
         "no right to read secrets",
-        "secrets come over SSH into systemd credentials, encrypted to the host",
+        "secrets are brought over SSH as systemd credentials, encrypted to the host (docs/aws.md, step 7)",
         "The gatherer needs the exchange's key, the deduplicator the database's password; the two roles can read neither.",
         "secrets_manager = true: an empty secret for the API key, and GetSecretValue on two named secrets in policies beside the specification's",
     ),
@@ -108,8 +108,8 @@ DEVIATIONS = (
         "D10",
         "IAM",
         "cloudwatch:PutMetricData in the namespace Kalshi",
-        "as written; the namespace is in topology.toml, from which the services take it",
-        "Agents' defaults use other namespaces and would be refused.",
+        "as written; the namespace and the metrics are in topology.toml (publishing them is planned)",
+        "The defaults of other publishers use other namespaces and would be refused.",
     ),
     Deviation(
         "D11",
@@ -153,7 +153,7 @@ DEVIATIONS = (
         "D16",
         "Storage / S3 Bucket",
         "backups/rds/",
-        "a nightly pg_dump by the deduplicator writes there",
+        "the place for a nightly dump by the deduplicator, whose role may write it (planned)",
         "RDS's own backups never land in one's bucket.",
     ),
     Deviation(

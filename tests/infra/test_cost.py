@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from infra_fixtures import Synthesized
-from kalshi_infra import cost
+from kalshi_infra import cost, cost_table, site
 from kalshi_infra.assembly import Template
 from kalshi_infra.cost import Prices
 from kalshi_infra.errors import PriceError
@@ -191,3 +191,32 @@ def test_the_report_shows_every_line_its_difference_and_the_plan(
     assert re.search(r"^total +835 +949.00 +\+114.00$", text, re.MULTILINE)
     assert "computed 742.97" in text
     assert "burst credits, worst case" in text
+
+
+def test_burst_credits_cost_by_size_and_nothing_in_standard_mode(
+    templates: Mapping[str, Template], synthesized: Synthesized
+) -> None:
+    """D20: by far the largest line that no total shows."""
+
+    def burst(made: Mapping[str, Template]) -> Decimal:
+        lines = {line.key: line.monthly for line in cost.by_use(made, PRICES, FULL)}
+        return lines["burst credits, worst case"]
+
+    assert burst(templates) == Decimal("490.56")  # (3 x 8 + 4) vCPU x 60 % x 0.04 x 730
+    assert burst(synthesized(cpu_credits="unlimited")) == Decimal("490.56")
+    assert burst(synthesized(cpu_credits="standard")) == 0
+    assert burst(synthesized(profile="small")) == Decimal("87.60")  # 2 x 70 % and 2 x 80 %
+
+
+def test_the_table_of_profiles_and_options_prints_a_line_for_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make cost`, with two of its options."""
+    monkeypatch.setattr(cost_table, "OPTIONS", ({"alarms": True}, {"rds_zone": "c"}))
+    monkeypatch.setattr(site, "SITE_PATH", cost_table.EXAMPLE_PATH.with_name("absent.toml"))
+    assert cost_table.main() == 0
+    printed = capsys.readouterr().out
+    assert "profile full" in printed
+    assert "profile small" in printed
+    assert re.search(r"alarms = True +951.20 +\+2.20", printed)
+    assert re.search(r"rds_zone = c +949.00 +\+0.00 +-3.00", printed)
