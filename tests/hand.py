@@ -1,8 +1,8 @@
 """Recordings made by hand, frame by frame, for tests of the arbiter.
 
-`Hand` plays one gatherer the way the real one works: a run floats until its first snapshot, an empty
-snapshot of a non-empty book is a reset, a differing one cuts. Times are in milliseconds of exchange
-time; receive times follow them.
+`Hand` plays one gatherer the way the real one works: a run floats until its first snapshot, an
+empty snapshot of a non-empty book is a reset, a differing one cuts. Times are in milliseconds of
+exchange time; receive times follow them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from dedup.arbitrate import Arbiter
 from dedup.output import ArbiterSettings, WindowOutput
 from marketdata.book import hash_levels, level_constant, pack_levels
@@ -144,7 +145,8 @@ class Hand:
         self.seq += 1
         self.trades.append(
             TradeRow(us(ms), self._tick(ms), number.to_bytes(16, "big"), 100,
-                     self.markets.index(market) + 1, self.run_id, self.seq, 0, 500_000, 500_000, 0, 0)
+                     self.markets.index(market) + 1, self.run_id, self.seq, 0,
+                     500_000, 500_000, 0, 0)
         )  # fmt: skip
 
     def ticker(self, ms: float, market: str, key: int) -> None:

@@ -1,8 +1,8 @@
 """Trials of the merge: one true stream, several gatherers that each miss something else.
 
 A `Stream` is what the exchange did (recorded or made up). `record` plays it to one gatherer with
-disconnects, dropped frames in bursts and late snapshots, and gives the rows that gatherer would have
-stored. `play` merges all of them and `score` compares with the truth, counting only what some
+disconnects, dropped frames in bursts and late snapshots, and gives the rows that gatherer would
+have stored. `play` merges all of them and `score` compares with the truth, counting only what some
 gatherer received inside a run with a snapshot. Written without the gatherer's own code.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from dedup.arbitrate import Arbiter
 from dedup.output import ArbiterSettings, WindowOutput
 from marketdata import coverage
@@ -31,7 +32,7 @@ FULL = b"\x01" + bytes(7)  # stands for any book with levels; the merge does not
 
 @dataclass
 class Stream:
-    """Truth: events in the exchange's order. `kind` 1: reset. `h0`: book hash of each market first."""
+    """Truth: events in the exchange's order. `kind` 1: reset. `h0`: first hash of each market."""
 
     tickers: list[str]
     market: np.ndarray
@@ -221,7 +222,8 @@ class Recorder:
     def _record(self) -> None:
         us = self.stream.us
         first, last = int(us[0]), int(us[-1])
-        at = first - 1 if self.gatherer == 0 else first + self.rng.randrange(self.plan.late_start_us)
+        late = 0 if self.gatherer == 0 else self.rng.randrange(self.plan.late_start_us) + 1
+        at = first - 1 + late
         if self.start_us is not None:
             at = self.start_us
         while at < last:
@@ -269,7 +271,7 @@ class Recorder:
             at += size
 
     def _run(self, a: int, b: int, snap_at: int, seq: int, kind: str, ends: str) -> int:
-        """Events a..b of one run whose snapshots come before event `snap_at`. Returns the next seq."""
+        """Events a..b of one run, snapshots before event `snap_at`. Returns the next seq."""
         s, run_id = self.stream, self.next_run
         self.next_run += 1
         us_a = int(s.us[max(a - 1, 0)])
@@ -309,7 +311,8 @@ class Recorder:
         for m in range(len(s.tickers)):
             mine = index[s.market[index] == m]
             if m in freed:
-                self.received[index[(s.market[index] == m) & (np.arange(index.size) > freed[m])]] = True
+                after = (s.market[index] == m) & (np.arange(index.size) > freed[m])
+                self.received[index[after]] = True
             elif snapped:
                 self.received[mine] = True
         self._control(
@@ -338,7 +341,8 @@ class Recorder:
         for group in np.split(index, np.flatnonzero(np.diff(self.stream.us[index])) + 1):
             by_level: dict[tuple[int, int], list[int]] = {}
             for i in group.tolist():
-                by_level.setdefault((int(self.stream.side[i]), int(self.stream.price[i])), []).append(i)
+                level = int(self.stream.side[i]), int(self.stream.price[i])
+                by_level.setdefault(level, []).append(i)
             levels = list(by_level.values())
             self.rng.shuffle(levels)
             out += [i for level in levels for i in level]
@@ -394,7 +398,9 @@ class Recorder:
     ) -> None:  # fmt: skip
         s = self.stream
         stored = self.rows[-1]["received_ns"]
-        ns = int(stored[min(n_before, stored.size) - 1]) if stored.size and n_before else self.start_ns
+        ns = self.start_ns
+        if stored.size and n_before:
+            ns = int(stored[min(n_before, stored.size) - 1])
         for m in range(len(s.tickers)):
             mine = np.flatnonzero(s.market[index[:n_before]] == m)
             now = int(h[mine[-1]]) if mine.size else base[m]
@@ -427,7 +433,7 @@ class Recorder:
             rank = {"run_end": 8, "conn_close": 9}.get(c.kind, 0)
             items.append((c.received_ns, rank, "c", (n, c)))
         items += [(x.received_ns, 3, "s", x) for x in self.snapshots]
-        cuts = list(range(0, rows.size, size)) + [rows.size]
+        cuts = [*range(0, rows.size, size), rows.size]
         made, number = [], 0
         pending = sorted(items, key=lambda i: (i[0], i[1]))
         place = 0
@@ -449,7 +455,8 @@ class Recorder:
             for item in pending[place:]:
                 self._put(made[-1], item, number)
         if made:
-            made[-1].max_received_ns = max(made[-1].max_received_ns, self._ns(int(self.stream.us[-1])) + 30 * 10**9)
+            end_ns = self._ns(int(self.stream.us[-1])) + 30 * 10**9
+            made[-1].max_received_ns = max(made[-1].max_received_ns, end_ns)
         return made
 
     @staticmethod
@@ -543,6 +550,7 @@ def score(stream: Stream, recorders: list[Recorder], played: Played) -> Score:
     """Compare with the truth, market by market; times of resets are inferred and not compared."""
     made = Score()
     received = np.zeros(stream.us.size, bool)
+    no_rows = np.empty(0, [(n, "i8") for n in ("exchange_us", "side", "price", "delta", "flags")])
     for r in recorders:
         received |= r.received
     shifted = any(r.time_shift for r in recorders)
@@ -555,15 +563,17 @@ def score(stream: Stream, recorders: list[Recorder], played: Played) -> Score:
             made.complete_us += (i.to_us - i.from_us) * (i.status == "complete")
     for m, ticker in enumerate(stream.tickers):
         mine = np.flatnonzero(stream.market == m)
-        rows = played.rows.get(ticker, np.empty(0, [(n, "i8") for n in ("exchange_us", "side", "price", "delta", "flags")]))
+        rows = played.rows.get(ticker, no_rows)
         reset = (rows["flags"] & 1) != 0
         tape = list(zip(
             np.where(reset | shifted, 0, rows["exchange_us"]).tolist(), rows["side"].tolist(),
-            rows["price"].tolist(), rows["delta"].tolist(), reset.tolist(), strict=True))  # fmt: skip
+            rows["price"].tolist(), rows["delta"].tolist(), reset.tolist(), strict=True,
+        ))  # fmt: skip
         kind = stream.kind[mine] == 1
         truth = list(zip(
             np.where(kind | shifted, 0, stream.us[mine]).tolist(), stream.side[mine].tolist(),
-            stream.price[mine].tolist(), stream.delta[mine].tolist(), kind.tolist(), strict=True))  # fmt: skip
+            stream.price[mine].tolist(), stream.delta[mine].tolist(), kind.tolist(), strict=True,
+        ))  # fmt: skip
         wanted = [t for t, got in zip(truth, received[mine], strict=True) if got]
         made.truth += len(wanted)
         made.merged += len(tape)

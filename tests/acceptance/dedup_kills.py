@@ -1,8 +1,9 @@
-"""Kill only the deduplicator, over the same gatherer databases: the output must not differ in one byte.
+"""Kill only the deduplicator, over the same gatherer databases: not one byte may differ.
 
-Records once (`tape demo --out`), then runs the deduplicator twice over the recorded gatherer databases, into
-an empty production database and an empty lake each time: once undisturbed, once killed with -9 again and
-again. Compares every production table row by row and every lake file byte by byte.
+Records once (`tape demo --out`), then runs the deduplicator twice over the recorded gatherer
+databases, into an empty production database and an empty lake each time: once undisturbed, once
+killed with -9 again and again. Compares every production table row by row and every lake file byte
+by byte.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ async def compare(out: Path, gatherers: int, kills: int, seed: int, window_ms: i
                 differences += 1
                 sys.stdout.write(f"{kind} {key} differs: {one.get(key)} / {two.get(key)}\n")
     sys.stdout.write(
-        f"{len(plain[0])} tables and {len(plain[1])} lake files compared after {killed[2]} kills of the "
-        f"deduplicator: {differences} differ\n"
+        f"{len(plain[0])} tables and {len(plain[1])} lake files compared after {killed[2]} kills "
+        f"of the deduplicator: {differences} differ\n"
     )
     for table, text in plain[0].items():
         sys.stdout.write(f"  {table}: {text[:40]}\n")

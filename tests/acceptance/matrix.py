@@ -1,7 +1,8 @@
 """The acceptance matrix: `tape demo` over every recorded capture and many made-up exchanges.
 
-One plain line a run; the exit code is the number of runs that did not hold (at most 100). `--short` is what
-CI runs: two small captures, one with kills, one made-up exchange, and both negative controls.
+One plain line a run; the exit code is the number of runs that did not hold (at most 100).
+`--short` is what CI runs: two small captures, one with kills, one made-up exchange, and both
+negative controls.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def replay(path: Path, seed: int, *more: str) -> Run:
 
 def made_up(seed: int, *more: str) -> Run:
     return Run(
-        f"synthetic seed {seed} {' '.join(more)}".strip(), ("--synthetic", "2000", "--seconds", "60",
-        "--faults", "harsh", "--seed", str(seed), *more),
+        f"synthetic seed {seed} {' '.join(more)}".strip(),
+        ("--synthetic", "2000", "--seconds", "60", "--faults", "harsh", "--seed", str(seed), *more),
     )  # fmt: skip
 
 

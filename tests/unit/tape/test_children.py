@@ -26,10 +26,10 @@ async def test_a_killed_child_is_started_again_and_stops_on_request(tmp_path: Pa
     """The demo's kills rely on it, as the hosts rely on Restart=always."""
     one = child(tmp_path, FOREVER)
     await one.start()
-    while not one.alive:
+    while not one.alive:  # noqa: ASYNC110 - another process
         await asyncio.sleep(0.01)
     assert one.kill()
-    while one.restarts == 0 or not one.alive:
+    while one.restarts == 0 or not one.alive:  # noqa: ASYNC110 - another process
         await asyncio.sleep(0.01)
     await one.stop(timeout_s=10)
     assert (one.alive, one.finished, one.restarts) == (False, True, 1)

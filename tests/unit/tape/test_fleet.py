@@ -1,4 +1,4 @@
-"""The parts the demo starts: keys that verify, ports that are free, plain words when a part fails."""
+"""The parts the demo starts: keys that verify, free ports, plain words when a part fails."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tape.fleet import DemoPlan, Fleet, free_port, start_exchange, stop_everythi
 
 def plan(tmp_path: Path, **more: object) -> DemoPlan:
     facts: dict[str, object] = {
-        "out": tmp_path, "frames": None, "synthetic": 5, "rate": "max", "seconds": 1.0, "faults": "none",
-        "seed": 1, "gatherers": 1, "merge": "runs", "transport": "picows", "window_ms": 5000,
+        "out": tmp_path, "frames": None, "synthetic": 5, "rate": "max", "seconds": 1.0,
+        "faults": "none", "seed": 1, "gatherers": 1, "merge": "runs", "transport": "picows",
+        "window_ms": 5000,
     }  # fmt: skip
     return DemoPlan(**{**facts, **more})  # type: ignore[arg-type]
 

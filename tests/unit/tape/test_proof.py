@@ -1,4 +1,4 @@
-"""The proof must notice every kind of error: each number has the tape that raises it and only it."""
+"""The proof must notice every kind of error: each number has a tape that raises it and only it."""
 
 from __future__ import annotations
 
@@ -125,7 +125,8 @@ def test_failed_audits_alone_fail_the_proof() -> None:
 
 
 @pytest.mark.parametrize(("small", "large", "answer"), [
-    ("", "abc", True), ("ac", "abc", True), ("ca", "abc", False), ("aa", "aba", True), ("aaa", "aba", False),
+    ("", "abc", True), ("ac", "abc", True), ("ca", "abc", False), ("aa", "aba", True),
+    ("aaa", "aba", False),
 ])  # fmt: skip
 def test_subsequence(small: str, large: str, answer: bool) -> None:
     """Small words, all cases."""

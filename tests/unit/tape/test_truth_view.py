@@ -30,7 +30,8 @@ def received(seqs: list[int], empty: set[int] | None = None) -> Received:
     return Received(seqs={(0, 1): seqs}, empty_snapshots={(0, 1): empty or set()})
 
 
-# seq 1 snapshot A, 2 delta A (event 0), 3 ok, 4 delta B (event 1), 5 snapshot B, 6 delta B (2), 7 delta A (3)
+# seq 1 snapshot A, 2 delta A (event 0), 3 ok, 4 delta B (event 1), 5 snapshot B, 6 delta B (2),
+# 7 delta A (3)
 SENDS = [(1, 0, -1, SNAPSHOT), (2, 0, 0, DELTA), (3, -1, -1, REPLY), (4, 1, 1, DELTA),
          (5, 1, -1, SNAPSHOT), (6, 1, 2, DELTA), (7, 0, 3, DELTA)]  # fmt: skip
 

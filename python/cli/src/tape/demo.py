@@ -1,8 +1,9 @@
 """`tape demo`: record, merge and prove a tape on this machine, with faults on purpose.
 
 Starts embedded PostgreSQL (two clusters a gatherer, one for production), a simulated exchange that
-replays a recorded capture or makes up a market, the gatherers, the deduplicator and a lake in a folder;
-injects faults and kills; ends with the proof: the merged tape against the exchange's own log.
+replays a recorded capture or makes up a market, the gatherers, the deduplicator and a lake in a
+folder; injects faults and kills; ends with the proof: the merged tape against the exchange's own
+log.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ ZEROS = (
 
 
 async def carry_out_kill(fleet: Fleet, target: str) -> None:
-    """kill -9 of a service (its watcher restarts it) or of a database server (started again here)."""
+    """kill -9 of a service (its watcher restarts it) or of a database server (restarted here)."""
     if target in fleet.databases:
         database = fleet.databases[target]
         database.kill()
@@ -63,7 +64,7 @@ async def run_kills(
 ) -> None:
     """Carry out the plan as the play goes on; what the play left over comes at its end."""
     for kill in kills:
-        while not play_over.is_set() and readings.progress < kill.at:
+        while not play_over.is_set() and readings.progress < kill.at:  # noqa: ASYNC110 - a reading
             await asyncio.sleep(0.05)
         await carry_out_kill(fleet, kill.target)
         readings.kills += 1
@@ -149,6 +150,14 @@ def check_place(out: Path) -> None:
         )
 
 
+def check_words(frames: Path | None, faults: str, merge: str) -> None:
+    """Refuse options that name nothing. Raises TapeError."""
+    if faults not in FAULTS or merge not in ("runs", "content"):
+        raise TapeError("--faults is none, standard or harsh; --merge is runs or content")
+    if frames is not None and not frames.exists():
+        raise TapeError(f"there is no capture at {frames}")
+
+
 def print_proof(result: dict[str, Any], verdict: proof.Verdict, console: Console) -> None:
     """The proof as a table, and what was found in words."""
     table = Table(title="Proof: the merged tape against the exchange's own log")
@@ -207,7 +216,7 @@ def demo(
     kill: Annotated[int, typer.Option(help="kill -9 so many random processes")] = 0,
     transport: Annotated[str, typer.Option(help="picows or websockets")] = "picows",
     window_ms: Annotated[int, typer.Option(help="merge window, exchange time")] = 5000,
-    json_line: Annotated[
+    json_line: Annotated[  # noqa: FBT002 - typer makes the flag of it
         bool, typer.Option("--json", help="one JSON object as the last line")
     ] = False,
 ) -> None:
@@ -220,10 +229,7 @@ def demo(
         synthetic, seconds, rate = 200, seconds or 20.0, rate or "1"
     code = 1
     try:
-        if faults not in FAULTS or merge not in ("runs", "content"):
-            raise TapeError("--faults is none, standard or harsh; --merge is runs or content")
-        if frames is not None and not frames.exists():
-            raise TapeError(f"there is no capture at {frames}")
+        check_words(frames, faults, merge)
         check_place(folder)
         plan = DemoPlan(
             out=folder.resolve(), frames=frames.resolve() if frames else None, synthetic=synthetic,

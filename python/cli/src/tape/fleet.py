@@ -1,7 +1,8 @@
 """Everything the demo runs: clusters, exchange, gatherers, deduplicator, in one folder.
 
-Layout of the folder: `truth/`, `g1/ g2/ g3/` (each `spool/ hot/ meta/`), `production/`, `lake/`, `logs/`,
-`keys/`. All ports are picked by the system; nothing listens outside the loopback interface.
+Layout of the folder: `truth/`, `g1/ g2/ g3/` (each `spool/ hot/ meta/`), `production/`, `lake/`,
+`logs/`, `keys/`. All ports are picked by the system; nothing listens outside the loopback
+interface.
 """
 
 from __future__ import annotations
@@ -150,13 +151,15 @@ async def start_gatherers(fleet: Fleet, private_key: Path) -> None:
                 "KT_HEALTH_PORT": str(fleet.ports[name]),
                 "KT_METRICS_PORT": str(metrics),
                 "KT_TRANSPORT": fleet.plan.transport,
-                # The simulated exchange asks for nothing gentler, and a replay runs many times faster.
+                # The simulated exchange asks for nothing gentler, and a replay runs many times
+                # faster.
                 "KT_RECONNECT_BASE_MS": "50",
                 "KT_RECONNECT_CAP_MS": "1000",
                 "KT_AUDIT_INTERVAL_S": "20",
                 "KT_DATA_TIMEOUT_S": "10",
                 "KT_REST_RATE_PER_S": "200",
-                # A gap costs a snapshot of every market of its connection: some hundreds, not thousands.
+                # A gap costs a snapshot of every market of its connection: some hundreds, not
+                # thousands.
                 "KT_MARKETS_PER_CONNECTION": "250",
             },
         )

@@ -1,7 +1,7 @@
 """Which process dies when: the kill plan of `tape demo --kill N`.
 
-Pure: the plan is drawn from the seed; the demo carries it out. Kills are placed by the progress of the
-exchange's play, so that a fast replay has as many as a slow one.
+Pure: the plan is drawn from the seed; the demo carries it out. Kills are placed by the progress of
+the exchange's play, so that a fast replay has as many as a slow one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-# After the play the deduplicator still merges and exports: kills in this share of the plan fall there.
+# After the play the deduplicator still merges and exports: this share of the kills falls there.
 AFTER_PLAY_SHARE = 0.2
 
 

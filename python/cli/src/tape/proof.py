@@ -1,8 +1,8 @@
 """The proof: the merged tape against what the exchange really did.
 
-Purpose: compare the tape as a reader gets it (the lake) with the truth log, and say in numbers what is
-missing, extra, out of order, falsely called complete or wrongly rebuilt. Every number is 0 when the tape
-is right; the counting rules are in docs/acceptance.md.
+Purpose: compare the tape as a reader gets it (the lake) with the truth log, and say in numbers what
+is missing, extra, out of order, falsely called complete or wrongly rebuilt. Every number is 0 when
+the tape is right; the counting rules are in docs/acceptance.md.
 
 Does not do: reading of spools and truth log (truth_view.py), any repair.
 """
@@ -25,7 +25,11 @@ RESET_KEY = (-1, -1, 0)  # a reset has no side, price or size; its time is infer
 
 @dataclass(slots=True)
 class MergedMarket:
-    """One market of the tape in tape order. `us`, `side`, `price`, `delta` as int64; side -1 is a reset."""
+    """One market of the tape in tape order, columns as int64.
+
+    `us`: exchange time, microseconds; `side`: 0 yes, 1 no, -1 a reset; `price`: micro-dollars;
+    `delta`: 1/100 contract.
+    """
 
     us: IntArray
     side: IntArray
@@ -74,7 +78,7 @@ class Verdict:
 def _keys(
     us: IntArray, side: IntArray, price: IntArray, delta: IntArray, *, timed: bool
 ) -> npt.NDArray[np.void]:
-    """One comparable value per event. Resets carry no wire time; a market with untimed frames none."""
+    """One comparable value per event. Without a time: resets, and all of a market not `timed`."""
     rows = np.empty(us.size, dtype=[("us", "i8"), ("side", "i8"), ("price", "i8"), ("delta", "i8")])
     rows["us"] = np.where((side >= 0) & timed, us, -1)
     rows["side"], rows["price"], rows["delta"] = side, price, delta
@@ -134,7 +138,10 @@ def compare_market(
     intervals: list[Interval],
     verdict: Verdict,
 ) -> None:
-    """Add one market's findings to `verdict`. `events` and `received` are the market's, in truth order."""
+    """Add one market's findings to `verdict`.
+
+    `events` (TRUTH_EVENT) and `received` (one flag an event) are the market's, in truth order.
+    """
     verdict.events_truth += int(received.sum())
     verdict.events_merged += merged.size
     verdict.ambiguous += int(merged.flagged.sum())
@@ -164,7 +171,7 @@ def _compare_slow(
     intervals: list[Interval],
     verdict: Verdict,
 ) -> BoolArray:
-    """The multiset and order comparison for a market that is not simply equal; returns what is absent."""
+    """Multiset and order of a market that is not simply equal; returns what is absent."""
     truth_list, tape_list = truth_all.tolist(), tape.tolist()
     have, all_events = Counter(tape_list), Counter(truth_list)
     extra = sum((have - all_events).values())
@@ -209,16 +216,15 @@ def check_holes(truth: Truth, coverage: dict[str, list[Interval]], verdict: Verd
 def truth_book(
     truth: Truth, market: int, at_us: int
 ) -> tuple[dict[int, int], dict[int, int]] | None:
-    """The exchange's book of a market after every event with time <= at_us; None if it had none yet."""
+    """The exchange's book of a market after its events up to `at_us`; None before its first."""
     events = truth.events
     mine = np.flatnonzero(events["market"] == market)
     upto = mine[events["exchange_us"][mine] <= at_us]
     last = int(upto[-1]) + 1 if upto.size else 0
     holes = np.flatnonzero(events["kind"] == truth_view.EVENT_HOLE)
     passed = holes[events["delta"][holes] <= at_us]
-    last = max(
-        last, int(passed[-1]) + 1 if passed.size else 0
-    )  # the book after a hole is a new one
+    if passed.size:  # the book after a hole is a new one
+        last = max(last, int(passed[-1]) + 1)
     start = None
     for book in truth.books:
         if book["market"] == market and book["at"] <= last:
@@ -243,9 +249,9 @@ def truth_book(
 def next_is_reset(truth: Truth, market: int, at_us: int) -> bool:
     """Is the market's next event after `at_us` a reset?
 
-    A reset has no time on the wire: the tape places it at the latest time its subscription had shown,
-    after the market's event before it and before the exchange's own moment. In between nothing of the
-    market happened, so a book that is empty there already is early, not wrong.
+    A reset has no time on the wire: the tape places it at the latest time its subscription had
+    shown, after the market's event before it and before the exchange's own moment. In between
+    nothing of the market happened, so a book that is empty there already is early, not wrong.
     """
     events = truth.events
     later = (events["market"] == market) & (events["exchange_us"] > at_us)

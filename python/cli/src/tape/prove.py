@@ -1,11 +1,12 @@
 """Carry out the proof on the folder of a finished demo: read everything, compare, count.
 
-The tape is read as any reader gets it, through `kalshilake.open_lake`; spools and truth log are read by
-truth_view. docs/acceptance.md says what each number counts.
+The tape is read as any reader gets it, through `kalshilake.open_lake`; spools and truth log are
+read by truth_view. docs/acceptance.md says what each number counts.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,14 @@ from tape.truth_view import Truth
 
 BOOKS_CHECKED_MAX = 100  # books rebuilt by the reader and compared, over all markets
 MOMENTS_PER_INTERVAL_MAX = 20
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 FLAG_AMBIGUOUS, FLAG_DISPUTED = 64, 128  # docs/formats.md; written again on purpose
+
+# Columns of a ticker state and the unit that makes each an integer.
+TICKER_UNITS = (
+    ("price", 1_000_000), ("yes_bid", 1_000_000), ("yes_ask", 1_000_000),
+    ("volume", 100), ("open_interest", 100),
+)  # fmt: skip
 
 
 def _units(column: pa.ChunkedArray, scale: int) -> truth_view.IntArray:
@@ -96,9 +104,7 @@ def read_coverage(lake: Any) -> tuple[dict[str, list[Interval]], int]:
 
 def _us(moment: Any) -> int:
     """A datetime (or pandas timestamp) with zone as microseconds, without a float on the way."""
-    import datetime as dt
-
-    since = moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    since = moment - EPOCH
     return int(since.days * 86_400_000_000 + since.seconds * 1_000_000 + since.microseconds)
 
 
@@ -120,7 +126,7 @@ def _received(out: Path, truth: Truth) -> tuple[truth_view.BoolArray, set[str], 
 def check_books(
     lake: Any, truth: Truth, coverage: dict[str, list[Interval]], verdict: Verdict, seed: int
 ) -> None:
-    """Rebuild books at random moments of complete intervals and compare them with the exchange's."""
+    """Rebuild books at random moments of complete intervals; compare them with the exchange's."""
     rng = random.Random(seed)  # noqa: S311 - which moments to look at
     places = [
         (name, i)
@@ -144,7 +150,8 @@ def check_books(
             continue
         verdict.books_checked += 1
         rebuilt = (dict(view.yes_bids), dict(view.no_bids))
-        if rebuilt != expected and not (rebuilt == ({}, {}) and next_is_reset(truth, numbers[name], at)):
+        early_reset = rebuilt == ({}, {}) and next_is_reset(truth, numbers[name], at)
+        if rebuilt != expected and not early_reset:
             verdict.books_wrong += 1
             verdict.note(f"{name}: the book at {at} us differs from the exchange's")
 
@@ -152,16 +159,8 @@ def check_books(
 def _lake_ticker_states(lake: Any) -> set[tuple[Any, ...]]:
     states = set()
     for row in lake.tickers(on_gap="ignore").to_pylist():
-        states.add(
-            (row["market_ticker"], _us(row["exchange_ts"]) // 1000)
-            + tuple(
-                None if row[c] is None else round(row[c] * scale)
-                for c, scale in (
-                    ("price", 1_000_000), ("yes_bid", 1_000_000), ("yes_ask", 1_000_000),
-                    ("volume", 100), ("open_interest", 100),
-                )
-            )
-        )  # fmt: skip
+        values = (None if row[c] is None else round(row[c] * u) for c, u in TICKER_UNITS)
+        states.add((row["market_ticker"], _us(row["exchange_ts"]) // 1000, *values))
     return states
 
 
@@ -174,7 +173,7 @@ def _wire_units(text: str | None, places: int) -> int | None:
 
 
 def prove(out: Path) -> tuple[Verdict, int]:
-    """Compare the tape in `out/lake` with `out/truth`. Returns (verdict, frames received in all)."""
+    """Compare the tape in `out/lake` with `out/truth`. Returns (verdict, frames received)."""
     truth = truth_view.load_truth(out / "truth")
     received, trade_ids, ticker_states, frames = _received(out, truth)
     lake = open_lake(str(out / "lake"))
@@ -183,9 +182,8 @@ def prove(out: Path) -> tuple[Verdict, int]:
     unknown = set(merged) - set(truth.tickers)
     if unknown:
         raise TapeError(f"the tape has markets the exchange never had: {sorted(unknown)[:3]}")
-    nothing = MergedMarket(
-        *(np.empty(0, dtype=np.int64) for _ in range(4)), np.empty(0, dtype=bool)
-    )
+    none = np.empty(0, dtype=np.int64)
+    nothing = MergedMarket(none, none, none, none, np.empty(0, dtype=np.bool_))
     book_event = truth.events["kind"] != truth_view.EVENT_HOLE
     order = np.argsort(truth.events["market"], kind="stable")
     order = order[book_event[order]]
@@ -209,7 +207,7 @@ def prove(out: Path) -> tuple[Verdict, int]:
 
 
 async def read_counters(fleet: Fleet) -> dict[str, int]:
-    """What only the databases know: quarantined rows, and audits passed and failed at the gatherers."""
+    """What only the databases know: rows quarantined, audits passed and failed by the gatherers."""
     audits = failed = 0
     for name in fleet.gatherer_names:
         connection = await asyncpg.connect(fleet.databases[f"{name}.hot"].dsn())

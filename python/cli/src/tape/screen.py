@@ -116,8 +116,9 @@ def render(readings: Readings, seconds: float) -> Group:
     )  # fmt: skip
     e = readings.exchange
     head = Text(
-        f"{readings.phase} · {seconds:.0f} s · exchange {_number(e.get('events'))} of {_number(e.get('events_expected'))} events, "
-        f"{_number(e.get('conns'))} connections, faults {e.get('faults', '-')}, kills {readings.kills}"
+        f"{readings.phase} · {seconds:.0f} s · exchange {_number(e.get('events'))} of "
+        f"{_number(e.get('events_expected'))} events, {_number(e.get('conns'))} connections, "
+        f"faults {e.get('faults', '-')}, kills {readings.kills}"
     )
     return Group(
         Panel(

@@ -1,13 +1,13 @@
 """What the exchange really did, and what each gatherer really received: the two sides of the proof.
 
-Purpose: turn the truth log of the simulated exchange and the raw spools of the gatherers into "which
-events did at least one gatherer receive inside a run". Written apart from the services: it shares with
-them only the spool codec and the format document, and looks at `sid` and `seq` of raw frames, so that an
-error in decode, continuity or merge cannot hide itself here.
+Purpose: turn the truth log of the simulated exchange and the raw spools of the gatherers into
+"which events did at least one gatherer receive inside a run". Written apart from the services: it
+shares with them only the spool codec and the format document, and looks at `sid` and `seq` of raw
+frames, so that an error in decode, continuity or merge cannot hide itself here.
 
-Counting rule (docs/acceptance.md): a run is a stretch of one subscription without a hole in `seq`; an
-event counts as received if its market has a snapshot in that run. A first snapshot that is empty anchors
-only what follows it: it may itself be the reset, and nobody could tell.
+Counting rule (docs/acceptance.md): a run is a stretch of one subscription without a hole in `seq`;
+an event counts as received if its market has a snapshot in that run. A first snapshot that is empty
+anchors only what follows it: it may itself be the reset, and nobody could tell.
 
 Does not do: any comparison with the merged tape (proof.py).
 """
@@ -38,7 +38,10 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(slots=True)
 class Truth:
-    """The truth log, loaded. `events` has dtype TRUTH_EVENT, `sends` TRUTH_SEND (sorted by conn, sid, seq)."""
+    """The truth log, loaded.
+
+    `events` has dtype TRUTH_EVENT, `sends` TRUTH_SEND and is sorted by (conn, sid, seq).
+    """
 
     tickers: list[str]
     events: npt.NDArray[np.void]
@@ -97,7 +100,7 @@ def _segments(spool: Path) -> Iterator[bytes]:
 
 
 def ticker_key(msg: dict[str, Any]) -> tuple[Any, ...]:
-    """Identity of a ticker state as the tape must keep it: market, time, quotes and totals as sent."""
+    """Identity of a ticker state as the tape must keep it: market, time, quotes, totals as sent."""
     return (
         msg["market_ticker"],
         int(msg["ts_ms"]) if "ts_ms" in msg else int(msg["ts"]) * 1000,
@@ -110,7 +113,7 @@ def ticker_key(msg: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _read_frame(raw: bytes, conn: int, into: Received) -> None:
-    """Book one raw frame: only type, sid, seq and the identities of trades and tickers are looked at."""
+    """Book one raw frame: looks only at type, sid, seq and the identities of trades and tickers."""
     into.frames += 1
     try:
         frame = orjson.loads(raw)
@@ -169,9 +172,8 @@ def _mark_run(part: npt.NDArray[np.void], empty: BoolArray, received: BoolArray)
     """Mark the events of one run that stand in a market with a snapshot in that run."""
     first = _first_snapshots(part, empty)
     position = np.arange(part.size)
-    carries = (part["event"] >= 0) & (
-        part["kind"] <= SEND_SNAPSHOT
-    )  # trades count lines, not events
+    # Sends of trades carry line numbers of another file, not events.
+    carries = (part["event"] >= 0) & (part["kind"] <= SEND_SNAPSHOT)
     anchor = np.full(part.size, part.size, dtype=np.int64)
     for market, (at, is_empty) in first.items():
         anchor[part["market"] == market] = at + 1 if is_empty else 0
@@ -207,4 +209,5 @@ def received_in_runs(truth: Truth, got: Received) -> BoolArray:
 def book_events(truth: Truth, market: int) -> npt.NDArray[np.void]:
     """Deltas and resets of one market in the exchange's order (holes left out)."""
     mine = truth.events[truth.events["market"] == market]
-    return mine[mine["kind"] != EVENT_HOLE]
+    events: npt.NDArray[np.void] = mine[mine["kind"] != EVENT_HOLE]
+    return events

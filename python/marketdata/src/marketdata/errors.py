@@ -4,7 +4,7 @@
     ├── WireError            a frame or REST body is not what the exchange documents
     │   ├── MalformedFrame   not JSON, or not an object with a type
     │   ├── MissingField     a required field is absent
-    │   └── OffScale         a price, size or time that has no exact integer form, or is out of range
+    │   └── OffScale         a price, size or time that has no exact integer form, or out of range
     ├── SegmentError         bytes of a spool segment are foreign or torn where they must not be
     ├── CaptureFormatError   a recorded capture is of an unknown format
     ├── ConfigError          settings are wrong; all faults in one message

@@ -41,9 +41,9 @@ class DeltaFlag(IntFlag):
 class SnapshotVerdict(IntEnum):
     """What a snapshot said about the running book."""
 
-    ANCHOR = 0  # first snapshot of this market in this run (also after a cut): its hash is taken over
+    ANCHOR = 0  # first of this market in this run (also after a cut): its hash is taken over
     AGREES = 1  # audit passed
-    DIFFERS = 2  # audit failed: the run is cut here for this market; the snapshot anchors what follows
+    DIFFERS = 2  # audit failed: the run is cut here for this market; anchors what follows
     RESET = 3  # empty and the running book was not: an event; a RESET row stands in orderbook_delta
 
 
@@ -51,11 +51,15 @@ class ControlKind:
     """Values of `ControlRow.kind`."""
 
     CONN_OPEN: Final = "conn_open"  # reason "", detail {conn_uid, handshake, local, url}
-    CONN_CLOSE: Final = "conn_close"  # reason: closed_by_us | closed_by_peer | reset | stall | died ...
-    RUN_START: Final = "run_start"  # run_id, sid, seq = first seq, detail {channel, start: subscribed|gap}
-    RUN_END: Final = "run_end"  # run_id, seq = last in-sequence seq, reason: gap|close|error|unsubscribed
+    # reason: closed_by_us | closed_by_peer | reset | stall | died ...
+    CONN_CLOSE: Final = "conn_close"
+    # run_id, sid, seq = first seq, detail {channel, start: subscribed|gap}
+    RUN_START: Final = "run_start"
+    # run_id, seq = last in-sequence seq, reason: gap|close|error|unsubscribed
+    RUN_END: Final = "run_end"
     MARKET_REMOVED: Final = "market_removed"  # a market left the subscription at seq
-    PROBLEM: Final = "problem"  # a frame kept but not understood; reason = TapeError.reason, detail {...}
+    # a frame kept but not understood; reason = TapeError.reason, detail {...}
+    PROBLEM: Final = "problem"
     GATHERER_END: Final = "gatherer_end"  # clean stop: nothing more comes until the next conn_open
 
 
@@ -100,7 +104,8 @@ DeltaRows = npt.NDArray[np.void]
 class SnapshotRow:
     """A snapshot as a gatherer stored it. `levels` is `book.pack_levels` form."""
 
-    exchange_us: int  # latest exchange time this gatherer had seen on the sid (else anywhere); inferred
+    # Inferred: the latest exchange time this gatherer had seen on the sid (else anywhere).
+    exchange_us: int
     received_ns: int
     book_hash: int
     running_hash: int  # H before the snapshot (relative if the run was floating)
@@ -133,7 +138,10 @@ class TradeRow:
 
 @dataclass(slots=True)
 class TickerRow:
-    """A ticker state. Sizes are -1 where the frame had none. `payload_key`: 64-bit hash of all fields."""
+    """A ticker state; sizes are -1 where the frame had none.
+
+    `payload_key` is a 64-bit hash of all its fields.
+    """
 
     exchange_us: int
     received_ns: int
@@ -172,7 +180,10 @@ class ControlRow:
 
 @dataclass(slots=True)
 class GathererBatch:
-    """What the deduplicator pulled from one gatherer in one read: whole committed batches, in order."""
+    """What the deduplicator pulled from one gatherer in one read.
+
+    Whole committed batches only, in order.
+    """
 
     gatherer: int  # index 0.., the bit in `sources`
     first_batch_id: int
@@ -183,4 +194,4 @@ class GathererBatch:
     trades: list[TradeRow] = field(default_factory=list)
     tickers: list[TickerRow] = field(default_factory=list)
     controls: list[ControlRow] = field(default_factory=list)
-    markets: dict[int, str] = field(default_factory=dict)  # new market ids of this gatherer -> ticker
+    markets: dict[int, str] = field(default_factory=dict)  # new market id -> ticker
