@@ -199,11 +199,13 @@ class QuietRuns(Claims):
             if pair.claim_from_us <= live_to:
                 if pair.h == market.h_end:
                     self._pin(pair, market.count, market.last_us)
+                elif self._proof_to(pair) <= market.last_us:
+                    continue  # it has not got there yet: its rows will come, late
                 elif not alive or (upto_us == OPEN_US and 0 <= pair.doubt_since < self.ctx.window):
                     self._contradicts(pair, alive=alive)
                 elif pair.doubt_since < 0:
                     pair.doubt_since = self.ctx.window
-            elif not alive:
+            elif not alive and pair.claim_from_us > market.last_us:
                 self._open_epoch(pair.h, pair.claim_from_us, pair.claim_from_us)
                 self._pin(pair, market.count, market.last_us)
 

@@ -43,6 +43,7 @@ from marketdata.pieces import (
     order_ties,
     timed_range,
 )
+from marketdata.rows import DeltaFlag
 
 __all__ = [
     "UNTIMED",
@@ -112,14 +113,25 @@ class _Attempt:
     def run(self, pieces: Sequence[Piece]) -> None:
         """Continuing runs first, then anchored ones, then those whose H is not known (rule 3)."""
         with_events = [p for p in pieces if len(p.events)]
-        pinned = [p for p in with_events if p.position is not None]
+        pinned = [p for p in with_events if p.position is not None and not self._overtaken(p)]
         pinned.sort(key=lambda p: (-(p.position or 0) - len(p.events), p.gatherer, p.run_id))
         for piece in pinned:
             self._place_pinned(piece)
         for piece in with_events:
-            if piece.position is None and piece.anchored:
+            if piece.anchored and piece not in pinned:
                 self._place_anchored(piece)
         self._place_floating([p for p in with_events if not p.anchored and p.position is None])
+
+    def _overtaken(self, piece: Piece) -> bool:
+        """Did others put later events onto the tape before this continuing run showed its own?"""
+        assert self.base is not None
+        assert piece.position is not None
+        first = self.base.count - piece.position
+        return (
+            first < len(piece.events)
+            and int(piece.events.us[first]) < self.base.last_us
+            and not piece.events.flags[first] & (UNTIMED | int(DeltaFlag.TS_BACKWARD))
+        )
 
     def _events(self, piece: Piece) -> tuple[Events, int, int]:
         """(events to compare, how many were cut off at the front, and at the end)."""

@@ -114,7 +114,7 @@ class DedupSettings(ServiceSettings):
     lake_uri: Annotated[str, Field(min_length=1)]
     window_ms: Count = 5_000
     grace_ms: Amount = 2_000
-    idle_hold_ms: Amount = 5_000
+    idle_hold_ms: Amount = 30_000
     patience_s: Count = 60
     merge: Literal["runs", "content"] = "runs"
     poll_ms: Count = 250
