@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from dedup.arbitrate import Arbiter
-from dedup.output import ArbiterSettings, WindowOutput
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from marketdata.rows import GathererBatch
 
+from dedup.arbitrate import Arbiter
+from dedup.output import ArbiterSettings, WindowOutput
+from marketdata.rows import GathererBatch
 from tests.trial import HARSH, Plan, Recorder, gathered, made_stream, score
 
 WILD = Plan(
@@ -41,9 +41,7 @@ def digest(output: WindowOutput) -> Any:
     )  # fmt: skip
 
 
-def merged(
-    batches: list[list[GathererBatch]], order: int, crashes: int = 0
-) -> list[Any]:
+def merged(batches: list[list[GathererBatch]], order: int, crashes: int = 0) -> list[Any]:
     """All outputs, with batches of different gatherers in a random order and some crashes.
 
     A crash forgets everything but what was published; reading goes on where the publisher says.
@@ -74,9 +72,7 @@ def merged(
             crashes -= 1
             arbiter = Arbiter.load(len(batches), limits, markets, named, positions)
             first = {p.gatherer: p.reread_from_batch for p in positions}
-            queues = [
-                [b for b in q if b.last_batch_id >= first[g]] for g, q in enumerate(batches)
-            ]
+            queues = [[b for b in q if b.last_batch_id >= first[g]] for g, q in enumerate(batches)]
     publish(final=True)
     return outputs
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from dedup.arbitrate import COUNTS, Arbiter
 from dedup.output import ArbiterSettings, GathererPosition, WindowOutput
 from marketdata import coverage
 from marketdata.rows import DeltaFlag
-
 from tests.hand import QUICK, T0_US, Hand, drain, merge, us
 from tests.trial import Played, gathered
 
@@ -58,9 +58,7 @@ def total(outputs: list[WindowOutput], name: str) -> int:
 
 def test_three_equal_recordings_give_one_tape_with_three_witnesses() -> None:
     outputs = merge(steady(0), steady(1), steady(2))
-    assert tape(outputs) == [
-        (100 * (i + 1), 10_000 * (i + 1), 100, 1, i + 1) for i in range(30)
-    ]
+    assert tape(outputs) == [(100 * (i + 1), 10_000 * (i + 1), 100, 1, i + 1) for i in range(30)]
     assert {int(r["sources"]) for o in outputs for r in o.deltas} == {7}
     assert (total(outputs, "rows_in"), total(outputs, "duplicate_rows")) == (90, 60)
     assert {name for o in outputs for name in o.counts} <= set(COUNTS)
@@ -143,7 +141,9 @@ def test_quiet_markets_are_covered_by_the_other_markets_of_their_subscription() 
     assert statuses(outputs, "B", 3_000) == [
         (0, 200, "dark"), (200, 2_800, "complete"), (2_800, 3_000, "dark"),
     ]  # fmt: skip
-    frames = [(s.epoch, s.market_seq) for o in outputs for s in o.snapshots if o.tickers[s.market] == "B"]
+    frames = [
+        (s.epoch, s.market_seq) for o in outputs for s in o.snapshots if o.tickers[s.market] == "B"
+    ]
     assert frames == [(1, 0)]
 
 
@@ -306,9 +306,7 @@ def test_rule_9_one_against_one_is_flagged_and_disputed() -> None:
     outputs = merge(silently_wrong(0, 700), steady(1))
     assert total(outputs, "disputed_events") > 0
     assert "disputed" in {s for _, _, s in statuses(outputs, "A", 3_000)}
-    assert not any(
-        a <= 700 < b for a, b, s in statuses(outputs, "A", 3_000) if s == "complete"
-    )
+    assert not any(a <= 700 < b for a, b, s in statuses(outputs, "A", 3_000) if s == "complete")
 
 
 def test_rows_of_a_broken_chain_are_kept_aside_until_the_next_snapshot() -> None:
@@ -394,9 +392,7 @@ def test_the_naive_key_loses_equal_changes_of_one_microsecond() -> None:
 # -- waiting ---------------------------------------------------------------------------------------
 
 
-def live(
-    arbiter: Arbiter, hands: list[Hand], upto_ms: int, from_ms: int = 0
-) -> list[WindowOutput]:
+def live(arbiter: Arbiter, hands: list[Hand], upto_ms: int, from_ms: int = 0) -> list[WindowOutput]:
     outputs = []
     for ms in range(from_ms + 500, upto_ms + 1, 500):
         for hand in hands:

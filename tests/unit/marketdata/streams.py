@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from marketdata.alignment import Events, events_of
 from marketdata.book import level_constant
 from marketdata.merge import Piece

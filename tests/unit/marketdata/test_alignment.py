@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from marketdata.alignment import (
     agreement,
     candidate_offsets,
@@ -14,7 +15,6 @@ from marketdata.alignment import (
     times_agree,
 )
 from marketdata.rows import DeltaFlag
-
 from tests.unit.marketdata.streams import plain, prices, stream
 
 

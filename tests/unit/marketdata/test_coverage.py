@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from marketdata.coverage import (
     OPEN_US,
@@ -34,7 +35,7 @@ def book(found: Found, from_us: int = 0, to_us: int = 100) -> list[tuple[int, in
     made = [i for i in intervals(found, from_us, to_us) if i.channel == "orderbook"]
     assert made[0].from_us == from_us
     assert made[-1].to_us == to_us
-    assert all(a.to_us == b.from_us for a, b in zip(made, made[1:], strict=False))
+    assert all(a.to_us == b.from_us for a, b in pairwise(made))
     return [(i.from_us, i.to_us, i.status, i.sources) for i in made]
 
 

@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+
 from marketdata.alignment import join_events, no_events
 from marketdata.merge import Base, Merged, Piece, merge_pieces
-
 from tests.unit.marketdata.streams import H0, MASK, piece, plain, prices, stream
 
 WINDOW_US = 2_000
@@ -389,9 +389,7 @@ def test_rule_10_a_run_inside_one_group_is_set_aside_whole() -> None:
 def test_a_continuing_run_extends_the_tape_from_its_position() -> None:
     truth = plain(20)
     base = Base(10, int(truth.h_after[9]), 1_000_000)
-    merged = merge(
-        base, piece(truth, 10, 20, 0, position=10), piece(truth, 10, 18, 1, position=10)
-    )
+    merged = merge(base, piece(truth, 10, 20, 0, position=10), piece(truth, 10, 18, 1, position=10))
     assert prices(merged.segments[0].events) == prices(truth)[10:]
     assert merged.segments[0].emitted == 0
 

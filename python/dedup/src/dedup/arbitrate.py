@@ -24,30 +24,28 @@ Does not do: placing of runs (marketdata.merge), waiting rules (gate.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from dedup.fast import Bunch, FastPath
 from dedup.gate import Patience, reasons_to_wait
-from dedup.inflow import LOW, Cut, Inflow
+from dedup.inflow import LOW, Cut
 from dedup.markets import Context, MarketWindow
 from dedup.naive import naive_blocks
 from dedup.output import (
     ArbiterSettings,
-    GathererPosition,
     MergedSnapshot,
     MergedTicker,
     MergedTrade,
     WindowOutput,
 )
-from dedup.runs import Market, Run, RunMarkets, Standing
+from dedup.runs import Market, Run, Standing
+from dedup.state import ArbiterState, RunKey
 from dedup.union import (
     Memory,
     Once,
-    decode_keys,
     encode_keys,
     union_tickers,
     union_trades,
@@ -80,45 +78,14 @@ COUNTS: Final = (
     "tickers",
 )
 
-RunKey = tuple[int, int]  # (gatherer, run_id)
 
-
-class _Core(msgspec.Struct):
-    """Everything that belongs to no market."""
-
-    closed: int
-    ended: list[bool]
-    runs: list[Run]
-    unsettled: list[str]
-    exact: dict[str, int]
-    modes: dict[str, str]
-    naive: dict[str, int]
-
-
-class Arbiter:
+class Arbiter(ArbiterState):
     """Merges what the gatherers delivered, window by window."""
 
     def __init__(self, n_gatherers: int, settings: ArbiterSettings) -> None:
-        self.settings = settings
+        super().__init__(n_gatherers, settings)
         self.waiting_for: list[str] = []
-        self.inflows = [
-            Inflow(g, settings.window_us, settings.engine_skew_us) for g in range(n_gatherers)
-        ]
         self.patience = Patience(n_gatherers, settings)
-        self.tickers: list[str] = []
-        self.index: dict[str, int] = {}
-        self.markets: dict[str, Market] = {}
-        self.carried: dict[RunKey, dict[str, None]] = {}  # run -> its markets
-        self.heritage: dict[RunKey, frozenset[str]] = {}  # run after a gap -> markets before it
-        self.heirless: dict[RunKey, frozenset[str]] = {}  # (gatherer, connection) -> no run yet
-        self.unclaimed: dict[RunKey, dict[str, int]] = {}
-        self.unsettled: set[str] = set()
-        self.exact: dict[str, int] = {}
-        self.modes: dict[str, str] = {}
-        self.naive: dict[str, int] = {}
-        self.trade_keys, self.ticker_keys = Memory(), Memory()
-        self._stored: dict[str, bytes] = {}  # named states as published last
-        self._new_ids = [False] * n_gatherers
 
     # -- input -------------------------------------------------------------------------------------
 
@@ -134,13 +101,6 @@ class Arbiter:
     def nothing_new(self, gatherer: int) -> None:
         """The gatherer was asked, and had nothing or did not answer."""
         self.patience.nothing_new(gatherer, self.inflows)
-
-    def _index(self, ticker: str) -> int:
-        found = self.index.get(ticker)
-        if found is None:
-            found = self.index[ticker] = len(self.tickers)
-            self.tickers.append(ticker)
-        return found
 
     # -- one window --------------------------------------------------------------------------------
 
@@ -224,49 +184,6 @@ class Arbiter:
         if self.settings.merge == "content":
             naive_blocks(sink, cuts, self.tickers, self.naive)
         return touched
-
-    def _n_markets(self, run: Run) -> int:
-        carried = self.carried.get((run.gatherer, run.run_id), {})
-        return len(carried.keys() | self._inherited(run))
-
-    def _inherited(self, run: Run) -> frozenset[str]:
-        """Markets that were subscribed before the gap at which the run began."""
-        if run.fresh:
-            return frozenset()
-        known = self.heritage.get((run.gatherer, run.run_id))
-        if known is not None:
-            return known
-        earlier = [
-            r
-            for r in self.inflows[run.gatherer].runs.values()
-            if r.connection == run.connection and r.run_id < run.run_id
-        ]
-        if not earlier:
-            return self.heirless.get((run.gatherer, run.connection), frozenset())
-        last = max(earlier, key=lambda r: r.run_id)
-        return self._inherited(last) | self.carried.get((last.gatherer, last.run_id), {}).keys()
-
-    def _find_heirs(self, runs: dict[RunKey, Run]) -> None:
-        """Runs whose predecessor was over before they were known take its markets over."""
-        for key, run in sorted(runs.items()):
-            markets = self.heirless.pop((run.gatherer, run.connection), None)
-            if markets is not None and not run.fresh:
-                self.heritage[key] = markets
-
-    def _bequeath(self, run: Run) -> None:
-        """The run ends at a gap: the run after it must know which markets were subscribed."""
-        markets = self._inherited(run) | self.carried.get((run.gatherer, run.run_id), {}).keys()
-        later = [
-            r.run_id
-            for r in self.inflows[run.gatherer].runs.values()
-            if r.connection == run.connection and r.run_id > run.run_id
-        ]
-        place = (run.gatherer, run.connection)
-        self.heirless.pop(place, None)
-        if later:
-            self.heritage[(run.gatherer, min(later))] = frozenset(markets)
-        else:
-            self.heirless[place] = frozenset(markets)
 
     def _slow_markets(self, cuts: list[Cut], times: RunTimes, runs: dict[RunKey, Run]) -> set[int]:
         """Markets that need more than a comparison of rows."""
@@ -463,106 +380,6 @@ class Arbiter:
             output.named_states[f"{name}-{gone}"] = None
         if keys:
             output.named_states[f"{name}-{window}"] = encode_keys(keys)
-
-    # -- state -------------------------------------------------------------------------------------
-
-    def _states(self, output: WindowOutput, touched: set[str], window: int) -> None:
-        encode = msgspec.msgpack.encode
-        output.market_states = {t: encode(self.markets[t]) for t in sorted(touched)}
-        named: dict[str, bytes] = {}
-        runs = [run for i in self.inflows for _, run in sorted(i.runs.items())]
-        named["core"] = encode(
-            _Core(
-                window, [i.ended for i in self.inflows], runs, sorted(self.unsettled),
-                dict(sorted(self.exact.items())), dict(sorted(self.modes.items())),
-                dict(sorted(self.naive.items())),
-            )
-        )  # fmt: skip
-        for run in runs:
-            key = (run.gatherer, run.run_id)
-            tickers, waiting = sorted(self.carried.get(key, {})), self.unclaimed.get(key, {})
-            before = sorted(self.heritage.get(key, ()))
-            named[f"run-{key[0]}-{key[1]}"] = encode(
-                RunMarkets(tickers, sorted(waiting.items()), before)
-            )
-        if self.heirless:
-            left = sorted((g, c, sorted(markets)) for (g, c), markets in self.heirless.items())
-            named["heirless"] = encode(left)
-        for inflow in self.inflows:
-            name = f"ids-{inflow.gatherer}"
-            if self._new_ids[inflow.gatherer]:
-                ids = sorted((i, self.tickers[n]) for i, n in inflow.ids.items())
-                named[name] = encode(ids)
-                self._new_ids[inflow.gatherer] = False
-            elif name in self._stored:
-                named[name] = self._stored[name]
-        for name in sorted(self._stored.keys() - named.keys()):
-            output.named_states[name] = None
-        for name, packed in named.items():
-            if self._stored.get(name) != packed:
-                output.named_states[name] = packed
-        self._stored = named
-        output.positions = [
-            GathererPosition(i.gatherer, i.reread_from(), i.seen_batch) for i in self.inflows
-        ]
-
-    @classmethod
-    def load(
-        cls,
-        n_gatherers: int,
-        settings: ArbiterSettings,
-        market_states: Mapping[str, bytes],
-        named_states: Mapping[str, bytes],
-        positions: Sequence[GathererPosition],
-    ) -> Arbiter:
-        """The arbiter as it stood after the last published window."""
-        self = cls(n_gatherers, settings)
-        if "core" not in named_states:
-            return self
-        core = msgspec.msgpack.decode(named_states["core"], type=_Core)
-        for ticker, packed in sorted(market_states.items()):
-            self._index(ticker)
-            self.markets[ticker] = msgspec.msgpack.decode(packed, type=Market)
-        seen = {p.gatherer: p.seen_batch for p in positions}
-        for inflow, ended in zip(self.inflows, core.ended, strict=True):
-            inflow.ended, inflow.started = ended, True
-            inflow.closed = core.closed
-            inflow.seen_batch = seen.get(inflow.gatherer, 0)
-            inflow.reread = (core.closed, inflow.seen_batch)
-            ids = named_states.get(f"ids-{inflow.gatherer}")
-            if ids is not None:
-                for market_id, ticker in msgspec.msgpack.decode(ids, type=list[tuple[int, str]]):
-                    inflow.ids[market_id] = self._index(ticker)
-        for run in core.runs:
-            run.shown_us, run.ended, run.max_window = run.z_us, False, 0
-            self.inflows[run.gatherer].runs[run.run_id] = run
-            key = (run.gatherer, run.run_id)
-            packed = named_states[f"run-{key[0]}-{key[1]}"]
-            kept = msgspec.msgpack.decode(packed, type=RunMarkets)
-            for ticker in (*kept.tickers, *(t for t, _ in kept.unclaimed)):
-                self._index(ticker)
-            if kept.tickers:
-                self.carried[key] = dict.fromkeys(kept.tickers)
-            if kept.unclaimed:
-                self.unclaimed[key] = dict(kept.unclaimed)
-            if kept.inherited:
-                self.heritage[key] = frozenset(kept.inherited)
-        self.unsettled = set(core.unsettled)
-        self.exact, self.modes, self.naive = core.exact, core.modes, core.naive
-        if "heirless" in named_states:
-            left = msgspec.msgpack.decode(
-                named_states["heirless"], type=list[tuple[int, int, list[str]]]
-            )
-            self.heirless = {(g, c): frozenset(markets) for g, c, markets in left}
-        for name, packed in named_states.items():
-            kind, _, number = name.partition("-")
-            if kind == "trades":
-                self.trade_keys.windows[int(number)] = decode_keys(packed)
-            elif kind == "tickers":
-                self.ticker_keys.windows[int(number)] = decode_keys(packed)
-            else:
-                self._stored[name] = packed
-        return self
 
 
 def _bunches(cuts: list[Cut]) -> dict[int, list[Bunch]]:

@@ -1,7 +1,7 @@
 """The naive merge: a unique key of (market, time, side, price, delta). A negative control only.
 
 Purpose: show what the usual `INSERT ... ON CONFLICT DO NOTHING` costs: equal changes in one
-microsecond are separate events of the exchange, and this merge loses them (0.29 % of recorded ones).
+microsecond are separate events of the exchange, and this merge loses them (0.29 % recorded).
 
 Does not do: anything else differently; evidence and quarantine are those of the real merge.
 """

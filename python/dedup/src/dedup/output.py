@@ -1,9 +1,9 @@
 """What the arbiter hands to the publisher: one `WindowOutput` is one transaction.
 
 The publisher writes, in ONE transaction: all rows, the evidence (upsert by the keys that
-marketdata.coverage names), `market_states` (upsert by ticker), `named_states` (upsert by name, delete
-where the value is None) and `positions`. After a restart it loads the last committed states with
-`Arbiter.load` and pulls each gatherer again from `reread_from_batch` on.
+marketdata.coverage names), `market_states` (upsert by ticker), `named_states` (upsert by name,
+delete where the value is None) and `positions`. After a restart it loads the last committed states
+with `Arbiter.load` and pulls each gatherer again from `reread_from_batch` on.
 
 `market_id` in `deltas` and `market` in the other rows are indexes into `tickers` of the same output
 (ascending by ticker); the publisher maps them to production's ids. Rows are in a fixed total order:
@@ -32,7 +32,9 @@ class ArbiterSettings:
     """
 
     window_us: int = 5_000_000  # grid of exchange time: the unit of work
-    grace_ns: int = 2_000_000_000  # commits must be this far past the first sight of the next window
+    grace_ns: int = (
+        2_000_000_000  # commits must be this far past the first sight of the next window
+    )
     idle_hold_ns: int = 15_000_000_000  # an open run silent for so long holds nothing up
     float_hold_ns: int = 30_000_000_000  # how long rows before a snapshot wait for it
     patience_ns: int = 60_000_000_000  # a gatherer that far behind the others is left out
@@ -107,8 +109,8 @@ class EpochRow:
 class GapRow:
     """Between two epochs: nobody can say what happened in (from_us, to_us). Key (ticker, epoch).
 
-    `epoch` is the one that opens after it. `kind`: gap (books differ) | book_equal (books agree, which
-    proves nothing about events) | disputed.
+    `epoch` is the one that opens after it. `kind`: gap (books differ) | book_equal (books
+    agree, which proves nothing about events) | disputed.
     """
 
     ticker: str
@@ -131,7 +133,9 @@ class QuarantineRow:
     ticker: str
     gatherer: int
     run_id: int
-    reason: str  # unanchored | unaligned | contradicted | disputed | late | broken_chain | cut_group
+    reason: (
+        str  # unanchored | unaligned | contradicted | disputed | late | broken_chain | cut_group
+    )
     from_us: int
     to_us: int
     n_rows: int
@@ -140,7 +144,7 @@ class QuarantineRow:
 
 @dataclass(frozen=True, slots=True)
 class GathererPosition:
-    """Where to read again after a restart: from `reread_from_batch` on; `seen_batch` is the last read."""
+    """Where to read again after a restart; `seen_batch` is the last one read."""
 
     gatherer: int
     reread_from_batch: int

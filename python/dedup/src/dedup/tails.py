@@ -1,7 +1,7 @@
 """Small pure pieces of a market's window: tails, witnesses, first sequence numbers.
 
-Purpose: the events on the tape that a run behind has not shown yet, as columns of the state, and the
-few computations that need no state at all.
+Purpose: the events on the tape that a run behind has not shown yet, as columns of the state, and
+the few computations that need no state at all.
 
 Does not do: any decision.
 """

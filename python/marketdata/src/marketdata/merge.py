@@ -235,8 +235,8 @@ class _Attempt:
     def _choose(
         self, segment: Segment, piece: Piece, events: Events, valid: list[tuple[int, int]]
     ) -> int:
-        """One of several (overlap, offset): the longest overlap; among equals, the one that a live
-        run must have, whose last event is the segment's last. A closed cycle cut by both is flagged.
+        """One of several (overlap, offset): the longest overlap; of equals, the one that a live
+        run must have, whose last event is the segment's last. A closed cycle cut by both is flagged
         """
         if len(valid) == 1:
             return valid[0][1]
@@ -368,7 +368,7 @@ class _Attempt:
             self._reject(piece, 0, len(piece.events), "unanchored")
 
     def _place_one_floating(self, piece: Piece) -> bool:
-        """Find the one constant under which the run fits; then it is placed like an anchored one."""
+        """Find the one constant under which the run fits; then place it like an anchored run."""
         reach: dict[int, int] = {}  # constant -> events of the overlaps that prove it
         for segment in self.segments:
             for offset, constant in floating_offsets(

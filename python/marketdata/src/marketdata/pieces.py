@@ -126,7 +126,7 @@ def timed_range(events: Events) -> tuple[int, int] | None:
 
 
 def order_ties(segments: list[Segment]) -> list[Segment]:
-    """Segments meeting in one microsecond: in the order of a connection that saw both, or flagged."""
+    """Segments meeting in a microsecond: in the order of a connection that saw both, or flagged."""
     for i in range(len(segments) - 1):
         a, b = segments[i], segments[i + 1]
         if int(a.events.us[-1]) < int(b.events.us[0]):
