@@ -114,7 +114,10 @@ def _received(out: Path, truth: Truth) -> tuple[truth_view.BoolArray, set[str], 
     trades: set[str] = set()
     tickers: set[Any] = set()
     frames = 0
-    for spool in spool_folders(out):
+    spools = spool_folders(out)
+    if not spools:
+        raise TapeError(f"{out} has no spool of a gatherer: nothing could be found missing")
+    for spool in spools:
         got = truth_view.read_spool(spool, truth)
         any_received |= truth_view.received_in_runs(truth, got)
         trades |= got.trade_ids
