@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +36,10 @@ class Run:
 def run_once(run: Run) -> tuple[bool, str]:
     """Carry out one run. Returns (held, line to print)."""
     begun = time.monotonic()
+    kept = Path(tempfile.mkdtemp(prefix="kalshi-tape-run-"))
+    kept.chmod(0o711)
     done = subprocess.run(
-        [sys.executable, "-m", "tape.main", "demo", "--json", *run.arguments],
+        [sys.executable, "-m", "tape.main", "demo", "--json", "--out", str(kept), *run.arguments],
         capture_output=True,
         text=True,
         timeout=RUN_TIMEOUT_S,
@@ -47,7 +51,7 @@ def run_once(run: Run) -> tuple[bool, str]:
         result = json.loads(lines[-1])
     except (IndexError, ValueError):
         tail = " | ".join(done.stderr.strip().splitlines()[-3:])
-        return False, f"FAILED {run.name}: exit {done.returncode}, no result; {tail}"
+        return False, f"FAILED {run.name}: exit {done.returncode}, no result; {tail}; see {kept}"
     wrong = {key: result[key] for key in ZEROS if result[key]}
     held = result["missing"] > 0 if run.must_fail else not wrong and done.returncode == 0
     numbers = (
@@ -60,6 +64,11 @@ def run_once(run: Run) -> tuple[bool, str]:
         if run.must_fail
         else ("held" if held else f"FAILED {wrong}")
     )
+    if held:
+        shutil.rmtree(kept, ignore_errors=True)
+    else:
+        (kept / "said.log").write_text(done.stderr)
+        word += f" (kept in {kept})"
     return held, f"{word:8} {run.name}: {numbers}; {took:.0f} s"
 
 

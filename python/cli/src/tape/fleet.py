@@ -41,6 +41,7 @@ class DemoPlan:
     merge: str
     transport: str
     window_ms: int
+    markets_per_connection: int = 250  # a gap costs a snapshot of every market of its connection
 
 
 @dataclass(slots=True)
@@ -141,7 +142,7 @@ async def start_gatherers(fleet: Fleet, private_key: Path) -> None:
             log=fleet.plan.out / "logs" / f"{name}.log",
             environment={
                 "KT_GATHERER_NAME": name,
-                "KT_WS_URL": f"ws://127.0.0.1:{port}/trade-api/ws/v2",
+                "KT_WS_URL": f"ws://127.0.0.1:{fleet.ports.get('proxy', port)}/trade-api/ws/v2",
                 "KT_REST_URL": f"http://127.0.0.1:{port}/trade-api/v2",
                 "KT_KEY_ID": KEY_ID,
                 "KT_PRIVATE_KEY_FILE": str(private_key),
@@ -158,9 +159,7 @@ async def start_gatherers(fleet: Fleet, private_key: Path) -> None:
                 "KT_AUDIT_INTERVAL_S": "20",
                 "KT_DATA_TIMEOUT_S": "10",
                 "KT_REST_RATE_PER_S": "200",
-                # A gap costs a snapshot of every market of its connection: some hundreds, not
-                # thousands.
-                "KT_MARKETS_PER_CONNECTION": "250",
+                "KT_MARKETS_PER_CONNECTION": str(fleet.plan.markets_per_connection),
             },
         )
         fleet.children[name] = child
