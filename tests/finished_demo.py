@@ -58,7 +58,7 @@ FIRST_BOOKS: tuple[Levels, Levels] = (
     {(YES, 400_000): 500, (NO, 500_000): 300},
     {(YES, 200_000): 10, (NO, 600_000): 80},
 )
-# What went over the subscription, in seq order from 1: an event's number, or "A"/"B" for a snapshot.
+# What went over the subscription, in seq order from 1: an event's number, "A" or "B" a snapshot.
 SENT: tuple[int | str, ...] = ("A", "B", 0, 1, 2, 3, 4, 5, 6, 7, "A", "B", 8, 9)
 LOST_SEQS = ({5, 9}, {9})  # of the first and of the second gatherer
 TRADE_ID = bytes(range(16))
@@ -137,11 +137,9 @@ def _frame(seq: int, what: int | str, before: int) -> bytes:
         levels = _book_before(market, before) if isinstance(what, str) else {}
         msg: dict[str, Any] = {"market_ticker": TICKERS[market]}
         for side, name in ((YES, "yes_dollars_fp"), (NO, "no_dollars_fp")):
-            shown = [
-                [f"{p / 1e6:.4f}", f"{q / 100:.2f}"] for (s, p), q in levels.items() if s == side
-            ]
+            shown = {p: q for (s, p), q in levels.items() if s == side}
             if shown:
-                msg[name] = shown
+                msg[name] = [[f"0.{p:06}", f"{q // 100}.{q % 100:02}"] for p, q in shown.items()]
         return orjson.dumps({"type": "orderbook_snapshot", "sid": 1, "seq": seq, "msg": msg})
     msg = {"market_ticker": TICKERS[PLAYED[what][0]]}
     return orjson.dumps({"type": "orderbook_delta", "sid": 1, "seq": seq, "msg": msg})

@@ -1,7 +1,7 @@
 """A WebSocket proxy in front of the simulated exchange that loses exactly one frame.
 
-It passes everything else on unchanged, in both directions, and tells what it lost and which markets stood
-on that connection, so that a test knows the one right answer.
+It passes everything else on unchanged, in both directions, and tells what it lost and which markets
+stood on that connection, so that a test knows the one right answer.
 """
 
 from __future__ import annotations

@@ -23,11 +23,19 @@ DROP_AT = 60
 MARKETS, PER_CONNECTION = 40, 20
 
 
+def open_folder() -> Path:
+    """A new folder; the servers' account must be able to reach its own folders in it."""
+    out = Path(tempfile.mkdtemp(prefix="kalshi-tape-gap-"))
+    out.chmod(0o711)
+    return out
+
+
 async def record(out: Path) -> DroppingProxy:
     """A gatherer with two book subscriptions behind a proxy that loses one delta."""
     plan = DemoPlan(
-        out=out, frames=None, synthetic=MARKETS, rate="1", seconds=12.0, faults="none", seed=5, gatherers=1,
-        merge="runs", transport="picows", window_ms=1000, markets_per_connection=PER_CONNECTION,
+        out=out, frames=None, synthetic=MARKETS, rate="1", seconds=12.0, faults="none", seed=5,
+        gatherers=1, merge="runs", transport="picows", window_ms=1000,
+        markets_per_connection=PER_CONNECTION,
     )  # fmt: skip
     fleet, readings, stop = Fleet(plan), screen.Readings(), asyncio.Event()
     (out / "logs").mkdir()
@@ -69,9 +77,8 @@ def holes_around(lake: Lake, market: str, at_us: int) -> list[tuple[int, int, st
 
 @pytest.mark.timeout(240)
 async def test_a_lost_frame_is_a_gap_of_its_subscription_and_of_nobody_else() -> None:
-    """With one gatherer nobody can fill it: reading over it raises, and the next snapshot ends it."""
-    out = Path(tempfile.mkdtemp(prefix="kalshi-tape-gap-"))
-    out.chmod(0o711)
+    """With one gatherer nobody can fill it: reading over it raises; the next snapshot ends it."""
+    out = open_folder()
     try:
         proxy = await record(out)
         assert proxy.lost is not None, "the play was too quiet to lose a frame"

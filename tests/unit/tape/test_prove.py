@@ -1,4 +1,4 @@
-"""The proof end to end on a small finished demo: zeros when it is right, its number when it is not."""
+"""The proof end to end on a small finished demo: zeros when it is right, else the right number."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_what_one_gatherer_lost_and_the_other_has_must_be_on_the_tape(tmp_path: 
 
 @pytest.mark.parametrize("event", [1, 3, RESET, 9], ids=["equal", "plain", "reset", "last"])
 def test_an_event_taken_out_of_the_lake_is_missing(tmp_path: Path, event: int) -> None:
-    """One of two equal events, a reset, the last one: each is one loss and is called by its name."""
+    """One of two equal events, a reset, the last one: each is one loss, and told as one."""
     verdict, _, _ = judged(tmp_path, Flaws(without=[event]))
     assert wrong(verdict) == {"missing": 1}
     assert (verdict.events_truth, verdict.events_merged) == (9, 8)
