@@ -1,0 +1,156 @@
+"""Which window a row belongs to: by its own time, never further back than the engines' margin."""
+
+from __future__ import annotations
+
+from dedup.inflow import Inflow
+from marketdata.rows import DeltaFlag, GathererBatch
+
+from tests.hand import QUICK, T0_US, Hand, us
+
+INFERRED = int(DeltaFlag.TS_INFERRED)
+
+
+def taken(*batches: GathererBatch) -> Inflow:
+    inflow = Inflow(0, QUICK.window_us, QUICK.engine_skew_us)
+    for batch in batches:
+        inflow.ids.update({i: i - 1 for i in batch.markets})
+        inflow.absorb(batch)
+    return inflow
+
+
+def windows(inflow: Inflow) -> list[int]:
+    """Windows of all rows, counted from the first second."""
+    return sorted(int(w) - us(0) // QUICK.window_us for c in inflow.chunks for w in c.window)
+
+
+def opened() -> Hand:
+    hand = Hand(0)
+    hand.start(0)
+    hand.snap("A", {10_000: 5})
+    hand.snap("B", {10_000: 5})
+    return hand
+
+
+def test_rows_go_by_their_own_exchange_time() -> None:
+    hand = opened()
+    for ms in (100, 999, 1_000, 2_500):
+        hand.delta(ms, "A", 10_000, 1)
+    assert windows(taken(hand.commit())) == [0, 0, 1, 2]
+
+
+def test_a_slow_engine_within_the_margin_keeps_its_own_window() -> None:
+    """The same row must get the same window at every gatherer, however markets interleave."""
+    hand = opened()
+    hand.delta(1_050, "A", 10_000, 1)
+    hand.delta(980, "B", 10_000, 1)
+    assert windows(taken(hand.commit())) == [0, 1]
+
+
+def test_a_row_older_than_the_margin_goes_to_the_window_of_the_margin() -> None:
+    """Else a window could not close before every engine had spoken."""
+    hand = opened()
+    hand.delta(5_000, "A", 10_000, 1)
+    hand.delta(900, "B", 10_000, 1)
+    assert windows(taken(hand.commit())) == [4, 5]
+
+
+def test_within_a_market_the_window_never_goes_back() -> None:
+    hand = opened()
+    hand.delta(950, "A", 10_000, 1)
+    hand.delta(1_010, "A", 10_000, 1, INFERRED)
+    hand.delta(990, "A", 10_000, 1, int(DeltaFlag.TS_BACKWARD))
+    assert windows(taken(hand.commit())) == [0, 1, 1]
+
+
+def test_the_cut_of_batches_does_not_change_windows() -> None:
+    def rows(commit_each: bool) -> list[int]:
+        hand, batches = opened(), []
+        for ms, flags in ((950, 0), (1_010, INFERRED), (990, 0), (1_500, 0), (2_020, 0)):
+            hand.delta(ms, "A", 10_000, 1, flags)
+            if commit_each:
+                batches.append(hand.commit())
+        batches.append(hand.commit())
+        return windows(taken(*batches))
+
+    assert rows(True) == rows(False)
+
+
+def test_a_cut_takes_rows_and_snapshots_up_to_the_window_and_leaves_the_rest() -> None:
+    hand = opened()
+    for ms in (100, 900, 1_100, 2_200):
+        hand.delta(ms, "A", 10_000, 1)
+    hand.snap("B", {10_000: 5})
+    inflow = taken(hand.commit())
+    cut = inflow.cut(us(0) // QUICK.window_us)
+    assert cut.rows["exchange_us"].tolist() == [us(100), us(900)]
+    assert [len(found) for found in cut.snapshots.values()] == [1, 1]
+    assert inflow.next_window() == us(1_100) // QUICK.window_us
+    rest = inflow.cut(us(9_000) // QUICK.window_us)
+    assert rest.rows.size == 2
+    assert inflow.next_window() is None
+
+
+def test_rows_for_a_closed_window_go_to_the_next_one() -> None:
+    """INV-W3: late is not lost."""
+    hand = opened()
+    hand.delta(100, "A", 10_000, 1)
+    inflow = taken(hand.commit())
+    inflow.cut(us(5_000) // QUICK.window_us)
+    hand.delta(200, "A", 10_000, 1)
+    inflow.absorb(hand.commit())
+    assert windows(inflow) == [6]
+
+
+def test_what_was_published_is_not_taken_again_after_a_restart() -> None:
+    hand = opened()
+    for ms in (100, 1_200):
+        hand.delta(ms, "A", 10_000, 1)
+    batch = hand.commit()
+    inflow = Inflow(0, QUICK.window_us, QUICK.engine_skew_us)
+    inflow.closed = us(0) // QUICK.window_us
+    inflow.reread = (inflow.closed, 1)
+    inflow.ids.update({i: i - 1 for i in batch.markets})
+    inflow.absorb(batch)
+    assert windows(inflow) == [1]
+
+
+def test_reading_again_starts_at_the_first_batch_with_something_left() -> None:
+    hand, batches = opened(), []
+    for ms in (100, 1_200, 2_400):
+        hand.delta(ms, "A", 10_000, 1)
+        batches.append(hand.commit())
+    inflow = taken(*batches)
+    assert inflow.reread_from() == 1
+    inflow.cut(us(0) // QUICK.window_us)
+    assert inflow.reread_from() == 2
+    inflow.cut(us(5_000) // QUICK.window_us)
+    assert inflow.reread_from() == 4
+
+
+def test_snapshots_of_a_run_without_a_time_wait_for_its_first_one() -> None:
+    hand = opened()
+    inflow = taken(hand.commit())
+    assert (len(inflow.held), inflow.snapshots) == (2, [])
+    hand.delta(3_050, "A", 10_000, 1)
+    inflow.absorb(hand.commit())
+    assert inflow.held == []
+    assert {s.window for s in inflow.snapshots} == {us(2_950) // QUICK.window_us}
+
+
+def test_the_end_of_a_run_comes_after_all_its_rows() -> None:
+    hand = opened()
+    hand.delta(2_500, "A", 10_000, 1)
+    hand.stop()
+    inflow = taken(hand.commit())
+    assert [e.window for e in inflow.ends] == [us(2_500) // QUICK.window_us]
+    assert inflow.ended
+    assert T0_US < us(1)
+
+
+def test_the_end_of_a_run_nobody_knows_any_more_is_ignored() -> None:
+    hand = opened()
+    hand.stop()
+    batch = hand.commit()
+    batch.controls = [c for c in batch.controls if c.kind == "run_end"]
+    batch.snapshots = []
+    assert taken(batch).ends == []

@@ -1,0 +1,106 @@
+"""Runs without events: their place in time, their contradictions, their end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dedup.output import WindowOutput
+
+from tests.hand import Hand, merge, us
+from tests.unit.dedup.test_arbitrate import added, statuses, tape
+
+BOOK = {100_000: 500}
+
+
+def busy(gatherer: int, book_b: dict[int, int], *, n: int = 40, **change: Any) -> Hand:
+    """Market A shows time each 100 ms; B is quiet, or changes at `change["at"]`."""
+    hand = Hand(gatherer)
+    hand.start(change.get("start", 0))
+    hand.snap("A", BOOK) if not change.get("start") else None
+    hand.snap("B", book_b)
+    for i in range(change.get("start", 0) // 100, n):
+        if not change.get("start"):
+            hand.delta(100 * (i + 1), "A", 10_000 * (i % 50 + 1), 100)
+        else:
+            hand.delta(100 * (i + 1), "C", 10_000 * (i % 50 + 1), 100)
+        if change.get("at") == 100 * (i + 1):
+            hand.delta(100 * (i + 1), "B", 50_000, 9)
+    if change.get("stop", True):
+        hand.stop()
+    return hand
+
+
+def frames(outputs: list[WindowOutput], ticker: str) -> list[tuple[int, int]]:
+    return [(s.epoch, s.market_seq) for o in outputs for s in o.snapshots if o.tickers[s.market] == ticker]
+
+
+def test_quiet_runs_with_one_book_share_an_epoch_and_one_keyframe() -> None:
+    outputs = merge(busy(0, BOOK), busy(1, BOOK), busy(2, BOOK))
+    assert frames(outputs, "B") == [(1, 0)]
+    assert [g for o in outputs for g in o.gaps] == []
+
+
+def test_a_quiet_run_between_two_events_of_another_stands_between_them() -> None:
+    """Compared with the window's end it would look like a contradiction."""
+    short = Hand(1)
+    short.start(1_010)
+    short.snap("B", BOOK)
+    for ms in (1_100, 1_250, 1_400):
+        short.delta(ms, "C", 10_000, 1)
+    short.stop()
+    outputs = merge(busy(0, BOOK, at=1_700), short)
+    assert [m for o in outputs for m in o.marks] == []
+    assert "complete" in {s for _, _, s in statuses(outputs, "B", 3_000)}
+
+
+def test_a_short_quiet_run_before_the_first_event_opens_the_epoch_in_its_time() -> None:
+    first = Hand(0)
+    first.start(0)
+    first.snap("B", BOOK)
+    for ms in (100, 300, 500):
+        first.delta(ms, "C", 10_000, 1)
+    first.stop()
+    second = Hand(1)
+    second.start(700)
+    second.snap("B", {**BOOK, 10_000: 1})
+    second.delta(800, "B", 20_000, 1)
+    second.delta(950, "B", 20_000, 1)
+    second.stop()
+    outputs = merge(first, second)
+    epochs = [(e.epoch, e.from_us < us(600)) for o in outputs for e in o.epochs if e.ticker == "B"]
+    assert epochs == [(1, True), (2, False)]
+    assert {row[3] for row in tape(outputs, "B")} == {2}
+
+
+def test_two_live_runs_with_different_quiet_books_are_disputed() -> None:
+    outputs = merge(busy(0, BOOK), busy(1, {70_000: 3}))
+    assert "disputed" in {s for _, _, s in statuses(outputs, "B", 3_500)}
+
+
+def test_two_live_runs_outvote_a_third_with_another_quiet_book() -> None:
+    outputs = merge(busy(0, BOOK), busy(1, BOOK), busy(2, {70_000: 3}))
+    assert {s for a, _, s in statuses(outputs, "B", 3_500) if a >= 200} == {"complete"}
+    wrong = [c for c in added(outputs).claims if c.ticker == "B" and c.gatherer == 2 and c.valid]
+    assert wrong == []
+
+
+def test_two_runs_that_come_later_outvote_the_one_that_was_there() -> None:
+    outputs = merge(
+        busy(0, {70_000: 3}), busy(1, BOOK, start=1_000), busy(2, BOOK, start=1_000)
+    )
+    late = [s for a, _, s in statuses(outputs, "B", 3_500) if a >= 3_000]
+    assert late[-1] == "complete"
+
+
+def test_a_run_that_misses_an_event_two_others_saw_loses_its_claim() -> None:
+    outputs = merge(busy(0, BOOK, at=1_500), busy(1, BOOK, at=1_500), busy(2, BOOK))
+    assert [row[0] for row in tape(outputs, "B")] == [1_500]
+    reasons = {c.reason for o in outputs for c in o.claims if c.gatherer == 2 and c.ticker == "B"}
+    assert "missed an event" in reasons
+
+
+def test_an_event_that_only_one_of_two_live_runs_saw_is_disputed() -> None:
+    outputs = merge(busy(0, BOOK, at=1_500), busy(1, BOOK))
+    assert "disputed" in {s for _, _, s in statuses(outputs, "B", 3_500)}
+    covered = [(a, b) for a, b, s in statuses(outputs, "B", 3_500) if s == "complete"]
+    assert not any(a <= 1_500 < b for a, b in covered)

@@ -1,0 +1,100 @@
+"""The arbiter's memory: written only where it changed, and whole when it is loaded again."""
+
+from __future__ import annotations
+
+from dedup.arbitrate import Arbiter
+
+from tests.hand import QUICK, Hand, drain, us
+
+BOOK = {100_000: 500}
+
+
+def played() -> tuple[Arbiter, dict[str, bytes], dict[str, bytes], list[object]]:
+    """Two connections, a gap whose snapshot has not come yet, trades and tickers."""
+    hand = Hand(0)
+    arbiter = Arbiter(1, QUICK)
+    markets: dict[str, bytes] = {}
+    named: dict[str, bytes] = {}
+    positions: list[object] = []
+    hand.start(0)
+    hand.snap("A", BOOK)
+    hand.snap("B", BOOK)
+    for ms in range(100, 9_000, 100):
+        hand.delta(ms, "A", 10_000 * (ms // 100 % 50 + 1), 100)
+        hand.trade(ms, "C", ms)
+        hand.ticker(ms, "C", ms)
+        if ms == 4_000:
+            hand.gap(ms, 3)
+        if ms == 4_500:
+            hand.snap("A", {20_000: 1})
+        arbiter.absorb(hand.commit())
+        for out in drain(arbiter):
+            markets.update(out.market_states)
+            for name, packed in out.named_states.items():
+                if packed is None:
+                    named.pop(name)
+                else:
+                    named[name] = packed
+            positions = list(out.positions)
+    return arbiter, markets, named, positions
+
+
+def test_loading_gives_the_same_memory() -> None:
+    arbiter, markets, named, positions = played()
+    back = Arbiter.load(1, QUICK, markets, named, positions)  # type: ignore[arg-type]
+    assert back.markets == arbiter.markets
+    assert back.carried == arbiter.carried
+    assert back.heritage == arbiter.heritage != {}
+    assert back.unclaimed == {k: v for k, v in arbiter.unclaimed.items() if v}
+    assert back.unsettled == arbiter.unsettled
+    assert (back.exact, back.modes) == (arbiter.exact, arbiter.modes)
+    assert back.trade_keys.windows == arbiter.trade_keys.windows
+    assert back.ticker_keys.windows == arbiter.ticker_keys.windows
+    assert back.inflows[0].ids == arbiter.inflows[0].ids
+    assert back.inflows[0].closed == arbiter.inflows[0].closed
+
+
+def test_a_quiet_market_is_not_written_again() -> None:
+    """2,000 quiet markets must cost nothing in each window."""
+    hand, arbiter = Hand(0), Arbiter(1, QUICK)
+    hand.start(0)
+    hand.snap("A", BOOK)
+    hand.snap("B", BOOK)
+    for ms in range(100, 9_000, 100):
+        hand.delta(ms, "A", 10_000 * (ms // 100 % 50 + 1), 100)
+    arbiter.absorb(hand.commit())
+    outputs = drain(arbiter)
+    assert [sorted(o.market_states) for o in outputs[3:]] == [["A"]] * len(outputs[3:])
+    assert [sorted(o.named_states) for o in outputs[3:]] == [["core"]] * len(outputs[3:])
+
+
+def test_keys_of_trades_are_deleted_when_they_are_forgotten() -> None:
+    _, _, named, _ = played()
+    kept = [name for name in named if name.startswith("trades-")]
+    assert 0 < len(kept) <= 24
+
+
+def test_a_connection_whose_next_run_is_not_known_yet_keeps_its_markets() -> None:
+    hand, arbiter = Hand(0), Arbiter(1, QUICK)
+    hand.start(0)
+    hand.snap("A", BOOK)
+    hand.delta(100, "A", 10_000, 1)
+    hand.delta(1_500, "A", 10_000, 1)
+    hand.end("gap")
+    arbiter.absorb(hand.commit())
+    outputs = drain(arbiter, final=True)
+    states: dict[str, bytes] = {}
+    for out in outputs:
+        states.update({k: v for k, v in out.named_states.items() if v is not None})
+    assert "heirless" in states
+    back = Arbiter.load(1, QUICK, outputs[-1].market_states, states, outputs[-1].positions)
+    assert back.heirless == arbiter.heirless != {}
+    hand.start(1_600, "gap")
+    for ms in range(1_600, 4_000, 100):
+        hand.delta(ms, "B", 10_000, 1)
+    hand.snap("A", {10_000: 502, **BOOK})
+    hand.delta(4_100, "A", 10_000, 1)
+    hand.stop()
+    back.absorb(hand.commit())
+    claims = [c for o in drain(back, final=True) for c in o.claims if c.ticker == "A"]
+    assert min(c.from_us for c in claims) == us(1_700) + 1
