@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tape.main import main
+from tests.databases import postgres_server
 from tests.lake_world import World, make_world, write_world
 
+__all__ = ["postgres_server"]
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from marketdata.errors import TapeError
+from runtime.embedded import EmbeddedPostgres
 from tape.demo import ZEROS
+from tape.fleet import DemoPlan, Fleet
 from tape.proof import Verdict
-from tape.prove import prove
+from tape.prove import prove, read_counters
+from tests.databases import fresh_database
 from tests.finished_demo import RESET, Flaws, write_demo, write_spool
 
 
@@ -108,3 +112,40 @@ def test_a_folder_without_a_spool_proves_nothing(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / name)
     with pytest.raises(TapeError, match="no spool"):
         prove(tmp_path)
+
+
+@dataclass(frozen=True)
+class OneDatabase:
+    """A database of the tests' server, in the place of a server of its own."""
+
+    address: str
+
+    def dsn(self) -> str:
+        return self.address
+
+
+async def execute(dsn: str, statement: str, rows: list[tuple[int, ...]]) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.executemany(statement, rows)
+    finally:
+        await connection.close()
+
+
+async def test_audits_of_every_gatherer_and_quarantined_rows_are_counted(
+    postgres_server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """Anchors and resets are no audits; a quarantine entry counts its rows; failures add up."""
+    plan = DemoPlan(tmp_path, None, 2, "1", 1.0, "none", 1, 2, "runs", "picows", 5000)
+    fleet = Fleet(plan)
+    for name, verdicts in (("g1.hot", [0, 1, 1, 3]), ("g2.hot", [0, 1, 2, 3])):
+        dsn = await fresh_database(postgres_server, "gatherer_hot")
+        fleet.databases[name] = OneDatabase(dsn)  # type: ignore[assignment]
+        snapshot = "INSERT INTO orderbook_snapshot VALUES (now(), 0, 0, 0, 0, 1, 1, 1, $1, 0, '')"
+        await execute(dsn, snapshot, [(v,) for v in verdicts])
+    production = await fresh_database(postgres_server, "production")
+    fleet.databases["production"] = OneDatabase(production)  # type: ignore[assignment]
+    assert await read_counters(fleet) == {"audits": 3, "audits_failed": 1, "quarantined": 0}
+    entry = "INSERT INTO quarantine VALUES (1, $1, 1, 0, 1, 'unplaced', 0, 0, $2, '')"
+    await execute(production, entry, [(0, 4), (1, 7)])
+    assert (await read_counters(fleet))["quarantined"] == 11
