@@ -1,1 +1,1 @@
-"""Benchmarks: ratios against a limit and a naive peer, measured in one run. Started by `make bench`."""
+"""Benchmarks: ratios to a limit and to a naive peer, measured in one run (`make bench`)."""

@@ -1,36 +1,48 @@
-"""The peers that the recorder is measured against, each as a process of its own.
+"""The peers that the recorder is measured against, in a process of their own.
 
-`bare`: receive and decode, store nothing (the limit of a client on that library).
-`usual`: what public collectors do: websockets, json.loads, executemany of 500 rows awaited in the loop.
-Each prints one JSON line: frames, seconds, cpu_s (user and system of this process, first to last frame).
+`bare-websockets`, `bare-picows`: receive and decode with orjson, store nothing (the limit of a
+client on that library). `usual`, `usual-no-index`: what public collectors do: websockets,
+json.loads, executemany of 500 rows awaited in the loop, with and without an index; they
+ask for no initial snapshots and so get none.
+Reads one JSON object a line: mode, url, frames (expected on each connection), dsn, uvloop. Answers
+each with one line: frames, rows, seconds, cpu_s (user and system of this process), server_cpu_s
+(of the PostgreSQL server with the process id server_pid), from before the first connection to
+after the last frame or commit.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import resource
 import ssl
+import sys
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import asyncpg
 import orjson
+import psutil
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 from websockets.asyncio.client import connect
 
 SUBSCRIBE = b'{"id":1,"cmd":"subscribe","params":{"channels":["orderbook_delta","trade","ticker"]}}'
+SUBSCRIBE_USUAL = SUBSCRIBE.replace(b"]}", b'],"send_initial_snapshot":false}')
 USUAL_BATCH_ROWS = 500
 USUAL_TABLES = """
 DROP TABLE IF EXISTS usual_delta, usual_trade, usual_ticker;
-CREATE TABLE usual_delta (received_at timestamptz, market_ticker text, side text, price numeric(9, 6),
-                          delta numeric(18, 2), ts timestamptz, sid int, seq bigint);
-CREATE TABLE usual_trade (received_at timestamptz, market_ticker text, trade_id text, yes_price numeric(9, 6),
-                          count numeric(18, 2), taker_side text, ts timestamptz);
-CREATE TABLE usual_ticker (received_at timestamptz, market_ticker text, price numeric(9, 6),
-                           yes_bid numeric(9, 6), yes_ask numeric(9, 6), volume numeric(18, 2), ts timestamptz);
+CREATE TABLE usual_delta (
+    received_at timestamptz, market_ticker text, side text, price numeric(9, 6),
+    delta numeric(18, 2), ts timestamptz, sid int, seq bigint);
+CREATE TABLE usual_trade (
+    received_at timestamptz, market_ticker text, trade_id text, yes_price numeric(9, 6),
+    count numeric(18, 2), taker_side text, ts timestamptz);
+CREATE TABLE usual_ticker (
+    received_at timestamptz, market_ticker text, price numeric(9, 6), yes_bid numeric(9, 6),
+    yes_ask numeric(9, 6), volume numeric(18, 2), ts timestamptz);
 """
 USUAL_INDEXES = """
 CREATE INDEX ON usual_delta (market_ticker, ts);
@@ -39,10 +51,62 @@ CREATE INDEX ON usual_ticker (market_ticker, ts);
 """
 
 
-def cpu_s() -> float:
-    """User and system time of this process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One line of the input."""
+
+    mode: str
+    url: str
+    frames: list[int]
+    dsn: str = ""
+    server_pid: int = 0
+    uvloop: bool = False
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Wall and CPU time of this process, and CPU of a PostgreSQL server, from `begin` on."""
+
+    server_pid: int
+    begun_s: float = 0.0
+    used_s: float = 0.0
+    server_used_s: float = 0.0
+
+    def begin(self) -> None:
+        """Everything is prepared: what comes now is measured."""
+        self.server_used_s = server_cpu_s(self.server_pid)
+        self.begun_s, self.used_s = time.perf_counter(), cpu_s()
+
+    def read(self) -> dict[str, float]:
+        """Seconds since `begin`."""
+        seconds, used = time.perf_counter() - self.begun_s, cpu_s() - self.used_s
+        server = server_cpu_s(self.server_pid) - self.server_used_s
+        return {"seconds": seconds, "cpu_s": used, "server_cpu_s": server}
+
+
+def server_cpu_s(postmaster_pid: int) -> float:
+    """CPU of a PostgreSQL server so far: its parent, its living children and those that ended.
+
+    0 for process id 0: nothing is stored.
+    """
+    if not postmaster_pid:
+        return 0.0
+    postmaster = psutil.Process(postmaster_pid)
+    while True:
+        before = postmaster.cpu_times()
+        used = before.user + before.system + before.children_user + before.children_system
+        for child in postmaster.children(recursive=True):
+            try:
+                mine = child.cpu_times()
+            except psutil.NoSuchProcess:
+                continue  # ended meanwhile: the parent's times change
+            used += mine.user + mine.system
+        after = postmaster.cpu_times()
+        if (before.children_user, before.children_system) == (
+            after.children_user,
+            after.children_system,
+        ):
+            return float(used)  # no child ended between the two: none is missed or counted twice
 
 
 def tls_context() -> ssl.SSLContext:
@@ -86,15 +150,13 @@ async def bare_picows(url: str, frames: list[int], tls: ssl.SSLContext | None) -
     await asyncio.gather(*(one(n) for n in frames))
 
 
-def _when(msg: dict[str, object]) -> datetime:
+def _when(msg: dict[str, Any]) -> datetime:
     if isinstance(msg.get("ts"), str):
         return datetime.fromisoformat(str(msg["ts"]))
     return datetime.fromtimestamp(float(str(msg["ts"])), UTC)
 
 
-def _usual_row(
-    frame: dict[str, object], msg: dict[str, str]
-) -> tuple[str, tuple[object, ...]] | None:
+def _usual_row(frame: dict[str, Any], msg: dict[str, Any]) -> tuple[str, tuple[object, ...]] | None:
     now = datetime.now(UTC)
     if frame["type"] == "orderbook_delta":
         return "usual_delta", (now, msg["market_ticker"], msg["side"], msg["price_dollars"],
@@ -103,17 +165,16 @@ def _usual_row(
         return "usual_trade", (now, msg["market_ticker"], msg["trade_id"], msg["yes_price_dollars"],
                                msg["count_fp"], msg["taker_side"], _when(msg))  # fmt: skip
     if frame["type"] == "ticker":
-        return "usual_ticker", (now, msg["market_ticker"], msg["price_dollars"], msg["yes_bid_dollars"],
-                                msg["yes_ask_dollars"], msg["volume_fp"], _when(msg))  # fmt: skip
+        return "usual_ticker", (now, msg["market_ticker"], msg["price_dollars"],
+                                msg["yes_bid_dollars"], msg["yes_ask_dollars"],
+                                msg["volume_fp"], _when(msg))  # fmt: skip
     return None
 
 
-async def usual(
-    url: str, frames: list[int], tls: ssl.SSLContext | None, dsn: str, *, index: bool
-) -> int:
-    """Returns the rows committed."""
-    pool = await asyncpg.create_pool(dsn, min_size=1, max_size=2)
-    await pool.execute(USUAL_TABLES + (USUAL_INDEXES if index else ""))
+async def usual(asked: Task, tls: ssl.SSLContext | None, watch: Stopwatch) -> dict[str, float]:
+    """Rows are those committed."""
+    pool = await asyncpg.create_pool(asked.dsn, min_size=2, max_size=2)
+    await pool.execute(USUAL_TABLES + (USUAL_INDEXES if asked.mode == "usual" else ""))
     columns = {"usual_delta": 8, "usual_trade": 7, "usual_ticker": 7}
     statements = {
         name: f"INSERT INTO {name} VALUES ({', '.join(f'${i + 1}' for i in range(n))})"
@@ -129,8 +190,8 @@ async def usual(
         committed += len(batch)
 
     async def one(expected: int) -> None:
-        async with connect(url, ssl=tls, compression=None, max_size=None) as ws:
-            await ws.send(SUBSCRIBE.decode())
+        async with connect(asked.url, ssl=tls, compression=None, max_size=None) as ws:
+            await ws.send(SUBSCRIBE_USUAL.decode())
             for _ in range(expected + 3):
                 frame = json.loads(await ws.recv())
                 made = _usual_row(frame, frame.get("msg", {}))
@@ -138,41 +199,37 @@ async def usual(
                     rows[made[0]].append(made[1])
                     if len(rows[made[0]]) >= USUAL_BATCH_ROWS:
                         await flush(made[0])
+            ws.transport.abort()  # more frames are on their way: no goodbye could come through
 
-    await asyncio.gather(*(one(n) for n in frames))
+    watch.begin()
+    await asyncio.gather(*(one(n) for n in asked.frames))
     for name in rows:
         await flush(name)
+    measured = watch.read()
     await pool.close()
-    return committed
+    return {**measured, "rows": committed}
 
 
-async def run(asked: argparse.Namespace) -> dict[str, float]:
-    """Carry out one mode. Returns what it measured."""
-    frames = json.loads(asked.frames)
+async def run(asked: Task) -> dict[str, float]:
+    """Carry out one task. Returns what it measured."""
     tls = tls_context() if asked.url.startswith("wss") else None
-    begun, used = time.perf_counter(), cpu_s()
-    rows = 0
-    if asked.mode == "bare-websockets":
-        await bare_websockets(asked.url, frames, tls)
-    elif asked.mode == "bare-picows":
-        await bare_picows(asked.url, frames, tls)
+    watch = Stopwatch(asked.server_pid)
+    if asked.mode.startswith("usual"):
+        measured = await usual(asked, tls, watch)
     else:
-        rows = await usual(asked.url, frames, tls, asked.dsn, index=asked.mode == "usual")
-    return {"frames": sum(frames), "rows": rows, "seconds": time.perf_counter() - begun,
-            "cpu_s": cpu_s() - used}  # fmt: skip
+        bare = bare_websockets if asked.mode == "bare-websockets" else bare_picows
+        watch.begin()
+        await bare(asked.url, asked.frames, tls)
+        measured = {**watch.read(), "rows": 0}
+    return {**measured, "frames": sum(asked.frames)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    modes = ["bare-websockets", "bare-picows", "usual", "usual-no-index"]
-    parser.add_argument("mode", choices=modes)
-    parser.add_argument("--url", required=True)
-    parser.add_argument("--frames", required=True, help="JSON list: frames expected per connection")
-    parser.add_argument("--dsn", default="")
-    parser.add_argument("--uvloop", action="store_true")
-    asked = parser.parse_args()
-    measured = uvloop.run(run(asked)) if asked.uvloop else asyncio.run(run(asked))
-    print(json.dumps(measured))
+    """Answer tasks until the input ends."""
+    for line in sys.stdin:
+        asked = Task(**json.loads(line))
+        measured = uvloop.run(run(asked)) if asked.uvloop else asyncio.run(run(asked))
+        print(json.dumps(measured), flush=True)
 
 
 if __name__ == "__main__":

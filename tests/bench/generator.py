@@ -1,8 +1,8 @@
 """A server that floods WebSocket frames as fast as they are taken: the load of the benchmarks.
 
-It speaks just enough of the exchange's protocol (upgrade, subscribe, then frames in sequence) and sends
-frames made beforehand, so that it is not what limits. Runs as a process of its own:
-`python -m tests.bench.generator --frames N --connections C --ready FILE [--tls-cert F --tls-key F]`.
+It speaks just enough of the exchange's protocol (upgrade, subscribe, then frames in sequence) and
+sends frames made beforehand, so that it is not what limits. Runs as a process of its own:
+`python -m tests.bench.generator --frames N --ready FILE [--tls-cert F --tls-key F]`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def _delta(market: int, seq: int, us: int, rng: random.Random) -> dict[str, obje
     return {"type": "orderbook_delta", "sid": 1, "seq": seq, "msg": {
         "market_ticker": ticker_name(market), "market_id": f"{market:032x}",
         "price_dollars": f"0.{rng.randrange(30, 50):02d}00", "delta_fp": format_size(centi),
-        "side": rng.choice(("yes", "no")), "ts": format_ts_us(us), "ts_ms": us // 1_000}}  # fmt: skip
+        "side": rng.choice(("yes", "no")), "ts": format_ts_us(us),
+        "ts_ms": us // 1_000}}  # fmt: skip
 
 
 def make_frames(count: int, stream: int) -> list[bytes]:
@@ -144,11 +145,15 @@ def client_texts(buffer: bytes) -> tuple[list[bytes], bytes, bool]:
 
 
 class Flood(asyncio.Protocol):
-    """One client: upgrade, answer its subscribes; once all three channels are subscribed,
-    everything. The stream is the one that the subscribed markets belong to, else the next in turn."""
+    """One client: upgrade, answers to its subscribes, then the whole stream of its markets.
 
-    def __init__(self, wires: list[bytes], turn: Iterator[int]) -> None:
-        self.wires, self.turn = wires, turn
+    The stream begins once all three channels are subscribed. A client that names no markets gets
+    the next stream in turn; one that wants no initial snapshots gets the stream without them.
+    """
+
+    def __init__(self, wires: list[bytes], books: list[int], turn: Iterator[int]) -> None:
+        self.wires, self.books, self.turn = wires, books, turn
+        self.wants_books = True
         self.wire, self.sent, self.begun = memoryview(b""), 0, False
         self.buffer, self.upgraded, self.channels = b"", False, set[str]()
         self.stream: int | None = None
@@ -195,13 +200,16 @@ class Flood(asyncio.Protocol):
             msg = {"channel": channel, "sid": SIDS[channel]}
             answer = {"id": asked["id"], "type": "subscribed", "msg": msg}
             self.transport.write(_text_frame(json.dumps(answer).encode()))
+        self.wants_books &= asked["params"].get("send_initial_snapshot") is not False
         named = asked["params"].get("market_tickers")
         if named:
             self.stream = int(named[0][-5:]) // MARKETS_EACH
         if self.channels == SIDS.keys() and not self.begun:
             self.begun = True
             stream = next(self.turn) if self.stream is None else self.stream
-            self.wire = memoryview(self.wires[stream % len(self.wires)])
+            stream %= len(self.wires)
+            first = 0 if self.wants_books else self.books[stream]
+            self.wire = memoryview(self.wires[stream])[first:]
             self.pump()
 
     def pump(self) -> None:
@@ -221,9 +229,10 @@ async def serve(frames: int, connections: int, ready: Path, tls: ssl.SSLContext 
     """Serve until killed. `frames` is per connection; each connection gets its own stream."""
     streams = [make_frames(frames, n) for n in range(connections)]
     wires = [b"".join(_text_frame(b) for b in bodies) for bodies in streams]
+    books = [sum(len(_text_frame(b)) for b in bodies[:MARKETS_EACH]) for bodies in streams]
     turn = itertools.count()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Flood(wires, turn), "127.0.0.1", 0, ssl=tls)
+    server = await loop.create_server(lambda: Flood(wires, books, turn), "127.0.0.1", 0, ssl=tls)
     facts = {"port": server.sockets[0].getsockname()[1], "bytes": [len(w) for w in wires],
              "rows": [data_rows(bodies) for bodies in streams]}  # fmt: skip
     partial = ready.with_suffix(".part")

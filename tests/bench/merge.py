@@ -1,0 +1,200 @@
+"""The merge of three gatherer databases against its limit: the same bytes copied out and in.
+
+The limit does what no merge can do without: binary COPY of the four row tables out of the three
+databases side by side, binary COPY of the merged rows into production's tables with their keys. It
+decides nothing. Rows of both rates are rows read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dedup import hours, tape_rows
+from dedup.arbitrate import Arbiter
+from dedup.output import ArbiterSettings, WindowOutput
+from dedup.pipeline import PUBLISH_ROWS
+from dedup.publication import HOUR_US, publication_of
+from dedup.publish import Publisher
+from dedup.pull import Position, pull
+from kalshilake.store import open_store
+from kalshilake.write import write_hour
+from runtime import pgcopy
+from runtime.partitions import Partitions
+from runtime.postgres import Connection, connect, copy_in, copy_out, migrate
+
+HOT_LAYOUTS = (pgcopy.DELTA_COPY, pgcopy.SNAPSHOT_COPY, pgcopy.TRADE_COPY, pgcopy.TICKER_COPY)
+TAPE_LAYOUTS = (
+    tape_rows.DELTA_COPY, tape_rows.SNAPSHOT_COPY, tape_rows.TRADE_COPY, tape_rows.TICKER_COPY,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge did. `rows_in`: rows of all tables read; `counts`: the arbiter's."""
+
+    seconds: float
+    rows_in: int
+    counts: dict[str, int]
+    phases: dict[str, float]  # seconds of reading, deciding, publishing
+
+
+async def merge(hot: Sequence[str], production: str) -> Merged:
+    """Merge everything that the gatherer databases hold into an empty production database."""
+    conns = [await connect(dsn) for dsn in hot]
+    publisher = Publisher(production, {})
+    await publisher.open()
+    phases = dict.fromkeys(("read", "decide", "publish"), 0.0)
+    began = time.perf_counter()
+    arbiter, rows_in = await _read(conns, phases)
+    outputs: list[WindowOutput] = []
+    rows = 0
+    while True:
+        at = time.perf_counter()
+        output = arbiter.step(final=True)
+        phases["decide"] += time.perf_counter() - at
+        if output is not None:
+            outputs.append(output)
+            rows += len(output.deltas) + len(output.trades) + len(output.ticker_rows)
+        if outputs and (output is None or rows >= PUBLISH_ROWS):
+            at = time.perf_counter()
+            standing = publisher.standing
+            made = publication_of(outputs, standing.ids, standing.reach)
+            await publisher.commit(made, dict.fromkeys(range(len(hot)), 1))
+            outputs, rows = [], 0
+            phases["publish"] += time.perf_counter() - at
+        if output is None:
+            break
+    seconds = time.perf_counter() - began
+    counts = dict(publisher.standing.counts)
+    await publisher.close()
+    for conn in conns:
+        await conn.close()
+    return Merged(seconds, rows_in, counts, phases)
+
+
+async def _read(conns: Sequence[Connection], phases: dict[str, float]) -> tuple[Arbiter, int]:
+    """Pull until there is nothing more; the arbiter that has it all, and how many rows it was."""
+    arbiter = Arbiter(len(conns), ArbiterSettings())
+    positions = [Position()] * len(conns)
+    rows_in = 0
+    while True:
+        at = time.perf_counter()
+        pulls = await asyncio.gather(
+            *(pull(c, g, p) for g, (c, p) in enumerate(zip(conns, positions, strict=True)))
+        )
+        phases["read"] += time.perf_counter() - at
+        positions = [found.position for found in pulls]
+        batches = [found.batch for found in pulls if found.batch is not None]
+        if not batches:
+            return arbiter, rows_in
+        rows_in += sum(found.rows for found in pulls)
+        at = time.perf_counter()
+        for batch in batches:
+            arbiter.absorb(batch)
+        phases["decide"] += time.perf_counter() - at
+
+
+async def tape_bytes(production: str) -> list[tuple[pgcopy.CopyLayout, bytearray]]:
+    """The merged rows as COPY bytes without header and trailer, for the limit."""
+    conn = await connect(production)
+    made = []
+    for layout in TAPE_LAYOUTS:
+        columns = ", ".join(layout.names)
+        body = await copy_out(conn, f"SELECT {columns} FROM {layout.table}")
+        rows = body[len(pgcopy.HEADER) : -len(pgcopy.TRAILER)]
+        if rows:
+            made.append((layout, rows))
+    await conn.close()
+    return made
+
+
+async def limit(
+    hot: Sequence[str],
+    production: str,
+    tape: Sequence[tuple[pgcopy.CopyLayout, bytearray]],
+    days_us: tuple[int, int],
+) -> float:
+    """Seconds of COPY out of the gatherer databases and COPY in of the merged rows."""
+    conns = [await connect(dsn) for dsn in hot]
+    target = await connect(production)
+    await migrate(target, "production")
+    partitions = Partitions()
+    for layout, _ in tape:
+        await partitions.ensure(target, layout.table, *days_us, "day")
+
+    async def out(conn: Connection) -> None:
+        for layout in HOT_LAYOUTS:
+            await copy_out(conn, f"SELECT {', '.join(layout.names)} FROM {layout.table}")
+
+    began = time.perf_counter()
+    await asyncio.gather(*(out(conn) for conn in conns))
+    async with target.transaction():
+        for layout, rows in tape:
+            await copy_in(target, layout, rows)
+    seconds = time.perf_counter() - began
+    for conn in (*conns, target):
+        await conn.close()
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Parquet objects of all hours' deltas: rows, bytes, seconds of kalshilake.write alone."""
+
+    rows: int
+    bytes: int
+    seconds: float
+
+
+async def export(production: str, folder: Path) -> Exported:
+    """Write the deltas of every hour of a production database as the lake would."""
+    conn = await connect(production)
+    names: Mapping[int, str] = {
+        r["market_id"]: r["ticker"]
+        for r in await conn.fetch("SELECT market_id, ticker FROM market")
+    }
+    found = await conn.fetch(
+        "SELECT DISTINCT (extract(epoch FROM exchange_ts) * 1000000)::bigint / $1::bigint AS hour"
+        " FROM orderbook_delta ORDER BY 1", HOUR_US,
+    )  # fmt: skip
+    store = open_store(folder)
+    rows = size = 0
+    seconds = 0.0
+    for record in found:
+        hour_us = record["hour"] * HOUR_US
+        arrow = await hours.delta_table(conn, hour_us, names)
+        at = time.perf_counter()
+        made = write_hour(store, "orderbook_deltas", hour_us, arrow, watermark_us=hour_us + HOUR_US)
+        seconds += time.perf_counter() - at
+        rows, size = rows + made.rows, size + made.bytes
+    await conn.close()
+    return Exported(rows, size, seconds)
+
+
+async def delta_bytes(dsn: str) -> tuple[int, int]:
+    """(rows, bytes) of a database's orderbook_delta, partitions, keys and indexes included."""
+    conn = await connect(dsn)
+    row: Any = await conn.fetchrow(
+        "SELECT (SELECT count(*) FROM orderbook_delta) AS n_rows,"
+        " sum(pg_total_relation_size(c.oid)) AS n_bytes FROM pg_class c"
+        " JOIN pg_inherits i ON i.inhrelid = c.oid"
+        " WHERE i.inhparent = 'orderbook_delta'::regclass"
+    )
+    await conn.close()
+    return int(row["n_rows"]), int(row["n_bytes"])
+
+
+async def time_span(dsn: str) -> tuple[int, int]:
+    """(first, last) exchange time of a database's deltas in microseconds."""
+    conn = await connect(dsn)
+    row: Any = await conn.fetchrow(
+        "SELECT (extract(epoch FROM min(exchange_ts)) * 1000000)::bigint AS first,"
+        " (extract(epoch FROM max(exchange_ts)) * 1000000)::bigint AS last FROM orderbook_delta"
+    )
+    await conn.close()
+    return int(row["first"]), int(row["last"])
