@@ -43,13 +43,11 @@ def type_fact(name: str) -> TypeFact:
 def of_configuration(topology: Topology, admin_cidr: str) -> Facts:
     """The facts of topology.toml."""
     words = {"admin": admin_cidr, "vpc": topology.vpc.cidr}
-    wanted = topology.production
     routes: dict[str, list[tuple[str, str]]] = {
         name: [(topology.vpc.cidr, "local")] for name in ("public", "private")
     }
     for route in topology.route:
         routes[route.table].append((route.destination, "Internet Gateway"))
-    private = tuple(subnet.name for subnet in topology.subnet if not subnet.public)
     bucket = topology.bucket
     day = bucket.partition.format(year=2024, month=1, day=15)
     prefixes = [bucket.parquet_prefix]
@@ -77,25 +75,7 @@ def of_configuration(topology: Topology, admin_cidr: str) -> Facts:
             for rule in topology.rule
         ),
         hosts=tuple(_configured_hosts(topology)),
-        database=DatabaseFact(
-            engine=wanted.engine,
-            version=wanted.engine_version,
-            instance_class=wanted.instance_class,
-            facts=type_fact(wanted.instance_class),
-            multi_az=wanted.multi_az,
-            storage_type=wanted.storage.type,
-            storage_gib=wanted.storage.size_gib,
-            iops=None,
-            throughput=None,
-            subnets=private,
-            zone=wanted.zone,
-            public=wanted.publicly_accessible,
-            port=topology.ports.number(wanted.port),
-            groups=(wanted.security_group,),
-            backup_days=wanted.backup_days,
-            backup_window=wanted.backup_window,
-            maintenance_window=wanted.maintenance_window,
-        ),
+        database=_configured_database(topology),
         local_databases=tuple(
             LocalDatabaseFact(local.name, topology.ports.number(local.port), local.purpose)
             for local in topology.local_database
@@ -115,6 +95,30 @@ def of_configuration(topology: Topology, admin_cidr: str) -> Facts:
             "deduplicator": deduplicator_policy(topology),
         },
         monthly=None,
+    )
+
+
+def _configured_database(topology: Topology) -> DatabaseFact:
+    wanted = topology.production
+    private = tuple(subnet.name for subnet in topology.subnet if not subnet.public)
+    return DatabaseFact(
+        engine=wanted.engine,
+        version=wanted.engine_version,
+        instance_class=wanted.instance_class,
+        facts=type_fact(wanted.instance_class),
+        multi_az=wanted.multi_az,
+        storage_type=wanted.storage.type,
+        storage_gib=wanted.storage.size_gib,
+        iops=None,
+        throughput=None,
+        subnets=private,
+        zone=wanted.zone,
+        public=wanted.publicly_accessible,
+        port=topology.ports.number(wanted.port),
+        groups=(wanted.security_group,),
+        backup_days=wanted.backup_days,
+        backup_window=wanted.backup_window,
+        maintenance_window=wanted.maintenance_window,
     )
 
 
