@@ -109,6 +109,12 @@ def server_cpu_s(postmaster_pid: int) -> float:
             return float(used)  # no child ended between the two: none is missed or counted twice
 
 
+def cpu_s() -> float:
+    """User and system time of this process and its threads so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
 def tls_context() -> ssl.SSLContext:
     """A context that takes the benchmark's own certificate."""
     context = ssl.create_default_context()
