@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from marketdata.coverage import OPEN_US, MarketClaim
 
+from marketdata.coverage import OPEN_US, MarketClaim
 from tests.hand import Hand, merge, us
 
 BOOK = {100_000: 500}

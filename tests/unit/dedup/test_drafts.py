@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+
 from dedup.drafts import Draft, Drafter, end_hash
 from dedup.inflow import Inflow
 from dedup.runs import Keyframe, Pair, Run, Standing
-
 from tests.hand import QUICK, Hand, book_hash
 
 BOOK = {100_000: 500}
@@ -14,7 +14,11 @@ HOLD = QUICK.float_hold_ns
 
 
 def drafted(
-    hand: Hand, *, standing: Standing = Standing.FLOATING, ahead: bool = True, end: int | None = None
+    hand: Hand,
+    *,
+    standing: Standing = Standing.FLOATING,
+    ahead: bool = True,
+    end: int | None = None,
 ) -> list[Draft]:
     """Drafts of market A of a hand's one run; the last snapshot may lie in a later window."""
     batch = hand.commit()

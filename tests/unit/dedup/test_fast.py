@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from dedup.fast import FastPath
 
+from dedup.fast import FastPath
 from tests.hand import QUICK, Hand, merge
 from tests.trial import Plan, Recorder, made_stream, play
 

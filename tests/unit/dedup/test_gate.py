@@ -5,7 +5,6 @@ from __future__ import annotations
 from dedup.gate import Patience, reasons_to_wait
 from dedup.inflow import Inflow
 from marketdata.rows import GathererBatch
-
 from tests.hand import QUICK, Hand, us
 
 WINDOW_0 = us(0) // QUICK.window_us

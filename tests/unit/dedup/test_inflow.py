@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dedup.inflow import Inflow
 from marketdata.rows import DeltaFlag, GathererBatch
-
-from tests.hand import QUICK, T0_US, Hand, us
+from tests.hand import QUICK, Hand, us
 
 INFERRED = int(DeltaFlag.TS_INFERRED)
 
@@ -144,7 +143,6 @@ def test_the_end_of_a_run_comes_after_all_its_rows() -> None:
     inflow = taken(hand.commit())
     assert [e.window for e in inflow.ends] == [us(2_500) // QUICK.window_us]
     assert inflow.ended
-    assert T0_US < us(1)
 
 
 def test_the_end_of_a_run_nobody_knows_any_more_is_ignored() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+
 from marketdata.book import level_constants
 from marketdata.rows import DeltaFlag
-
 from tests.hand import QUICK, Hand, merge, us
 from tests.trial import EXTREME, Recorder, made_stream, play
 
@@ -40,7 +40,9 @@ def test_every_epoch_after_the_first_has_its_gap_row() -> None:
 def test_keyframes_of_an_epoch_stand_at_different_places() -> None:
     stream = made_stream(13, 3_000, 4)
     played = play([Recorder(stream, g, 13, EXTREME) for g in range(3)])
-    places = [(o.tickers[s.market], s.epoch, s.market_seq) for o in played.outputs for s in o.snapshots]
+    places = [
+        (o.tickers[s.market], s.epoch, s.market_seq) for o in played.outputs for s in o.snapshots
+    ]
     assert len(places) == len(set(places)) > 10
 
 

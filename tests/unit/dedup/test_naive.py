@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dedup.output import ArbiterSettings
-
 from tests.hand import Hand, merge
 
 NAIVE = ArbiterSettings(window_us=1_000_000, merge="content")

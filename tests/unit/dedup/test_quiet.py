@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from dedup.output import WindowOutput
-
 from tests.hand import Hand, merge, us
 from tests.unit.dedup.test_arbitrate import added, statuses, tape
 
@@ -31,7 +30,12 @@ def busy(gatherer: int, book_b: dict[int, int], *, n: int = 40, **change: Any) -
 
 
 def frames(outputs: list[WindowOutput], ticker: str) -> list[tuple[int, int]]:
-    return [(s.epoch, s.market_seq) for o in outputs for s in o.snapshots if o.tickers[s.market] == ticker]
+    return [
+        (s.epoch, s.market_seq)
+        for o in outputs
+        for s in o.snapshots
+        if o.tickers[s.market] == ticker
+    ]
 
 
 def test_quiet_runs_with_one_book_share_an_epoch_and_one_keyframe() -> None:
@@ -85,9 +89,7 @@ def test_two_live_runs_outvote_a_third_with_another_quiet_book() -> None:
 
 
 def test_two_runs_that_come_later_outvote_the_one_that_was_there() -> None:
-    outputs = merge(
-        busy(0, {70_000: 3}), busy(1, BOOK, start=1_000), busy(2, BOOK, start=1_000)
-    )
+    outputs = merge(busy(0, {70_000: 3}), busy(1, BOOK, start=1_000), busy(2, BOOK, start=1_000))
     late = [s for a, _, s in statuses(outputs, "B", 3_500) if a >= 3_000]
     assert late[-1] == "complete"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+
 from dedup.runs import Keyframe, Market, Pair, Run, RunMarkets, Standing, Tail
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dedup.arbitrate import Arbiter
-
 from tests.hand import QUICK, Hand, drain, us
 
 BOOK = {100_000: 500}

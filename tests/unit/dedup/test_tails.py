@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+
 from dedup.runs import Run
 from dedup.tails import first_known, first_seq, gatherer_pairs, make_tail, tail_events, witnesses
 from marketdata.merge import merge_pieces
 from marketdata.rows import DELTA_ROW
-
 from tests.hand import Hand
 from tests.unit.marketdata.streams import piece, plain, prices
 

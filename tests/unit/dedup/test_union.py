@@ -45,9 +45,7 @@ def test_keys_are_forgotten_after_so_many_windows_and_named_for_deletion() -> No
 
 
 def test_ticker_states_differ_by_market_time_or_payload() -> None:
-    keys = {
-        ticker_key(name, state(us, key)) for name in "AB" for us in (1, 2) for key in (1, -1)
-    }
+    keys = {ticker_key(name, state(us, key)) for name in "AB" for us in (1, 2) for key in (1, -1)}
     assert len(keys) == 8
     assert ticker_key("A", state(1, -1)) == ticker_key("A", state(1, 2**64 - 1))
 
@@ -56,7 +54,10 @@ def test_equal_ticker_states_are_one() -> None:
     found = [("A", 0, state(1, 5, 9)), ("A", 1, state(1, 5, 3)), ("B", 1, state(1, 5))]
     memory = Memory()
     made = union_tickers(found, memory)
-    assert [(o.ticker, o.sources, o.received_ns) for o in made.values()] == [("A", 3, 3), ("B", 2, 1)]
+    assert [(o.ticker, o.sources, o.received_ns) for o in made.values()] == [
+        ("A", 3, 3),
+        ("B", 2, 1),
+    ]
     memory.add(4, made)
     assert union_tickers(found, memory) == {}
 

@@ -6,7 +6,6 @@ from dedup.inflow import Inflow
 from dedup.window import RunTimes, WindowSink, empty_block, open_claim
 from marketdata.coverage import OPEN_US
 from marketdata.rows import MERGED_ROW
-
 from tests.hand import QUICK, Hand, us
 
 SKEW = QUICK.engine_skew_us

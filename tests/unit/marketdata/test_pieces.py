@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from marketdata.alignment import no_events
 from marketdata.pieces import Part, Segment, order_ties, timed_range
-
 from tests.unit.marketdata.streams import piece, plain, stream
 
 

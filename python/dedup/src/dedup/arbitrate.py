@@ -150,6 +150,7 @@ class Arbiter(ArbiterState):
         for index, found in bunches.items():
             for b in found:
                 self.carried.setdefault((b.gatherer, b.run_id), {})[self.tickers[index]] = None
+        inherited = {key: self._inherited(run) for key, run in runs.items()}
         context = Context(
             settings=self.settings,
             window=window,
@@ -157,8 +158,8 @@ class Arbiter(ArbiterState):
             times=times,
             sink=sink,
             runs=runs,
-            n_markets={key: self._n_markets(run) for key, run in runs.items()},
-            inherits=lambda run, ticker: ticker in self._inherited(run),
+            n_markets={k: len(self.carried.get(k, {}).keys() | inherited[k]) for k in runs},
+            inherits=lambda run, ticker: ticker in inherited[(run.gatherer, run.run_id)],
             unclaimed=self.unclaimed,
             exact=self.exact,
             modes=self.modes,

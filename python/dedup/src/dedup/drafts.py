@@ -132,10 +132,11 @@ class Drafter:
         if cut_seq is not None and rows.size == 0 and not self.keyframes:
             return
         hashed = rows
-        floating = (rows["flags"] & FLOATING) != 0
-        if not self.floating and self.constant and floating.any():
-            hashed = rows.copy()
-            hashed["book_hash"][floating] += np.uint64(self.constant)
+        if not self.floating and self.constant and rows.size:
+            floating = (rows["flags"] & FLOATING) != 0
+            if floating.any():
+                hashed = rows.copy()
+                hashed["book_hash"][floating] += np.uint64(self.constant)
         events = events_of(hashed, self.h)
         broken = -1 if self.quarantined else chain_break(events)
         piece = Piece(
@@ -148,7 +149,7 @@ class Drafter:
             anchored=not self.floating,
             position=self.position,
             audit=self.audit,
-            weak=bool((rows["flags"] & int(DeltaFlag.NEGATIVE)).any()),
+            weak=rows.size > 0 and bool((rows["flags"] & int(DeltaFlag.NEGATIVE)).any()),
             open_end=cut_seq is None and self.end_seq is None,
         )
         self.drafts.append(

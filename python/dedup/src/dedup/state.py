@@ -68,10 +68,6 @@ class ArbiterState:
 
     # -- which markets a run carries ---
 
-    def _n_markets(self, run: Run) -> int:
-        carried = self.carried.get((run.gatherer, run.run_id), {})
-        return len(carried.keys() | self._inherited(run))
-
     def _inherited(self, run: Run) -> frozenset[str]:
         """Markets that were subscribed before the gap at which the run began."""
         if run.fresh:

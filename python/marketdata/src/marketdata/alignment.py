@@ -120,11 +120,14 @@ def events_of(rows: DeltaRows, h_start: int) -> Events:
 
     `h_start`: book hash before the first row, on the same footing as the rows' `book_hash`.
     """
+    return _events_of(rows, h_start) if rows.size else _NOTHING
+
+
+def _events_of(rows: DeltaRows, h_start: int) -> Events:
     h_after = np.ascontiguousarray(rows["book_hash"])
     h_before = np.empty_like(h_after)
-    if h_after.size:
-        h_before[0] = np.uint64(h_start)
-        h_before[1:] = h_after[:-1]
+    h_before[:1] = np.uint64(h_start)
+    h_before[1:] = h_after[:-1]
     price, side = np.ascontiguousarray(rows["price"]), np.ascontiguousarray(rows["side"])
     delta, flags = np.ascontiguousarray(rows["delta"]), np.ascontiguousarray(rows["flags"])
     return Events(
@@ -133,13 +136,18 @@ def events_of(rows: DeltaRows, h_start: int) -> Events:
     )  # fmt: skip
 
 
+_NOTHING: Final = _events_of(np.empty(0, DELTA_ROW), 0)  # most runs of a window bring no event
+
+
 def no_events() -> Events:
     """An empty stretch."""
-    return events_of(np.empty(0, DELTA_ROW), 0)
+    return _NOTHING
 
 
 def chain_break(events: Events) -> int:
     """Index of the first event whose H after is not H before plus its own term; -1 if none."""
+    if len(events) == 0:
+        return -1
     expected = events.h_before + level_constants(events.side, events.price) * events.delta.view(
         np.uint64
     )
