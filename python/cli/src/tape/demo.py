@@ -160,7 +160,7 @@ def check_words(frames: Path | None, faults: str, merge: str) -> None:
 
 def print_proof(result: dict[str, Any], verdict: proof.Verdict, console: Console) -> None:
     """The proof as a table, and what was found in words."""
-    table = Table(title="Proof: the merged tape against the exchange's own log")
+    table = Table(title="Proof: the merged tape against the exchange's own log", min_width=60)
     table.add_column("number")
     table.add_column("value", justify="right")
     table.add_column("")
