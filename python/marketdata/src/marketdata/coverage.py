@@ -201,8 +201,10 @@ def _channel(
 ) -> list[Interval]:
     """Cut [from_us, to_us) at every place where something changes, and judge each part."""
     cuts = {from_us, to_us}
-    for row in (*claims, *marks):
-        cuts |= {row.from_us, row.to_us}
+    for claim in claims:
+        cuts |= {claim.from_us, claim.to_us}
+    for mark in marks:
+        cuts |= {mark.from_us, mark.to_us}
     cuts |= {e.from_us for e in epochs}
     ordered = sorted(c for c in cuts if from_us <= c <= to_us)
     first = min((c.from_us for c in claims), default=to_us)
