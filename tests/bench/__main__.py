@@ -48,11 +48,11 @@ class Plan:
     rounds: int
     until_s: float  # no new round of the clients begins after so many seconds
     merge_rounds: int
-    captures: int
+    captures: int  # 0: sizes of the made-up frames
 
 
-FULL = Plan(frames=8_000, usual_frames=1_500, rounds=5, until_s=90, merge_rounds=3, captures=3)
-SHORT = Plan(frames=2_000, usual_frames=500, rounds=1, until_s=1, merge_rounds=1, captures=1)
+FULL = Plan(frames=4_000, usual_frames=1_000, rounds=5, until_s=60, merge_rounds=2, captures=1)
+SHORT = Plan(frames=1_000, usual_frames=300, rounds=1, until_s=1, merge_rounds=1, captures=0)
 
 
 def cases(plan: Plan) -> list[Case]:

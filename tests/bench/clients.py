@@ -133,7 +133,7 @@ async def bare_websockets(url: str, frames: list[int], tls: ssl.SSLContext | Non
     await asyncio.gather(*(one(n) for n in frames))
 
 
-class _Bare(WSListener):  # type: ignore[misc]
+class _Bare(WSListener):
     def __init__(self, expected: int) -> None:
         self.left, self.done = expected + 3, asyncio.Event()
 
@@ -150,7 +150,8 @@ class _Bare(WSListener):  # type: ignore[misc]
 
 async def bare_picows(url: str, frames: list[int], tls: ssl.SSLContext | None) -> None:
     async def one(expected: int) -> None:
-        _, listener = await ws_connect(lambda: _Bare(expected), url, ssl_context=tls)
+        listener = _Bare(expected)
+        await ws_connect(lambda: listener, url, ssl_context=tls)
         await listener.done.wait()
 
     await asyncio.gather(*(one(n) for n in frames))

@@ -12,6 +12,7 @@ before the first connection to after the last commit.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class Recorder:
         self.asked = asked
         self.signer = signer
         self.clock = Clock()
+        # One for all connections, as the peers have it: making one reads the whole trust store.
+        self.tls = tls_context() if asked.url.startswith("wss") else None
         self.rows = dict.fromkeys(DATA_TABLES, 0)
         self.decoding: Decoding
         self.spool = SpoolWriter.open(
@@ -78,8 +81,7 @@ class Recorder:
             self.rows[table] += packed.counts.get(table, 0)
 
     def _feed(self, stream: int) -> FeedConnection:
-        tls = tls_context() if self.asked.url.startswith("wss") else None
-        settings = FeedSettings(self.asked.url, self.asked.transport, ssl_context=tls)
+        settings = FeedSettings(self.asked.url, self.asked.transport, ssl_context=self.tls)
         feed = FeedConnection(
             f"books-{stream}", settings, SessionSettings(channels=("trade", "ticker")), self.signer,
             self.spool, self.intake, self.clock,
@@ -94,6 +96,7 @@ class Recorder:
         commits = asyncio.create_task(self.spool.run())
         while self.sink.status.state != "live":  # noqa: ASYNC110 - the sink tells no event
             await asyncio.sleep(POLL_S)
+        gc.freeze()  # as the service does once it has started
         watch.begin()
         feeds = [self._feed(stream) for stream in range(asked.streams)]
         running = [asyncio.create_task(feed.run()) for feed in feeds]

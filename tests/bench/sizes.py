@@ -22,7 +22,7 @@ from marketdata.chain import Rows
 from marketdata.continuity import Continuity
 from marketdata.rows import DELTA_ROW
 from runtime.partitions import Partitions
-from runtime.postgres import connect, copy_in, migrate
+from runtime.postgres import Connection, connect, copy_in, migrate
 from runtime.spool import Position
 from tests.recorded import DATA
 
@@ -93,11 +93,11 @@ async def write_gatherers(captures: Sequence[Path], hot: Sequence[str]) -> int:
     return n_deltas
 
 
-async def _commit(conn: object, packed: PackedBatch) -> None:
-    async with conn.transaction():  # type: ignore[attr-defined]
+async def _commit(conn: Connection, packed: PackedBatch) -> None:
+    async with conn.transaction():
         for layout, body in packed.tables:
-            await copy_in(conn, layout, body)  # type: ignore[arg-type]
-        await conn.execute(  # type: ignore[attr-defined]
+            await copy_in(conn, layout, body)
+        await conn.execute(
             "INSERT INTO ingest_batch (batch_id, batch_uid, n_deltas, n_rows, min_received_ns,"
             " max_received_ns) VALUES ($1, $2, $3, $4, $5, $6)",
             packed.batch_id, packed.batch_uid, packed.n_deltas, packed.n_rows,
