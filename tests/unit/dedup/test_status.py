@@ -41,4 +41,5 @@ def test_totals_go_on_from_what_production_has() -> None:
 def test_share_of_complete_time() -> None:
     """Nothing exported yet is not the same as nothing complete."""
     assert complete_share({}) is None
-    assert complete_share({"complete": 3, "gap": 1}) == 0.75
+    assert complete_share({"dark": 9}) is None
+    assert complete_share({"complete": 3, "gap": 1, "dark": 9}) == 0.75

@@ -92,8 +92,11 @@ def gatherer_status(reader: GathererReader, now_ns: int) -> dict[str, Any]:
 
 
 def complete_share(coverage_us: Mapping[str, int]) -> float | None:
-    """Share of the exported market time of order books that is complete; None before the first."""
-    total_us = sum(coverage_us.values())
+    """Share of complete time in the time between a market's first and last proof, order books.
+
+    Of the exported hours; None before the first. Dark time (before and after) does not count.
+    """
+    total_us = sum(us for status, us in coverage_us.items() if status != "dark")
     return round(coverage_us.get("complete", 0) / total_us, 4) if total_us else None
 
 
