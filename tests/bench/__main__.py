@@ -252,6 +252,8 @@ def main() -> int:
     facts["loadavg at the end"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
     facts |= {"rounds": str(len(rounds)), "frames a case": f"{plan.frames * 8:,}",
               "seconds": f"{time.monotonic() - began:.0f}"}  # fmt: skip
+    if asked.short:
+        facts["short"] = "few frames and few rows: a check that it runs, no measurement"
     if asked.json:
         print(json.dumps({"machine": facts, "lines": [each.record() for each in lines]}))
     else:
