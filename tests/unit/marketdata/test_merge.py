@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from marketdata.alignment import join_events, no_events
-from marketdata.merge import Base, Merged, Piece, merge_pieces
+from marketdata.merge import Base, Merged, Part, Piece, Segment, _Attempt, merge_pieces
 from tests.unit.marketdata.streams import H0, MASK, piece, plain, prices, stream
 
 WINDOW_US = 2_000
@@ -254,6 +254,16 @@ def test_rule_9_two_gatherers_outvote_a_silently_wrong_one(order: tuple[int, ...
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_rule_9_two_gatherers_outvote_a_wrong_one_that_saw_more(order: tuple[int, ...]) -> None:
+    """The wrong one is placed first; both others must reach their common branch through it."""
+    truth = plain(30)
+    pieces = [lacking(30, 7), piece(truth, 0, 20, 1), piece(truth, 2, 20, 2)]
+    merged = merge(None, *(pieces[i] for i in order), window_us=0)
+    assert [prices(s.events) for s in merged.segments] == [prices(truth)[:20]]
+    assert reasons(merged) == [(0, 7, 29, "contradicted")]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_rule_9_holds_for_continuing_runs_too(order: tuple[int, ...]) -> None:
     truth = plain(20)
     base = Base(100, H0, 50_000)
@@ -486,3 +496,216 @@ def test_nothing_in_gives_nothing_out() -> None:
     assert merged.segments == []
     merged = merge(Base(3, H0 & MASK, 7), piece(no_events(), 0, 0, 0))
     assert [len(s.events) for s in merged.segments] == [0]
+
+
+def test_a_like_event_at_another_time_is_ignored_if_what_follows_differs() -> None:
+    """A flicker recurs within the window of rule 10: it is another event, not another clock."""
+    truth = stream([(10, 10_000, 5), (20, 10_000, -5), (900, 10_000, 5), (950, 30_000, 1)])
+    merged = merge(None, piece(truth, 0, 2, 0), piece(truth, 2, 4, 1))
+    assert merged.mode == "exact"
+    assert [len(s.events) for s in merged.segments] == [2, 2]
+
+
+def test_a_floating_run_extends_a_segment_that_others_contradict_further_on() -> None:
+    truth = plain(20)
+    wrong = stream(prices(truth)[:9] + prices(truth)[10:])
+    merged = merge(
+        None,
+        piece(truth, 5, 18, 0),
+        piece(truth, 5, 18, 2),
+        piece(wrong, 6, 18, 1),
+        piece(truth, 0, 8, 3, anchored=False),
+        window_us=0,
+    )
+    assert [prices(s.events) for s in merged.segments] == [prices(truth)[:18]]
+    assert reasons(merged) == [(1, 3, 12, "contradicted")]
+
+
+def test_a_floating_run_that_contradicts_any_segment_is_not_placed() -> None:
+    truth = plain(30)
+    odd = stream([*prices(truth)[:12], *prices(truth)[13:]])
+    merged = merge(
+        None,
+        piece(truth, 0, 6, 0),
+        piece(truth, 10, 30, 1),
+        piece(odd, 2, 25, 2, anchored=False),
+    )
+    assert reasons(merged) == [(2, 0, 23, "unanchored")]
+
+
+def test_what_contradicts_a_contradicted_run_goes_with_it() -> None:
+    """Three runs, three stories: the two that agree with nobody are set aside."""
+    truth = plain(20)
+    first = stream([*prices(truth)[:5], *prices(truth)[6:]])
+    second = stream([*prices(first)[:9], *prices(first)[10:]])
+    merged = merge(
+        None,
+        piece(truth, 0, 20, 0),
+        piece(truth, 0, 20, 1),
+        piece(truth, 0, 20, 4),
+        piece(first, 0, 19, 2),
+        piece(second, 6, 18, 3),
+        window_us=0,
+    )
+    assert [prices(s.events) for s in merged.segments] == [prices(truth)]
+    assert {(r.piece.gatherer, r.reason) for r in merged.rejected} == {
+        (2, "contradicted"), (3, "contradicted")
+    }  # fmt: skip
+
+
+def test_three_runs_with_three_stories_are_disputed_from_the_first_difference() -> None:
+    truth = plain(20)
+    second = stream([*prices(truth)[:8], *prices(truth)[9:]])
+    third = stream([*prices(truth)[:8], *prices(truth)[10:]])
+    merged = merge(None, piece(truth, 0, 20, 0), piece(second, 0, 19, 1), piece(third, 0, 18, 2))
+    assert merged.segments[0].disputed_from == 8
+    assert {r.reason for r in merged.rejected} == {"disputed"}
+
+
+def test_continuing_runs_that_differ_at_once_are_outvoted_at_once() -> None:
+    """Nothing of this window is agreed yet: what follows must follow the end of the tape."""
+    truth = plain(20)
+    base = Base(5, int(truth.h_after[4]), 500_000)
+    wrong = stream([(550_000 + i, 990_000, 1 + i) for i in range(30)], int(truth.h_after[4]))
+    merged = merge(
+        base,
+        piece(wrong, 0, 30, 0, position=5),
+        piece(truth, 5, 20, 1, position=5),
+        piece(truth, 5, 20, 2, position=5),
+    )
+    assert prices(merged.segments[0].events) == prices(truth)[5:]
+
+
+def test_a_later_run_joins_the_live_end_and_not_the_rival_before_it() -> None:
+    truth = plain(20)
+    base = Base(10, int(truth.h_after[9]), 1_000_000)
+    extra = stream([(1_050_000, 990_000, 5), *prices(truth)[10:14]], int(truth.h_after[9]))
+    extra.h_before[1:] = truth.h_before[10:14]  # from there on its book is right by chance
+    extra.h_after[1:] = truth.h_after[10:14]
+    merged = merge(
+        base,
+        piece(truth, 10, 20, 0, position=10),
+        piece(truth, 10, 20, 2, position=10),
+        piece(extra, 0, 5, 1),
+        piece(truth, 12, 20, 3),
+        window_us=0,
+    )
+    assert prices(merged.segments[0].events) == prices(truth)[10:]
+    assert {(r.piece.gatherer, r.reason) for r in merged.rejected} == {(1, "contradicted")}
+
+
+def test_rule_6_a_place_before_the_last_run_of_the_connection_is_refused() -> None:
+    """The cycle fits at two places; at the first one the connection had seen it already."""
+    cycle = [(10, 10_000, 5), (10, 10_000, -5)]
+    truth = stream([(5, 20_000, 1), *cycle, *cycle, (20, 30_000, 1)])
+    first = piece(truth, 0, 3, 0, open_end=False)
+    second = piece(truth, 3, 5, 0, run_id=2, open_end=False)
+    merged = merge(None, piece(truth, 0, 6, 1), first, second)
+    part = next(p for p in merged.segments[0].parts if p.piece is second)
+    assert (part.start, part.loose) == (3, False)
+
+
+def test_rule_6_binds_an_earlier_run_that_is_placed_later() -> None:
+    truth = plain(20)
+    late = piece(truth, 10, 20, 0, run_id=2, seq_from=13, seq_to=22)
+    early = piece(truth, 3, 9, 0, seq_from=4, seq_to=9, anchored=False)
+    merged = merge(None, late, early, piece(truth, 0, 14, 1))
+    assert merged.rejected == []
+    assert {p.piece.run_id: p.start for p in merged.segments[0].parts if p.piece.gatherer == 0} == {
+        1: 3, 2: 10
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("truth_wins", [True, False])
+def test_a_bridge_that_denies_the_second_segment_is_voted_on(truth_wins: bool) -> None:
+    truth = plain(20)
+    bridge = stream([*prices(truth)[:14], *prices(truth)[15:]])
+    more = truth if truth_wins else bridge
+    start, stop = (10, 20) if truth_wins else (3, 19)
+    merged = merge(
+        None,
+        piece(truth, 0, 6, 0),
+        piece(truth, 10, 20, 1),
+        piece(bridge, 3, 19, 2),
+        piece(more, start, stop, 3),
+        piece(more, start, stop, 4),
+        window_us=0,
+    )
+    found = [e for s in merged.segments for e in prices(s.events)]
+    assert found == prices(truth if truth_wins else bridge)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (1, 1)])
+def test_two_segments_that_know_a_common_time_never_stay_both(first: int, second: int) -> None:
+    """INV-M3, whatever led there: the one with fewer gatherers goes, of equals the later."""
+    truth, other = plain(20), plain(20, step_us=110_000, h0=7)
+    attempt = _Attempt(None, 0, 0, grouped=False)
+    for events, count, offset in ((truth, first, 0), (other, second, 10)):
+        segment = Segment(events)
+        segment.parts = [Part(piece(events, 0, 20, offset + g), 0, 0, 20) for g in range(count)]
+        attempt.segments.append(segment)
+    merged = attempt.finish("exact")
+    kept = other if second > first else truth
+    assert [prices(s.events) for s in merged.segments] == [prices(kept)]
+    assert {r.reason for r in merged.rejected} == {"contradicted"}
+
+
+def test_a_segment_that_outvotes_the_tapes_new_events_leaves_what_is_published() -> None:
+    truth, other = plain(20), plain(20, step_us=110_000, h0=7)
+    attempt = _Attempt(Base(2, H0, 5, truth.part(0, 2), [1, 1]), 0, 0, grouped=False)
+    base = attempt.segments[0]
+    base.events = truth
+    base.parts = [Part(piece(truth, 0, 20, 0), 0, 0, 20)]
+    rival = Segment(other)
+    rival.parts = [Part(piece(other, 0, 20, g), 0, 0, 20) for g in (1, 2)]
+    attempt.segments.append(rival)
+    merged = attempt.finish("exact")
+    assert [prices(s.events) for s in merged.segments] == [prices(truth)[:2], prices(other)]
+
+
+def test_a_reset_alone_that_fits_nowhere_is_a_segment_of_its_own() -> None:
+    """It has no time of its own, so it cannot overlap anything in time."""
+    truth = plain(5)
+    lone = stream([(50_000, 0, 0)], 77)
+    merged = merge(None, piece(truth, 0, 5, 0), piece(lone, 0, 1, 1))
+    assert sorted(len(s.events) for s in merged.segments) == [1, 5]
+
+
+def test_a_continuing_run_that_others_overtook_is_placed_anew() -> None:
+    """It was silent while the others went on: its rows come after later ones are on the tape."""
+    truth = plain(20)
+    base = Base(10, int(truth.h_after[9]), 1_000_000)
+    old = stream([(400_000, 990_000, 1), (1_100_000, 110_000, 110)], int(truth.h_after[9]))
+    merged = merge(base, piece(old, 0, 2, 1, position=10))
+    assert (1, 0, 1, "late") in reasons(merged)
+
+
+def test_a_rival_that_differs_from_another_rival_further_on_is_kept_apart() -> None:
+    truth = plain(20)
+    second = stream([*prices(truth)[:8], *prices(truth)[9:]])
+    third = stream([*prices(truth)[:8], *prices(truth)[9:12], *prices(truth)[13:]])
+    merged = merge(
+        None,
+        piece(truth, 0, 20, 0),
+        piece(truth, 0, 20, 4),
+        piece(second, 0, 19, 1),
+        piece(third, 0, 18, 2),
+    )
+    assert [prices(s.events) for s in merged.segments] == [prices(truth)]
+    assert {r.piece.gatherer for r in merged.rejected} == {1, 2}
+
+
+def test_a_segment_that_is_joined_takes_its_rivals_along() -> None:
+    truth = plain(20)
+    wrong = stream([*prices(truth)[:15], *prices(truth)[16:]])
+    merged = merge(
+        None,
+        piece(truth, 0, 6, 0),
+        piece(truth, 10, 20, 0, run_id=2),
+        piece(truth, 10, 20, 1),
+        piece(wrong, 10, 19, 2),
+        piece(truth, 4, 12, 3, anchored=False),
+        window_us=0,
+    )
+    assert [prices(s.events) for s in merged.segments] == [prices(truth)]
+    assert reasons(merged) == [(2, 5, 9, "contradicted")]

@@ -182,11 +182,11 @@ class _Attempt:
                 fits.append((segment, offset))
             elif clash is not None and (worst is None or clash[1] > worst[2]):
                 worst = (segment, clash[0], clash[1])
+        if worst is not None:  # a rival of that segment is reached through it
+            fits = [f for f in fits if f[0].branch is None or f[0].branch[0] is not worst[0]]
         if fits:
             self._join(fits, piece, events, first)
-            if worst is not None:
-                self.contradicted = True
-                self._clash_of(fits[0][0], worst[0])
+            self.contradicted |= worst is not None  # the two segments are told apart at the end
         elif worst is None:
             self._new(piece, events, first)
         else:
@@ -328,12 +328,8 @@ class _Attempt:
         start = max(offset, 0)  # where the piece's first event stands now
         for other, other_offset in fits[1:]:
             at = start - other_offset
-            _, agreed, length = agreement(other.events, target.events, at, self.tolerance_us)
-            if at < 0 or agreed != length or length == 0:
-                self.contradicted = True
-                self._clash_of(target, other)
-                continue
-            self._absorb(target, other, at)
+            if at >= 0:  # else it is a rival that claims events before the live end of the tape
+                self._absorb(target, other, at)
 
     def _absorb(self, target: Segment, other: Segment, at: int) -> None:
         extra = at + len(other.events) - len(target.events)
@@ -395,8 +391,7 @@ class _Attempt:
                 return False
             if offset_found is not None:
                 fits.append((segment, offset_found))
-        if not fits:
-            return False
+        assert fits, "the constant was proven by one of these segments"
         piece.constant = self.constants[id(piece)] = choice[0]
         self._join(fits, piece, events, 0)
         return True
@@ -430,14 +425,6 @@ class _Attempt:
                     self._add(rival, piece, events, first, offset)
                     return
         self._new(piece, events, first).branch = (segment, index)
-
-    def _clash_of(self, segment: Segment, other: Segment) -> None:
-        """Two segments that know a common time and differ: one of them has to defend itself."""
-        free = other.branch is None and not other.is_base
-        low, high = (segment, other) if free else (other, segment)
-        if high.branch is None and not high.is_base and high is not low:
-            start = int(high.events.us[0])
-            high.branch = (low, self._index_at(low, start))
 
     def _vote(self, segment: Segment, index: int, rival: Segment) -> int:
         """Rule 9: 1 if the rival is believed, -1 if the segment is, 0 if nobody can say."""
@@ -507,21 +494,21 @@ class _Attempt:
         base = [s for s in self.segments if s.is_base]
         others = [s for s in self.segments if not s.is_base and len(s.events)]
         others.sort(key=lambda s: (int(s.events.us[0]), int(s.events.us[-1])))
-        ordered = order_ties(self._apart(others))
-        return Merged(base + ordered, self.rejected, mode)
+        apart = self._apart(base + others)
+        return Merged(apart[: len(base)] + order_ties(apart[len(base) :]), self.rejected, mode)
 
     def _apart(self, segments: list[Segment]) -> list[Segment]:
-        """INV-M3 once more, whatever led here: no two new segments know a common time."""
+        """INV-M3 once more, whatever led here: no two segments know a common time."""
         kept: list[Segment] = []
         for segment in segments:
-            while kept and self._overlap_in_time(kept[-1], segment.events):
-                before = kept[-1]
-                strong = len(segment.gatherers(0, len(segment.events)))
-                if strong > len(before.gatherers(0, len(before.events))):
-                    self._drop(kept.pop(), 0, "contradicted")
+            before = kept[-1] if kept else None
+            if before is not None and self._overlap_in_time(before, segment.events):
+                ours = before.gatherers(before.emitted, len(before.events))
+                if len(segment.gatherers(0, len(segment.events))) <= len(ours):
+                    self._drop(segment, 0, "contradicted")
                     continue
-                self._drop(segment, 0, "contradicted")
-                break
-            if len(segment.events):
-                kept.append(segment)
+                self._drop(before, before.emitted, "contradicted")
+                if not before.is_base:
+                    kept.pop()
+            kept.append(segment)
         return kept
