@@ -608,3 +608,27 @@ def test_a_second_gap_before_the_snapshot_keeps_the_markets_in_mind(together: bo
     arbiter.absorb(hand.commit())
     outputs += drain(arbiter, final=True)
     assert 1_400 in [a for a, _, s in statuses(outputs, "B", 8_000) if s == "complete"]
+
+
+def test_a_trade_later_than_the_memory_is_kept_aside_and_its_time_not_claimed() -> None:
+    """It cannot be told from a repeat: published twice it would stop the publisher."""
+    hands = [Hand(0), Hand(1)]
+    arbiter = Arbiter(2, QUICK)
+    for hand in hands:
+        hand.start(0, channel="trade")
+    for n in range(30):
+        hands[0].trade(1_000 * n, "A", n)
+        hands[0].ticker(1_000 * n, "A", n)
+    arbiter.absorb(hands[0].commit(60_000))
+    arbiter.absorb(hands[1].commit(60_000))
+    outputs = drain(arbiter, final=True)
+    for n in (0, 28):
+        hands[1].trade(1_000 * n, "A", n)
+        hands[1].ticker(1_000 * n, "A", n)
+    arbiter.absorb(hands[1].commit(61_000))
+    outputs += drain(arbiter, final=True)
+    assert len([t for o in outputs for t in o.trades]) == 30
+    assert (total(outputs, "late_trades"), total(outputs, "late_tickers")) == (1, 1)
+    assert [q.reason for o in outputs for q in o.quarantine] == ["late", "late"]
+    late = [p for o in outputs for p in o.progress if p.gatherer == 1]
+    assert min(p.from_us for p in late) > us(0) + 1

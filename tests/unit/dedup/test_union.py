@@ -38,10 +38,12 @@ def test_what_was_published_before_is_left_out() -> None:
 def test_keys_are_forgotten_after_so_many_windows_and_named_for_deletion() -> None:
     """The memory is bounded, and so is the state."""
     memory = Memory()
-    memory.add(1, [b"x" * 16])
-    assert memory.add(MEMORY_WINDOWS, []) == []
-    assert memory.add(1 + MEMORY_WINDOWS, []) == [1]
-    assert b"x" * 16 not in memory
+    for window in range(MEMORY_WINDOWS):
+        assert memory.add(10 * window, [bytes([window]) * 16]) == []
+    assert memory.add(1_000_000, []) == []
+    assert (bytes(16) in memory, memory.floor) == (True, -1)
+    assert memory.add(1_000_001, [b"x" * 16]) == [0]
+    assert (bytes(16) in memory, memory.floor) == (False, 0)
 
 
 def test_ticker_states_differ_by_market_time_or_payload() -> None:

@@ -76,6 +76,8 @@ COUNTS: Final = (
     "trades",
     "tickers_in",
     "tickers",
+    "late_trades",  # too late to tell from a repeat: kept aside
+    "late_tickers",
 )
 
 
@@ -130,9 +132,11 @@ class Arbiter(ArbiterState):
         runs = {(i.gatherer, run_id): run for i in self.inflows for run_id, run in i.runs.items()}
         self._find_heirs(runs)
         touched = self._merge_markets(window, cuts, times, sink, runs)
+        trades = self._union_trades(output, sink, cuts, window)
+        states = self._union_tickers(output, sink, cuts, window)
         self._progress(output, times, moved, runs)
         self._forget_runs(cuts)
-        self._fill(output, sink, cuts, window)
+        self._fill(output, sink, cuts, trades, states)
         self._states(output, touched, window)
         return output
 
@@ -297,9 +301,14 @@ class Arbiter(ArbiterState):
 
     # -- output ------------------------------------------------------------------------------------
 
-    def _fill(self, output: WindowOutput, sink: WindowSink, cuts: list[Cut], window: int) -> None:
-        trades = self._union_trades(output, cuts, window)
-        states = self._union_tickers(output, cuts, window)
+    def _fill(
+        self,
+        output: WindowOutput,
+        sink: WindowSink,
+        cuts: list[Cut],
+        trades: dict[bytes, Once],
+        states: dict[bytes, Once],
+    ) -> None:
         names = {o.ticker for o in (*trades.values(), *states.values())}
         names |= {s.ticker for s in sink.snapshots}
         for block in sink.blocks:
@@ -351,28 +360,40 @@ class Arbiter(ArbiterState):
         return rows[np.argsort(rows["market_id"], kind="stable")]
 
     def _union_trades(
-        self, output: WindowOutput, cuts: list[Cut], window: int
+        self, output: WindowOutput, sink: WindowSink, cuts: list[Cut], window: int
     ) -> dict[bytes, Once]:
-        found = [
-            (self.tickers[i.ids[t.market_id]], i.gatherer, t)
-            for i, cut in zip(self.inflows, cuts, strict=True)
-            for t in cut.trades
-        ]
+        found = []
+        for inflow, cut in zip(self.inflows, cuts, strict=True):
+            for trade in cut.trades:
+                ticker = self.tickers[inflow.ids[trade.market_id]]
+                if self._is_late(self.trade_keys, trade.exchange_us):
+                    sink.late(ticker, inflow.gatherer, trade.run_id, trade.exchange_us, "trades")
+                    run = inflow.runs.get(trade.run_id)
+                    if run is not None:  # it proves nothing of the time of its late trades
+                        run.first_us = max(run.first_us, trade.exchange_us)
+                else:
+                    found.append((ticker, inflow.gatherer, trade))
         made = union_trades(found, self.trade_keys)
         self._remember(output, "trades", self.trade_keys, window, set(made))
         return made
 
     def _union_tickers(
-        self, output: WindowOutput, cuts: list[Cut], window: int
+        self, output: WindowOutput, sink: WindowSink, cuts: list[Cut], window: int
     ) -> dict[bytes, Once]:
-        found = [
-            (self.tickers[i.ids[t.market_id]], i.gatherer, t)
-            for i, cut in zip(self.inflows, cuts, strict=True)
-            for t in cut.tickers
-        ]
+        found = []
+        for inflow, cut in zip(self.inflows, cuts, strict=True):
+            for state in cut.tickers:
+                ticker = self.tickers[inflow.ids[state.market_id]]
+                if self._is_late(self.ticker_keys, state.exchange_us):
+                    sink.late(ticker, inflow.gatherer, 0, state.exchange_us, "tickers")
+                else:
+                    found.append((ticker, inflow.gatherer, state))
         made = union_tickers(found, self.ticker_keys)
         self._remember(output, "tickers", self.ticker_keys, window, set(made))
         return made
+
+    def _is_late(self, memory: Memory, exchange_us: int) -> bool:
+        return exchange_us // self.settings.window_us <= memory.floor
 
     def _remember(
         self, output: WindowOutput, name: str, memory: Memory, window: int, keys: set[bytes]

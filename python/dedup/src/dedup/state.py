@@ -34,6 +34,7 @@ class _Core(msgspec.Struct):
     exact: dict[str, int]
     modes: dict[str, str]
     naive: dict[str, int]
+    floors: tuple[int, int]  # of the memories of trades and of tickers
 
 
 class ArbiterState:
@@ -118,7 +119,7 @@ class ArbiterState:
             _Core(
                 window, [i.ended for i in self.inflows], runs, sorted(self.unsettled),
                 dict(sorted(self.exact.items())), dict(sorted(self.modes.items())),
-                dict(sorted(self.naive.items())),
+                dict(sorted(self.naive.items())), (self.trade_keys.floor, self.ticker_keys.floor),
             )
         )  # fmt: skip
         for run in runs:
@@ -178,6 +179,7 @@ class ArbiterState:
                     inflow.ids[market_id] = self._index(ticker)
         self._restore_runs(core.runs, named_states)
         self.unsettled = set(core.unsettled)
+        self.trade_keys.floor, self.ticker_keys.floor = core.floors
         self.exact, self.modes, self.naive = core.exact, core.modes, core.naive
         if "heirless" in named_states:
             left = msgspec.msgpack.decode(

@@ -2,7 +2,8 @@
 
 Purpose: a trade is its `trade_id`; a ticker state is (market, exchange time, hash of all fields).
 Both times are the exchange's own, so all copies fall into one window; copies that come later are
-recognised by the keys of the last `MEMORY_WINDOWS` windows.
+recognised by the keys of the last `MEMORY_WINDOWS` windows that had some. What is later still
+cannot be told from a repeat: it is kept aside as late.
 
 Invariants: INV-U1 a key is published once. INV-U2 the smallest received_ns and every witness of one
 window are kept.
@@ -45,9 +46,13 @@ class Once:
 
 @dataclass(slots=True)
 class Memory:
-    """Keys of the windows that were closed last: window -> keys."""
+    """Keys of the windows that had some and were closed last: window -> keys.
+
+    `floor`: what belongs to a window up to here cannot be told from a repeat any more.
+    """
 
     windows: dict[int, set[bytes]] = field(default_factory=dict)
+    floor: int = -1
 
     def __contains__(self, key: bytes) -> bool:
         return any(key in keys for keys in self.windows.values())
@@ -57,9 +62,10 @@ class Memory:
         found = set(keys)
         if found:
             self.windows[window] = found
-        gone = sorted(w for w in self.windows if w <= window - MEMORY_WINDOWS)
+        gone = sorted(self.windows)[:-MEMORY_WINDOWS]
         for w in gone:
             del self.windows[w]
+            self.floor = w
         return gone
 
 

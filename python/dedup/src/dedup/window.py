@@ -23,7 +23,7 @@ from dedup.inflow import LOW, UNTIMED, Cut, EndItem, Inflow
 from dedup.output import ArbiterSettings, EpochRow, GapRow, QuarantineRow
 from dedup.runs import Run, RunMarkets
 from marketdata.coverage import OPEN_US, AuditPoint, Mark, MarketClaim
-from marketdata.rows import MERGED_ROW, DeltaRows, SnapshotRow
+from marketdata.rows import DELTA_ROW, MERGED_ROW, DeltaRows, SnapshotRow
 
 I64 = npt.NDArray[np.int64]
 
@@ -55,6 +55,13 @@ class WindowSink:
     marks: list[Mark] = field(default_factory=list)
     audits: list[AuditPoint] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+
+    def late(self, ticker: str, gatherer: int, run_id: int, us: int, kind: str) -> None:
+        """A trade or ticker state that came too late to be told from a repeat."""
+        self.counts[f"late_{kind}"] += 1
+        self.quarantine.append(
+            QuarantineRow(ticker, gatherer, run_id, "late", us, us + 1, 1, np.empty(0, DELTA_ROW))
+        )
 
     def claim(self, claim: MarketClaim) -> None:
         self.claims[(claim.ticker, claim.gatherer, claim.run_id, claim.from_us)] = claim
