@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.runs import Run
+from dedup.waiting import Waiting
 from marketdata.rows import (
     DELTA_ROW,
     ControlKind,
@@ -81,7 +82,9 @@ class Chunk:
         stop = int(np.searchsorted(self._by_window, window, side="right"))
         if stop == self._taken:
             return None
-        mine = np.sort(self._order[self._taken : stop])
+        mine = self._order[self._taken : stop]
+        if self._by_window[self._taken] != self._by_window[stop - 1]:
+            mine = np.sort(mine)  # within one window the stable order is that of the rows already
         self._taken = stop
         return self.rows[mine], self.key[mine]
 
@@ -135,8 +138,8 @@ class Inflow:
         self.snapshots: list[SnapItem] = []
         self.held: list[SnapItem] = []  # of runs that have not shown an exchange time yet
         self.ends: list[EndItem] = []
-        self.trades: list[tuple[int, TradeRow]] = []
-        self.tickers: list[tuple[int, TickerRow]] = []
+        self.trades: Waiting[TradeRow] = Waiting()
+        self.tickers: Waiting[TickerRow] = Waiting()
         self.floors: dict[int, int] = {}  # pair -> window of its latest row
         self.floats: dict[int, tuple[int, int]] = {}  # pair -> (window, received_ns): no anchor yet
         self.anchors: dict[int, SnapshotRow] = {}  # pair -> first snapshot, while it waits
@@ -254,9 +257,11 @@ class Inflow:
         latest = int(window.max())
         if latest <= self.max_window:
             return
-        fresh = window > self.max_window
-        for w in np.unique(window[fresh]).tolist():
-            self.first_seen[w] = int(rows["received_ns"][window >= w].min())
+        order = np.argsort(window, kind="stable")
+        ordered, received = window[order], rows["received_ns"][order]
+        earliest = np.minimum.accumulate(received[::-1])[::-1]  # of this window's rows and later
+        for w in np.unique(ordered[ordered > self.max_window]).tolist():
+            self.first_seen[w] = int(earliest[np.searchsorted(ordered, w)])
         self.max_window = latest
 
     def _note_floating(self, rows: DeltaRows, key: I64, window: I64) -> None:
@@ -349,14 +354,14 @@ class Inflow:
             window = trade.exchange_us // self.window_us
             if not self._is_reread(window, trade.batch_id):
                 window = max(window, self.closed + 1)
-                self.trades.append((window, trade))
+                self.trades.add(window, trade)
                 run = self.runs.get(trade.run_id)
                 if run is not None:  # its end must not be taken before its trades
                     run.max_window = max(run.max_window, window)
         for ticker in batch.tickers:
             window = ticker.exchange_us // self.window_us
             if not self._is_reread(window, ticker.batch_id):
-                self.tickers.append((max(window, self.closed + 1), ticker))
+                self.tickers.add(max(window, self.closed + 1), ticker)
 
     # -- asking ----------------------------------------------------------------------------------
 
@@ -364,7 +369,9 @@ class Inflow:
         """The earliest window that anything waits for."""
         windows = [c.next_window for c in self.chunks]
         windows += [s.window for s in self.snapshots] + [e.window for e in self.ends]
-        windows += [w for w, _ in self.trades] + [w for w, _ in self.tickers]
+        for waiting in (self.trades.next_window, self.tickers.next_window):
+            if waiting is not None:
+                windows.append(waiting)
         return min(windows, default=None)
 
     def reread_from(self) -> int:
@@ -372,7 +379,9 @@ class Inflow:
         batches = [c.oldest_batch for c in self.chunks]
         batches += [s.row.batch_id for s in self.snapshots] + [s.row.batch_id for s in self.held]
         batches += [e.batch_id for e in self.ends]
-        batches += [t.batch_id for _, t in self.trades] + [t.batch_id for _, t in self.tickers]
+        for waiting in (self.trades.oldest_batch, self.tickers.oldest_batch):
+            if waiting is not None:
+                batches.append(waiting)
         return min(batches, default=self.seen_batch + 1)
 
     # -- cutting ---------------------------------------------------------------------------------
@@ -387,10 +396,7 @@ class Inflow:
             (e for e in self.ends if e.window <= window), key=lambda e: (e.run_id, e.seq, e.key)
         )
         self.ends = [e for e in self.ends if e.window > window]
-        cut.trades = [t for w, t in self.trades if w <= window]
-        self.trades = [(w, t) for w, t in self.trades if w > window]
-        cut.tickers = [t for w, t in self.tickers if w <= window]
-        self.tickers = [(w, t) for w, t in self.tickers if w > window]
+        cut.trades, cut.tickers = self.trades.take(window), self.tickers.take(window)
         self.closed = window
         for w in [w for w in self.first_seen if w <= window]:
             del self.first_seen[w]
