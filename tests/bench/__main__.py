@@ -134,9 +134,8 @@ def client_lines(rounds: Sequence[dict[str, Any]]) -> list[Line]:
     return lines
 
 
-def merge_lines(bench: Bench, plan: Plan, folder: Path) -> list[Line]:
-    """Merge against its limit, in alternated rounds, over three databases of the rounds before."""
-    hot = [bench.server.dsn(name) for name in bench.kept]
+def merge_lines(bench: Bench, plan: Plan, folder: Path, hot: list[str], source: str) -> list[Line]:
+    """Merge against its limit, in alternated rounds, over three databases of one content."""
     span = asyncio.run(merge.time_span(hot[0]))
     merged: list[merge.Merged] = []
     limits: list[float] = []
@@ -147,13 +146,13 @@ def merge_lines(bench: Bench, plan: Plan, folder: Path) -> list[Line]:
         tape = asyncio.run(merge.tape_bytes(bench.server.dsn(production)))
         empty = bench.database()
         limits.append(asyncio.run(merge.limit(hot, bench.server.dsn(empty), tape, span)))
-        lake = folder / f"lake-{number}"
+        lake = folder / f"lake-{len(bench.kept)}-{source[:4]}-{number}"
         exports.append(asyncio.run(merge.export(bench.server.dsn(production), lake)))
         bench.sql(f"DROP DATABASE {production}", f"DROP DATABASE {empty}")
     counts = merged[0].counts
     if counts.get("quarantined_rows", 0) or counts["merged_rows"] * 3 != counts["rows_in"]:
         raise RuntimeError(f"the merge of three whole recordings is not whole: {counts}")
-    section = "merge: read, arbitrate, publish"
+    section = f"merge: read, arbitrate, publish ({source})"
     rates = [m.rows_in / m.seconds for m in merged]
     limit_rates = [m.rows_in / s for m, s in zip(merged, limits, strict=True)]
     shares = [a / b for a, b in zip(rates, limit_rates, strict=True)]
@@ -166,7 +165,7 @@ def merge_lines(bench: Bench, plan: Plan, folder: Path) -> list[Line]:
         line(section, "limit: COPY out x3 + COPY in", limit_rates, "rows/s"),
         line(section, "merge / limit", shares, "x", TARGETS["merge"]),
         *phases,
-        line("export", "kalshilake.write", [e.rows / e.seconds for e in exports], "rows/s"),
+        line(section, "export: kalshilake.write", [e.rows / e.seconds for e in exports], "rows/s"),
     ]
 
 
@@ -180,6 +179,7 @@ def size_lines(bench: Bench, plan: Plan, folder: Path) -> list[Line]:
         source = f"{len(captures)} recorded captures"
     else:
         hot, source = [bench.server.dsn(name) for name in bench.kept], "made-up frames"
+    merged = merge_lines(bench, plan, folder, hot, "recorded capture") if captures else []
     asyncio.run(merge.merge(hot, production))
     exported = asyncio.run(merge.export(production, folder / "lake-sizes"))
     seen = {
@@ -189,7 +189,7 @@ def size_lines(bench: Bench, plan: Plan, folder: Path) -> list[Line]:
     }
     names = {"hot": "hot table", "production": "production, key included", "parquet": "Parquet"}
     section = f"bytes of a delta ({source}, {exported.rows:,} deltas merged)"
-    return [
+    return merged + [
         Line(section, names[key], size / rows, "bytes", TARGETS[key])
         for key, (rows, size) in seen.items()
     ]
@@ -244,7 +244,8 @@ def main() -> int:
                 rounds = client_rounds(bench, plan, say)
             lines = client_lines(rounds)
             say(f"merge: {time.monotonic() - began:.0f} s")
-            lines += merge_lines(bench, plan, folder)
+            kept = [bench.server.dsn(name) for name in bench.kept]
+            lines += merge_lines(bench, plan, folder, kept, "800 markets, few rows each")
             say(f"sizes: {time.monotonic() - began:.0f} s")
             lines += size_lines(bench, plan, folder)
         finally:
