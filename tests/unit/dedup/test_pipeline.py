@@ -56,13 +56,14 @@ def test_windows_stay_open_until_a_restart_has_read_everything_again(tmp_path: P
     line = nowhere(tmp_path)
     line.readers = [GathererReader(g, "postgresql://a", poll_s=0) for g in range(2)]
     standing = Standing(positions=[GathererPosition(0, 3, 9), GathererPosition(1, 1, 4)])
-    for reader, last in zip(line.readers, (8, 4), strict=True):
-        reader.state, reader.position = "reading", Position(1, 5, last)
+    for reader in line.readers:
+        reader.state, reader.position = "reading", Position(1, 5, 9)
+    line._absorbed = {0: 8, 1: 4}  # a read that has ended is not yet with the arbiter
     assert not line._read_again(standing)
     assert line.waiting_for == ["gatherer 1 is read again after a restart"]
-    line.readers[0].position = Position(1, 5, 9)
+    line._absorbed = {0: 9, 1: 4}
     assert line._read_again(standing)
-    line.readers[0].position, line.readers[0].state = Position(1, 5, 2), "idle"
+    line._absorbed, line.readers[0].state = {1: 4}, "idle"
     assert line._read_again(standing), "a replaced database may hold fewer: nothing to wait for"
 
 

@@ -87,6 +87,7 @@ class Pipeline:
         self._progress = progress
         self._stopping = asyncio.Event()
         self._export_tried_s = 0.0
+        self._absorbed: dict[int, int] = {}  # gatherer -> last batch that the arbiter has
         self.exporter = exporter
         self.publisher = Publisher(settings.production_dsn, deciding(settings), self._held_up)
         self.readers: list[GathererReader] = []
@@ -129,6 +130,7 @@ class Pipeline:
         self.invariants = Invariants()
         self.tally.began(standing.counts)
         arbiter = self._arbiter(standing)
+        self._absorbed = {}
         await self._close_readers()
         self.readers = [self._reader(g, standing) for g in range(len(self._settings.gatherer_dsns))]
         tasks: dict[asyncio.Task[Any], GathererReader] = {}
@@ -174,13 +176,14 @@ class Pipeline:
         """Whether all that the arbiter had before a restart is with it again.
 
         Its loaded state tells of batches that it holds no rows of until they are read once more.
+        A read that has ended is not enough: its rows may still wait to be absorbed.
         """
         patience_s = float(self._settings.patience_s)
         seen = {p.gatherer: p.seen_batch for p in standing.positions}
         missing = [
             r.index
             for r in self.readers
-            if r.position.last_batch_id < seen.get(r.index, 0)
+            if self._absorbed.get(r.index, 0) < seen.get(r.index, 0)
             and not r.exhausted
             and r.silent_s() < patience_s
         ]
@@ -207,6 +210,7 @@ class Pipeline:
             if batch is not None:
                 self.tally.read(batch)
                 await asyncio.to_thread(arbiter.absorb, batch)
+                self._absorbed[reader.index] = batch.last_batch_id
         for reader in self.readers:
             if reader.exhausted or reader.silent_s() >= patience_s:
                 arbiter.nothing_new(reader.index)
