@@ -302,7 +302,7 @@ class Recorder:
             running = self._before(index, h, base, m, at) - base[m]
             self.snapshots.append(
                 SnapshotRow(
-                    self.latest_us, int(self.rows[-1]["received_ns"][self._row_at(index, at)]), 0,
+                    self.latest_us, self._ns_before(at), 0,
                     running & MASK, m + 1, run_id, int(seqs[at]), 1, 0, 0, EMPTY,
                 )
             )  # fmt: skip
@@ -332,9 +332,10 @@ class Recorder:
         mine = np.flatnonzero(self.stream.market[index[:at]] == m)
         return int(h[mine[-1]]) if mine.size else base[m]
 
-    def _row_at(self, index: np.ndarray, at: int) -> int:
-        """Where the row before place `at` stands among the stored rows."""
-        return max(min(at, self.rows[-1].size) - 1, 0)
+    def _ns_before(self, at: int) -> int:
+        """When the row before place `at` of the run was received."""
+        received = self.rows[-1]["received_ns"]
+        return int(received[max(min(at, received.size) - 1, 0)]) if received.size else self.start_ns
 
     def _shuffled(self, index: np.ndarray) -> np.ndarray:
         out = []

@@ -37,6 +37,8 @@ def test_floating_runs_give_the_constant_they_lack() -> None:
     truth = plain(20)
     floating = truth.part(8, 12).shifted(-int(truth.h_before[8]))
     assert floating_offsets(floating, truth, 0) == [(8, int(truth.h_before[8]))]
+    later = stream([(us + 9_000, price, delta) for us, price, delta in prices(truth)[8:12]])
+    assert floating_offsets(later, truth, 2_000) == []
     assert floating_offsets(no_events(), truth, 0) == []
     assert floating_offsets(floating, no_events(), 0) == []
 

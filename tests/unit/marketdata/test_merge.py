@@ -709,3 +709,21 @@ def test_a_segment_that_is_joined_takes_its_rivals_along() -> None:
     )
     assert [prices(s.events) for s in merged.segments] == [prices(truth)]
     assert reasons(merged) == [(2, 5, 9, "contradicted")]
+
+
+def test_an_overlap_inside_a_cycle_that_both_runs_cut_is_flagged() -> None:
+    """It fits at one place, but the true runs may lie a whole cycle further apart."""
+    cycle = [(10, 10_000, 5), (10, 10_000, -5)]
+    truth = stream([(5, 20_000, 1), *cycle, *cycle, (20, 30_000, 1)])
+    merged = merge(None, piece(truth, 0, 4, 0, open_end=False), piece(truth, 2, 6, 1))
+    assert [len(s.events) for s in merged.segments] == [6]
+    assert merged.segments[0].ambiguous == [(2, 4)]
+
+
+def test_runs_cut_in_one_microsecond_may_share_nothing_of_it() -> None:
+    """A like event with another one after it is no contradiction: the runs may lie apart."""
+    cycle = [(10, 10_000, 5), (10, 10_000, -5)]
+    truth = stream([(5, 20_000, 1), *cycle, *cycle, (20, 30_000, 1)])
+    merged = merge(None, piece(truth, 0, 4, 0, open_end=False), piece(truth, 4, 6, 1))
+    assert [len(s.events) for s in merged.segments] == [4, 2]
+    assert merged.rejected == []

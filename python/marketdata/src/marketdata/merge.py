@@ -61,28 +61,31 @@ __all__ = [
 def merge_pieces(base: Base | None, pieces: Iterable[Piece], match_window_us: int) -> Merged:
     """Merge one market's pieces of one stretch of time onto its base.
 
-    Comparison modes are tried from strong to weak until nothing is contradicted (rule 10); if
-    something is in all of them, the strongest mode's contradictions are decided by vote (rule 9).
+    Comparison modes are tried from strong to weak until nothing is contradicted (rule 10). What is
+    contradicted is decided by vote (rule 9); a weaker mode counts only if it leaves out less.
     `match_window_us`: width of the second mode; 0 where equal times and order have been proven for
     these gatherers, and then there is only the first mode: it is never silently widened.
     """
     ordered = sorted(pieces, key=_place_order)
-    first: _Attempt | None = None
     modes: tuple[tuple[Mode, int], ...] = (("exact", 0),)
     if match_window_us:
         modes += (("window", match_window_us), ("groups", 0))
+    best: tuple[int, Merged, dict[int, int]] | None = None
     for mode, tolerance_us in modes:
         for piece in ordered:
             piece.constant = 0
         attempt = _Attempt(base, tolerance_us, match_window_us, grouped=mode == "groups")
         attempt.run(ordered)
+        merged = attempt.finish(mode)
+        left_out = sum(r.stop - r.start for r in merged.rejected)
+        if best is None or left_out < best[0]:
+            best = (left_out, merged, attempt.constants)
         if not attempt.contradicted:
-            return attempt.finish(mode)
-        first = first or attempt
-    assert first is not None
+            break
+    assert best is not None
     for piece in ordered:
-        piece.constant = first.constants.get(id(piece), 0)
-    return first.finish("exact")
+        piece.constant = best[2].get(id(piece), 0)
+    return best[1]
 
 
 def _place_order(piece: Piece) -> tuple[int, int, int, int, int]:
@@ -212,6 +215,7 @@ class _Attempt:
         """(offset, None) if the piece fits, (None, clash) if it contradicts, else (None, None)."""
         valid: list[tuple[int, int]] = []
         clash: tuple[int, int] | None = None
+        overlap = self._overlap_in_time(segment, events)
         for offset in candidate_offsets(events, segment.events, self.near_us):
             if not self._seq_allows(segment, piece, offset, len(events)):
                 continue
@@ -220,15 +224,17 @@ class _Attempt:
                 valid.append((length, offset))
                 continue
             if agreed == 0:  # a like event at another time; it counts only if all the rest fits too
-                _, agreed, _ = agreement(events, segment.events, offset, self.near_us)
-                if agreed < length:
+                _, near, _ = agreement(events, segment.events, offset, self.near_us)
+                if near < length:
                     continue
+            elif not overlap:
+                continue  # one microsecond that both cut: they need not share it at all
             at = start + agreed if offset >= 0 else 0
             if clash is None or at > clash[1]:
                 clash = (max(0, offset + at), at)
         if valid:
             return self._choose(segment, piece, events, valid), None
-        if clash is None and self._overlap_in_time(segment, events):
+        if clash is None and overlap:
             clash = (self._index_at(segment, int(events.us[0])), 0)
         return None, clash
 
@@ -239,6 +245,7 @@ class _Attempt:
         run must have, whose last event is the segment's last. A closed cycle cut by both is flagged
         """
         if len(valid) == 1:
+            self._flag_cut_cycle(segment, events, valid[0][1])
             return valid[0][1]
         longest = max(length for length, _ in valid)
         offsets = sorted(offset for length, offset in valid if length == longest)
@@ -252,6 +259,26 @@ class _Attempt:
             start = max(0, chosen)
             segment.ambiguous.append((start, start + longest))
         return chosen
+
+    def _flag_cut_cycle(self, segment: Segment, events: Events, offset: int) -> None:
+        """Where both are cut inside one microsecond in which the book returns to a former state,
+        the overlap found is one of several possible, and no data can decide.
+        """
+        if offset > 0 and offset + len(events) > len(segment.events):
+            first, second, at = segment.events, events, offset
+        elif offset < 0 and offset + len(events) < len(segment.events):
+            first, second, at = events, segment.events, -offset
+        else:
+            return  # one contains the other: its ends are not cut by both
+        us, shared = int(second.us[0]), len(first) - at
+        if us != int(first.us[-1]):
+            return
+        group = join_events([first.part(0, len(first)), second.part(shared, len(second))])
+        inside = group.us == us
+        states = [*group.h_before[inside].tolist(), int(group.h_after[inside][-1])]
+        if len(set(states)) < len(states):
+            start = max(0, offset)
+            segment.ambiguous.append((start, start + shared))
 
     def _overlap_in_time(self, segment: Segment, events: Events) -> bool:
         """Do both know a common stretch of time longer than the tolerance?"""
@@ -489,7 +516,7 @@ class _Attempt:
             rivals = [s for s in self.segments if s.branch is not None]
             if not rivals:
                 break
-            rivals.sort(key=lambda s: (s.branch[1] if s.branch else 0, int(s.events.us[0])))
+            rivals.sort(key=lambda s: (s.branch[1] if s.branch else 0, len(s.events)))
             self._resolve(rivals[-1])
         base = [s for s in self.segments if s.is_base]
         others = [s for s in self.segments if not s.is_base and len(s.events)]
