@@ -17,11 +17,13 @@ help:
 	@echo "make bench       speed and size as ratios (add ARGS=--json)"
 	@echo "make lock        resolve the dependencies again"
 
+# --no-deps: the lock is the whole answer. pip would resolve extras again and stop at a newer release it has no hash for.
 $(VENV)/.ready: requirements.lock pyproject.toml $(wildcard python/*/pyproject.toml)
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"python 3.11 to 3.13 is needed, {sys.version.split()[0]} was found; hint: make PYTHON=python3.12 setup")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --require-hashes --only-binary :all: -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all: -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(foreach m,$(MEMBERS),-e python/$(m))
+	$(BIN)/python -m pip check
 	touch $@
 
 setup: $(VENV)/.ready

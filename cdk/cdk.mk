@@ -14,7 +14,8 @@ export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
 $(CDK_VENV)/.ready: cdk/requirements.lock
 	$(or $(PYTHON),python3) -m venv $(CDK_VENV)
-	$(CDK_PYTHON) -m pip install --quiet --no-compile --require-hashes --only-binary :all: -r cdk/requirements.lock
+	$(CDK_PYTHON) -m pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all: -r cdk/requirements.lock
+	$(CDK_PYTHON) -m pip check
 	touch $@
 
 cdk/node_modules/.ready: cdk/package-lock.json
