@@ -16,17 +16,20 @@ from typing import Any
 
 from dedup import hours, tape_rows
 from dedup.arbitrate import Arbiter
+from dedup.flow import Reads, close_windows, take
+from dedup.invariants import Invariants
 from dedup.output import ArbiterSettings, WindowOutput
-from dedup.pipeline import PUBLISH_ROWS
 from dedup.publication import HOUR_US, publication_of
 from dedup.publish import Publisher
-from dedup.pull import Position, pull
+from dedup.readers import GathererReader
 from kalshilake.store import open_store
 from kalshilake.write import write_hour
+from marketdata.rows import GathererBatch
 from runtime import pgcopy
 from runtime.partitions import Partitions
 from runtime.postgres import Connection, connect, copy_in, copy_out, migrate
 
+PATIENCE_S = 60.0
 HOT_LAYOUTS = (pgcopy.DELTA_COPY, pgcopy.SNAPSHOT_COPY, pgcopy.TRADE_COPY, pgcopy.TICKER_COPY)
 TAPE_LAYOUTS = (
     tape_rows.DELTA_COPY, tape_rows.SNAPSHOT_COPY, tape_rows.TRADE_COPY, tape_rows.TICKER_COPY,
@@ -40,63 +43,66 @@ class Merged:
     seconds: float
     rows_in: int
     counts: dict[str, int]
-    phases: dict[str, float]  # seconds of reading, deciding, publishing
+    phases: dict[str, float]  # seconds in which it read, decided, published; they overlap
+
+
+class _Timed(Arbiter):
+    """The arbiter, with the seconds that it was at work."""
+
+    busy_s = 0.0
+
+    def absorb(self, batch: GathererBatch) -> None:
+        at = time.perf_counter()
+        super().absorb(batch)
+        self.busy_s += time.perf_counter() - at
+
+    def step(self, *, final: bool = False) -> WindowOutput | None:
+        at = time.perf_counter()
+        output = super().step(final=final)
+        self.busy_s += time.perf_counter() - at
+        return output
 
 
 async def merge(hot: Sequence[str], production: str) -> Merged:
-    """Merge everything that the gatherer databases hold into an empty production database."""
-    conns = [await connect(dsn) for dsn in hot]
+    """Merge everything that the gatherer databases hold into an empty production database.
+
+    The service's own readers, flow, arbiter, invariants and publisher; what is left out of a
+    deduplicator is the lake, health and metrics.
+    """
     publisher = Publisher(production, {})
     await publisher.open()
+    readers = [GathererReader(g, dsn, poll_s=0) for g, dsn in enumerate(hot)]
+    arbiter = _Timed(len(hot), ArbiterSettings())
+    invariants = Invariants()
     phases = dict.fromkeys(("read", "decide", "publish"), 0.0)
+
+    async def publish(outputs: list[WindowOutput]) -> None:
+        at = time.perf_counter()
+        standing = publisher.standing
+        made = publication_of(outputs, standing.ids, standing.reach)
+        invariants.observe(made)
+        await publisher.commit(made, dict.fromkeys(range(len(hot)), 1))
+        phases["publish"] += time.perf_counter() - at
+
     began = time.perf_counter()
-    arbiter, rows_in = await _read(conns, phases)
-    outputs: list[WindowOutput] = []
-    rows = 0
-    while True:
-        at = time.perf_counter()
-        output = arbiter.step(final=True)
-        phases["decide"] += time.perf_counter() - at
-        if output is not None:
-            outputs.append(output)
-            rows += len(output.deltas) + len(output.trades) + len(output.ticker_rows)
-        if outputs and (output is None or rows >= PUBLISH_ROWS):
-            at = time.perf_counter()
-            standing = publisher.standing
-            made = publication_of(outputs, standing.ids, standing.reach)
-            await publisher.commit(made, dict.fromkeys(range(len(hot)), 1))
-            outputs, rows = [], 0
-            phases["publish"] += time.perf_counter() - at
-        if output is None:
-            break
+    tasks: Reads = {}
+    while not all(r.exhausted for r in readers):
+        await take(arbiter, readers, tasks, PATIENCE_S, lambda _reader, _batch: None)
+        await close_windows(arbiter, publish, final=False)
+    phases["read"] = time.perf_counter() - began
+    await close_windows(arbiter, publish, final=True)
     seconds = time.perf_counter() - began
+    phases["decide"] = arbiter.busy_s
     counts = dict(publisher.standing.counts)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     await publisher.close()
-    for conn in conns:
-        await conn.close()
-    return Merged(seconds, rows_in, counts, phases)
-
-
-async def _read(conns: Sequence[Connection], phases: dict[str, float]) -> tuple[Arbiter, int]:
-    """Pull until there is nothing more; the arbiter that has it all, and how many rows it was."""
-    arbiter = Arbiter(len(conns), ArbiterSettings())
-    positions = [Position()] * len(conns)
-    rows_in = 0
-    while True:
-        at = time.perf_counter()
-        pulls = await asyncio.gather(
-            *(pull(c, g, p) for g, (c, p) in enumerate(zip(conns, positions, strict=True)))
-        )
-        phases["read"] += time.perf_counter() - at
-        positions = [found.position for found in pulls]
-        batches = [found.batch for found in pulls if found.batch is not None]
-        if not batches:
-            return arbiter, rows_in
-        rows_in += sum(found.rows for found in pulls)
-        at = time.perf_counter()
-        for batch in batches:
-            arbiter.absorb(batch)
-        phases["decide"] += time.perf_counter() - at
+    for reader in readers:
+        await reader.close()
+    if invariants.broken:
+        raise RuntimeError(f"the merge broke {invariants.broken}")
+    return Merged(seconds, sum(r.rows for r in readers), counts, phases)
 
 
 async def tape_bytes(production: str) -> list[tuple[pgcopy.CopyLayout, bytearray]]:

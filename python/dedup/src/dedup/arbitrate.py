@@ -29,9 +29,10 @@ from typing import Final
 
 import numpy as np
 
+from dedup.beginnings import count_equal, first_rows, first_snapshots
 from dedup.fast import Bunch, FastPath
 from dedup.gate import Patience, reasons_to_wait
-from dedup.inflow import LOW, Cut
+from dedup.inflow import LOW, Cut, stable_order
 from dedup.markets import Context, MarketWindow
 from dedup.naive import naive_blocks
 from dedup.output import (
@@ -52,7 +53,7 @@ from dedup.union import (
 )
 from dedup.window import PairRows, RunTimes, WindowSink
 from marketdata.coverage import TRADE, RunProgress
-from marketdata.rows import MERGED_ROW, GathererBatch, SnapshotRow
+from marketdata.rows import MERGED_ROW, DeltaRows, GathererBatch, SnapshotRow
 
 COUNTS: Final = (
     "rows_in",
@@ -149,11 +150,12 @@ class Arbiter(ArbiterState):
         runs: dict[RunKey, Run],
     ) -> set[str]:
         """Every market that anything happened to; returns them."""
-        bunches = _bunches(cuts)
-        slow = self._slow_markets(cuts, times, runs)
-        for index, found in bunches.items():
+        fast = FastPath(cuts, sink)
+        fast.prepare()
+        for index, found in fast.bunches.items():
             for b in found:
                 self.carried.setdefault((b.gatherer, b.run_id), {})[self.tickers[index]] = None
+        special = self._special_markets(cuts, times, runs)
         inherited = {key: self._inherited(run) for key, run in runs.items()}
         context = Context(
             settings=self.settings,
@@ -168,21 +170,16 @@ class Arbiter(ArbiterState):
             exact=self.exact,
             modes=self.modes,
         )
-        fast = FastPath(cuts, sink)
-        fast.prepare()
-        touched = {self.tickers[i] for i in bunches.keys() | slow}
+        touched = {self.tickers[i] for i in fast.bunches.keys() | special.keys()}
         for ticker in sorted(touched):
             index = self.index[ticker]
             market = self.markets.get(ticker)
-            if (
-                market is not None
-                and index not in slow
-                and fast.take(market, index, bunches[index])
-            ):
-                continue
             if market is None:
                 market = self.markets[ticker] = Market(ticker)
-            given, ahead = self._given(index, bunches.get(index, []), cuts, runs)
+            reasons = special.get(index, set())
+            if self._taken_in_bulk(market, index, reasons, fast, context, cuts):
+                continue
+            given, ahead = self._given(index, fast.bunches.get(index, []), cuts, runs)
             MarketWindow(market, index, context).run(given, ahead)
             self._note_unsettled(market)
         fast.finish()
@@ -190,26 +187,61 @@ class Arbiter(ArbiterState):
             naive_blocks(sink, cuts, self.tickers, self.naive)
         return touched
 
-    def _slow_markets(self, cuts: list[Cut], times: RunTimes, runs: dict[RunKey, Run]) -> set[int]:
-        """Markets that need more than a comparison of rows."""
-        slow = {self.index[t] for t in self.unsettled}
+    def _taken_in_bulk(
+        self,
+        market: Market,
+        index: int,
+        reasons: set[str],
+        fast: FastPath,
+        context: Context,
+        cuts: list[Cut],
+    ) -> bool:
+        """Do what needs no decision; False: nothing was done."""
+        if index not in fast.bunches:
+            if reasons != {"snapshots"}:
+                return False
+            shown = [
+                (context.runs[(g, run_id)], [s.row for s in cut.snapshots[index << 32 | run_id]])
+                for g, cut in enumerate(cuts)
+                for run_id in sorted(self._runs_with_snapshots(cut, index))
+            ]
+            return first_snapshots(market, index, shown, context)
+        if reasons == {"claims"}:
+            return first_rows(market, index, fast, context)
+        if not reasons:
+            return fast.take(market, index)
+        if reasons == {"ends"} and fast.take(market, index):
+            count_equal(context, fast.bunches[index])
+            MarketWindow(market, index, context).run([], {})
+            return True
+        return False
+
+    def _special_markets(
+        self, cuts: list[Cut], times: RunTimes, runs: dict[RunKey, Run]
+    ) -> dict[int, set[str]]:
+        """Markets to which something happened besides rows, and what."""
+        special: dict[int, set[str]] = {self.index[t]: {"unsettled"} for t in self.unsettled}
+
+        def note(index: int, reason: str) -> None:
+            special.setdefault(index, set()).add(reason)
+
         for inflow, cut in zip(self.inflows, cuts, strict=True):
             g = inflow.gatherer
             for key in cut.snapshots:
-                slow.add(key >> 32)
+                note(key >> 32, "snapshots")
                 self.carried.setdefault((g, key & LOW), {})[self.tickers[key >> 32]] = None
             for end in cut.ends:
                 if end.key >= 0:
-                    slow.add(end.key >> 32)
+                    note(end.key >> 32, "ends")
                 else:
-                    carried = self.carried.get((g, end.run_id), {})
-                    slow |= {self.index[t] for t in carried}
+                    for ticker in self.carried.get((g, end.run_id), {}):
+                        note(self.index[ticker], "ends")
         for run_key, waiting in self.unclaimed.items():
             for ticker, seq in waiting.items():
                 index = self.index[ticker]
                 if times.claim_start(runs[run_key], index, ticker, seq) >= 0:
-                    slow.add(index)
-        return slow
+                    note(index, "claims")
+        return special
 
     def _given(
         self, index: int, found: list[Bunch], cuts: list[Cut], runs: dict[RunKey, Run]
@@ -311,11 +343,12 @@ class Arbiter(ArbiterState):
     ) -> None:
         names = {o.ticker for o in (*trades.values(), *states.values())}
         names |= {s.ticker for s in sink.snapshots}
-        for block in sink.blocks:
-            names |= {self.tickers[i] for i in np.unique(block["market_id"]).tolist()}
+        rows = np.concatenate(sink.blocks) if sink.blocks else np.empty(0, MERGED_ROW)
+        present = np.flatnonzero(np.bincount(rows["market_id"])).tolist()
+        names.update(self.tickers[i] for i in present)
         output.tickers = sorted(names)
         place = {ticker: n for n, ticker in enumerate(output.tickers)}
-        output.deltas = self._deltas(sink, place)
+        output.deltas = self._ranked(rows, present, place)
         output.snapshots = [
             MergedSnapshot(
                 place[s.ticker], s.epoch, s.position, s.exchange_us, s.received_ns, s.book_hash,
@@ -348,25 +381,22 @@ class Arbiter(ArbiterState):
         sink.counts["tickers_in"] = sum(len(cut.tickers) for cut in cuts)
         output.counts = {name: n for name, n in sorted(sink.counts.items()) if n}
 
-    def _deltas(
-        self, sink: WindowSink, place: Mapping[str, int]
-    ) -> np.ndarray[tuple[int], np.dtype[np.void]]:
-        if not sink.blocks:
-            return np.empty(0, MERGED_ROW)
-        rows = np.concatenate(sink.blocks)
-        indexes, inverse = np.unique(rows["market_id"], return_inverse=True)
-        ranks = np.array([place[self.tickers[i]] for i in indexes.tolist()], np.int32)
-        rows["market_id"] = ranks[inverse]
-        return rows[np.argsort(rows["market_id"], kind="stable")]
+    def _ranked(self, rows: DeltaRows, present: list[int], place: Mapping[str, int]) -> DeltaRows:
+        """The merged rows, each market's together, with places in the output's tickers."""
+        table = np.zeros(max(present, default=0) + 1, np.int32)
+        table[present] = [place[self.tickers[i]] for i in present]
+        rows["market_id"] = table[rows["market_id"]]
+        return rows[stable_order(rows["market_id"])]
 
     def _union_trades(
         self, output: WindowOutput, sink: WindowSink, cuts: list[Cut], window: int
     ) -> dict[bytes, Once]:
         found = []
+        known_us = (self.trade_keys.floor + 1) * self.settings.window_us
         for inflow, cut in zip(self.inflows, cuts, strict=True):
             for trade in cut.trades:
                 ticker = self.tickers[inflow.ids[trade.market_id]]
-                if self._is_late(self.trade_keys, trade.exchange_us):
+                if trade.exchange_us < known_us:
                     sink.late(ticker, inflow.gatherer, trade.run_id, trade.exchange_us, "trades")
                     run = inflow.runs.get(trade.run_id)
                     if run is not None:  # it proves nothing of the time of its late trades
@@ -381,19 +411,17 @@ class Arbiter(ArbiterState):
         self, output: WindowOutput, sink: WindowSink, cuts: list[Cut], window: int
     ) -> dict[bytes, Once]:
         found = []
+        known_us = (self.ticker_keys.floor + 1) * self.settings.window_us
         for inflow, cut in zip(self.inflows, cuts, strict=True):
             for state in cut.tickers:
                 ticker = self.tickers[inflow.ids[state.market_id]]
-                if self._is_late(self.ticker_keys, state.exchange_us):
+                if state.exchange_us < known_us:
                     sink.late(ticker, inflow.gatherer, 0, state.exchange_us, "tickers")
                 else:
                     found.append((ticker, inflow.gatherer, state))
         made = union_tickers(found, self.ticker_keys)
         self._remember(output, "tickers", self.ticker_keys, window, set(made))
         return made
-
-    def _is_late(self, memory: Memory, exchange_us: int) -> bool:
-        return exchange_us // self.settings.window_us <= memory.floor
 
     def _remember(
         self, output: WindowOutput, name: str, memory: Memory, window: int, keys: set[bytes]
@@ -402,19 +430,6 @@ class Arbiter(ArbiterState):
             output.named_states[f"{name}-{gone}"] = None
         if keys:
             output.named_states[f"{name}-{window}"] = encode_keys(keys)
-
-
-def _bunches(cuts: list[Cut]) -> dict[int, list[Bunch]]:
-    """Market index -> its stretches of rows, by gatherer and run."""
-    found: dict[int, list[Bunch]] = {}
-    for g, cut in enumerate(cuts):
-        if cut.key.size == 0:
-            continue
-        starts = np.flatnonzero(np.concatenate(([True], cut.key[1:] != cut.key[:-1])))
-        stops = [*starts[1:].tolist(), cut.key.size]
-        for key, start, stop in zip(cut.key[starts].tolist(), starts.tolist(), stops, strict=True):
-            found.setdefault(key >> 32, []).append(Bunch(g, key & LOW, start, stop))
-    return found
 
 
 def _merged_trade(market: int, once: Once) -> MergedTrade:

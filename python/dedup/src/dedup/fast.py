@@ -2,44 +2,70 @@
 
 Purpose: the normal case at the price of one comparison. A market is taken here only if every run
 that is pinned to it stands at its end and brought rows, all equal in (time, content, H), and if
-nothing else happened to it in this window; everything else goes through markets.py, which gives the
-same result (a test compares both).
+nothing else happened to it in this window but that runs ended; everything else goes through
+markets.py, which gives the same result (a test compares both).
+
+All comparisons are made over the rows of a whole window at once (`prepare`); what is left for each
+market are a few numbers.
 
 Invariants: INV-F1 same rows, state and counts as MarketWindow.
 
-Does not do: anything that needs a decision.
+Does not do: anything that needs a decision; the first rows of a market (beginnings.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dedup.inflow import FLOATING, UNTIMED, Cut
+from dedup.inflow import FLOATING, LOW, UNTIMED, Cut
 from dedup.runs import Market, Pair, Standing
 from dedup.window import WindowSink, empty_block
 from marketdata.alignment import content_keys
-from marketdata.book import level_constant, level_constants
-from marketdata.rows import DeltaFlag, DeltaRows
+from marketdata.book import level_constants
+from marketdata.rows import DeltaFlag
 
+I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
-_RESET = int(DeltaFlag.RESET)
 _SLOW = int(DeltaFlag.NEGATIVE) | FLOATING | UNTIMED | int(DeltaFlag.TS_BACKWARD)
 _M_US = np.uint64(0x9E3779B97F4A7C15)
 _M_HASH = np.uint64(0xA0761D6478BD642F)
-MASK = 0xFFFFFFFFFFFFFFFF
 
 
 @dataclass(slots=True)
 class Bunch:
-    """Rows of one run in one market: `start`..`stop` of its gatherer's cut."""
+    """Rows of one run in one market: `start`..`stop` of its gatherer's cut.
+
+    `h_before`: H before the first row. `even`: its rows have times of their own, their chain of
+    hashes holds and their seq ascends. `like_first`: its rows are those of the market's first
+    bunch, by time, content and H.
+    """
 
     gatherer: int
     run_id: int
     start: int
     stop: int
+    first_seq: int
+    last_seq: int
+    h_before: int
+    h_after: int
+    last_us: int
+    even: bool
+    like_first: bool = True
+
+
+@dataclass(slots=True)
+class Taken:
+    """A market's bunches that go onto the tape behind its first `before` events of `epoch`."""
+
+    index: int
+    epoch: int
+    before: int
+    bunches: list[Bunch]
 
 
 @dataclass(slots=True)
@@ -48,86 +74,109 @@ class FastPath:
 
     cuts: list[Cut]
     sink: WindowSink
-    prints: list[U64] = field(default_factory=list)
-    odd: list[npt.NDArray[np.int64]] = field(default_factory=list)
-    taken: list[tuple[Market, int, DeltaRows, npt.NDArray[np.int64], int, int]] = field(
-        default_factory=list
-    )
+    bunches: dict[int, list[Bunch]] = field(default_factory=dict)  # market -> by gatherer and run
+    taken: list[Taken] = field(default_factory=list)
+    bases: list[int] = field(default_factory=list)  # where a cut's rows begin among those of all
 
     def prepare(self) -> None:
-        """Fingerprints of all rows; and, summed up, where rows need a closer look."""
-        for cut in self.cuts:
-            rows = cut.rows
-            price, side = rows["price"], rows["side"]
-            delta, flags = np.ascontiguousarray(rows["delta"]), rows["flags"]
-            us, h = rows["exchange_us"].astype(np.uint64), rows["book_hash"]
-            self.prints.append(content_keys(price, side, delta, flags) + us * _M_US + h * _M_HASH)
-            odd = (flags & _SLOW) != 0
-            if rows.size > 1:
-                terms = level_constants(side, price) * delta.view(np.uint64)
-                inner = cut.key[1:] == cut.key[:-1]
-                odd[1:] |= inner & (h[1:] != h[:-1] + terms[1:])
-                odd[1:] |= inner & (rows["seq"][1:] <= rows["seq"][:-1])
-            self.odd.append(np.concatenate(([0], np.cumsum(odd))))
+        """Find the bunches, and what all comparisons of this window say about them."""
+        prints: list[U64] = []
+        for g, cut in enumerate(self.cuts):
+            self.bases.append(sum(p.size for p in prints))
+            if cut.rows.size:
+                prints.append(self._survey(g, cut))
+        likeness = [
+            (b, found[0]) for found in self.bunches.values() if len(found) > 1 for b in found[1:]
+        ]
+        for b, first in likeness:
+            b.like_first = b.stop - b.start == first.stop - first.start
+        likeness = [(b, first) for b, first in likeness if b.like_first]
+        if not likeness:
+            return
+        whole = np.concatenate(prints)
+        mine, sizes = self._places([b for b, _ in likeness])
+        other, _ = self._places([first for _, first in likeness])
+        differs = np.add.reduceat(whole[mine] != whole[other], np.cumsum(sizes) - sizes)
+        for (b, _), n in zip(likeness, differs.tolist(), strict=True):
+            b.like_first = n == 0
 
-    def take(self, market: Market, index: int, bunches: list[Bunch]) -> bool:
+    def _survey(self, g: int, cut: Cut) -> U64:
+        """The bunches of one gatherer; returns fingerprints of its rows."""
+        rows, key = cut.rows, cut.key
+        price, side, flags = rows["price"], rows["side"], rows["flags"]
+        delta, seq = np.ascontiguousarray(rows["delta"]), rows["seq"]
+        us, h = rows["exchange_us"], np.ascontiguousarray(rows["book_hash"])
+        before = h - level_constants(side, price) * delta.view(np.uint64)
+        odd = (flags & _SLOW) != 0
+        new = np.ones(rows.size, np.bool_)
+        np.not_equal(key[1:], key[:-1], out=new[1:])
+        odd[1:] |= ~new[1:] & ((before[1:] != h[:-1]) | (seq[1:] <= seq[:-1]))
+        starts = np.flatnonzero(new)
+        stops = np.append(starts[1:], rows.size)
+        last = stops - 1
+        found = zip(
+            key[starts].tolist(), starts.tolist(), stops.tolist(), seq[starts].tolist(),
+            seq[last].tolist(), before[starts].tolist(), h[last].tolist(), us[last].tolist(),
+            np.add.reduceat(odd, starts, dtype=np.int64).tolist(), strict=True,
+        )  # fmt: skip
+        for k, start, stop, first_seq, last_seq, h_before, h_after, last_us, n_odd in found:
+            self.bunches.setdefault(k >> 32, []).append(
+                Bunch(
+                    g, k & LOW, start, stop, first_seq, last_seq, h_before, h_after, last_us,
+                    n_odd == 0,
+                )
+            )  # fmt: skip
+        prints: U64 = content_keys(price, side, delta, flags)
+        prints += us.astype(np.uint64) * _M_US
+        prints += h * _M_HASH
+        return prints
+
+    def _places(self, bunches: Iterable[Bunch]) -> tuple[I64, I64]:
+        """(places of the bunches' rows among those of all cuts, end to end; size of each bunch)."""
+        found = [(self.bases[b.gatherer] + b.start, b.stop - b.start) for b in bunches]
+        starts, sizes = np.array(found, np.int64).T
+        shift = starts - (np.cumsum(sizes) - sizes)
+        return np.arange(int(sizes.sum())) + np.repeat(shift, sizes), sizes
+
+    def take(self, market: Market, index: int) -> bool:
         """Take the market if it is the normal case; False: markets.py has to do it."""
+        bunches = self.bunches[index]
         if market.tail is not None or len(market.pairs) != len(bunches):
             return False
-        pairs = {(p.gatherer, p.run_id): p for p in market.pairs}
-        count, first = market.count, bunches[0]
-        print_first = self.prints[first.gatherer][first.start : first.stop]
-        for b in bunches:
-            pair = pairs.get((b.gatherer, b.run_id))
+        count, h_end = market.count, market.h_end
+        # Both are in the order of (gatherer, run).
+        for b, pair in zip(bunches, market.pairs, strict=True):
             if (
-                pair is None
+                pair.run_id != b.run_id
+                or pair.gatherer != b.gatherer
                 or pair.standing != Standing.PINNED
                 or pair.position != count
                 or pair.claim_from_us < 0
                 or pair.keyframe is not None
-                or self.odd[b.gatherer][b.stop] != self.odd[b.gatherer][b.start]
-                or int(self.cuts[b.gatherer].rows["seq"][b.start]) <= pair.last_seq
+                or not b.even
+                or not b.like_first
+                or b.first_seq <= pair.last_seq
             ):
                 return False
-            if b is not first and not np.array_equal(
-                print_first, self.prints[b.gatherer][b.start : b.stop]
-            ):
-                return False
-        rows = self.cuts[first.gatherer].rows[first.start : first.stop]
-        head = rows[0]
-        term = level_constant(int(head["side"]), int(head["price"])) * int(head["delta"])
-        if (market.h_end + term) & MASK != int(head["book_hash"]):
+        if bunches[0].h_before != h_end:
             return False
-        self._take(market, index, bunches, rows, pairs)
+        self.put(market, index)
         return True
 
-    def _take(
-        self,
-        market: Market,
-        index: int,
-        bunches: list[Bunch],
-        rows: DeltaRows,
-        pairs: dict[tuple[int, int], Pair],
-    ) -> None:
-        n, last = rows.size, rows[-1]
-        received = rows["received_ns"]
-        mask = 0
-        for b in bunches:
-            mask |= 1 << b.gatherer
-            if b is not bunches[0]:
-                received = np.minimum(
-                    received, self.cuts[b.gatherer].rows["received_ns"][b.start : b.stop]
-                )
-        self.taken.append((market, index, rows, received, mask, market.count))
+    def put(self, market: Market, index: int) -> None:
+        """All bunches of the market, which were found equal, go onto its end of the tape."""
+        bunches = self.bunches[index]
+        first = bunches[0]
+        n = first.stop - first.start
+        self.taken.append(Taken(index, market.epoch, market.count, bunches))
         market.count += n
-        market.h_end, market.last_us = int(last["book_hash"]), int(last["exchange_us"])
-        market.live_to_us, market.last_sources = -1, mask
-        for pair in market.pairs:
-            pair.h, pair.position, pair.last_us = market.h_end, market.count, market.last_us
-            pair.behind_since = -1
-        for b in bunches:
-            pair = pairs[(b.gatherer, b.run_id)]
-            pair.last_seq = int(self.cuts[b.gatherer].rows["seq"][b.stop - 1])
+        market.h_end, market.last_us = first.h_after, first.last_us
+        market.live_to_us = -1
+        mask = 0
+        for b, pair in zip(bunches, market.pairs, strict=True):
+            mask |= 1 << b.gatherer
+            _follow(pair, market, b)
+        market.last_sources = mask
         counts = self.sink.counts
         counts["rows_in"] += n * len(bunches)
         counts["merged_rows"] += n
@@ -140,17 +189,40 @@ class FastPath:
         """Write all that was taken as one block."""
         if not self.taken:
             return
-        sizes = np.array([rows.size for _, _, rows, _, _, _ in self.taken])
-        rows = np.concatenate([rows for _, _, rows, _, _, _ in self.taken])
-        block = empty_block(rows.size)
-        for name in ("exchange_us", "delta", "book_hash", "price", "side"):
-            block[name] = rows[name]
-        block["flags"] = rows["flags"] & ~np.int16(FLOATING)
-        block["received_ns"] = np.concatenate([r for _, _, _, r, _, _ in self.taken])
-        block["market_id"] = np.repeat([i for _, i, _, _, _, _ in self.taken], sizes)
-        block["epoch"] = np.repeat([m.epoch for m, _, _, _, _, _ in self.taken], sizes)
-        block["sources"] = np.repeat([s for _, _, _, _, s, _ in self.taken], sizes)
-        starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-        before = np.repeat([c for _, _, _, _, _, c in self.taken], sizes)
-        block["market_seq"] = np.arange(rows.size) - starts + before + 1
+        firsts, sizes = self._places([t.bunches[0] for t in self.taken])
+        block = empty_block(firsts.size)
+        for name in ("exchange_us", "delta", "book_hash", "price", "side", "flags"):
+            block[name] = self._column(name)[firsts]
+        block["flags"] &= ~np.int16(FLOATING)
+        block["received_ns"] = self._received(firsts, sizes)
+        block["market_id"] = np.repeat([t.index for t in self.taken], sizes)
+        block["epoch"] = np.repeat([t.epoch for t in self.taken], sizes)
+        masks = [sum({1 << b.gatherer for b in t.bunches}) for t in self.taken]
+        block["sources"] = np.repeat(masks, sizes)
+        before = np.array([t.before for t in self.taken]) - (np.cumsum(sizes) - sizes)
+        block["market_seq"] = np.arange(1, firsts.size + 1) + np.repeat(before, sizes)
         self.sink.blocks.append(block)
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        """One column of the rows of all cuts, end to end."""
+        return np.concatenate([cut.rows[name] for cut in self.cuts])
+
+    def _received(self, firsts: I64, sizes: I64) -> I64:
+        """The earliest receipt of each row that is taken."""
+        whole = self._column("received_ns")
+        earliest: I64 = whole[firsts]
+        ends = np.cumsum(sizes)
+        for nth in range(1, max(len(t.bunches) for t in self.taken)):
+            at = [i for i, t in enumerate(self.taken) if len(t.bunches) > nth]
+            mine, some = self._places([self.taken[i].bunches[nth] for i in at])
+            shift = (ends - sizes)[at] - (np.cumsum(some) - some)
+            there = np.arange(mine.size) + np.repeat(shift, some)
+            earliest[there] = np.minimum(earliest[there], whole[mine])
+        return earliest
+
+
+def _follow(pair: Pair, market: Market, bunch: Bunch) -> None:
+    """The run of the pair showed everything up to the market's end."""
+    pair.h, pair.position, pair.last_us = market.h_end, market.count, market.last_us
+    pair.behind_since = -1
+    pair.last_seq = bunch.last_seq

@@ -14,8 +14,9 @@ Does not do: merging, evidence, deciding when to close (arbitrate.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +37,11 @@ from marketdata.rows import (
 )
 
 I64 = npt.NDArray[np.int64]
+T = TypeVar("T", TradeRow, TickerRow)
 UNTIMED: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
 FLOATING: Final = int(DeltaFlag.FLOATING)
 LOW: Final = 0xFFFFFFFF  # the run in a pair key
+_TABLE_MAX: Final = 1 << 22  # market ids below it are looked up in a table
 
 
 def pair_key(market: int, run_id: int) -> int:
@@ -46,31 +49,43 @@ def pair_key(market: int, run_id: int) -> int:
     return market << 32 | run_id
 
 
-class Chunk:
-    """Delta rows of one read, sorted by (market, run), then arrival; windows take them in turn.
+def stable_order(values: npt.NDArray[np.integer[Any]]) -> I64 | slice:
+    """The stable order of the values; a slice of all of them where they ascend already."""
+    if (values[1:] >= values[:-1]).all():
+        return slice(None)
+    return np.argsort(values, kind="stable")
 
-    Nothing is copied but what a window takes: a read of a whole backlog spans hundreds of windows.
+
+def by_run(run_ids: npt.NDArray[np.int32]) -> list[tuple[int, npt.NDArray[np.bool_] | slice]]:
+    """Each run of a column, ascending, and where it stands."""
+    if run_ids[0] == run_ids[-1] and (run_ids == run_ids[0]).all():
+        return [(int(run_ids[0]), slice(None))]
+    return [(run_id, run_ids == run_id) for run_id in np.unique(run_ids).tolist()]
+
+
+class Chunk:
+    """Delta rows of one read by window, (market, run), arrival; windows take them in turn.
+
+    Nothing is copied when a window takes its rows: a read of a whole backlog spans hundreds.
     """
 
-    __slots__ = ("_by_window", "_oldest", "_order", "_taken", "key", "rows", "window")
+    __slots__ = ("_by_key", "_oldest", "_taken", "key", "rows", "window")
 
     def __init__(self, rows: DeltaRows, key: I64, window: I64) -> None:
         self.rows, self.key, self.window = rows, key, window
-        self._order = np.argsort(window, kind="stable")
-        self._by_window = window[self._order]
-        batches = rows["batch_id"][self._order]
-        self._oldest = np.minimum.accumulate(batches[::-1])[::-1]
+        self._by_key: I64 | None = None
+        self._oldest = np.minimum.accumulate(rows["batch_id"][::-1])[::-1]
         self._taken = 0
 
     @property
     def used_up(self) -> bool:
         """Whether windows have taken everything."""
-        return self._taken == self._order.size
+        return self._taken == self.window.size
 
     @property
     def next_window(self) -> int:
         """The earliest window that still has rows here."""
-        return int(self._by_window[self._taken])
+        return int(self.window[self._taken])
 
     @property
     def oldest_batch(self) -> int:
@@ -79,14 +94,24 @@ class Chunk:
 
     def take(self, window: int) -> tuple[DeltaRows, I64] | None:
         """The rows (and their keys) up to and with `window` that were not taken yet."""
-        stop = int(np.searchsorted(self._by_window, window, side="right"))
-        if stop == self._taken:
+        start, stop = self._taken, int(np.searchsorted(self.window, window, side="right"))
+        if stop == start:
             return None
-        mine = self._order[self._taken : stop]
-        if self._by_window[self._taken] != self._by_window[stop - 1]:
-            mine = np.sort(mine)  # within one window the stable order is that of the rows already
         self._taken = stop
-        return self.rows[mine], self.key[mine]
+        rows, key = self.rows[start:stop], self.key[start:stop]
+        if self.window[start] != self.window[stop - 1]:
+            order = np.argsort(key, kind="stable")
+            rows, key = rows[order], key[order]
+        return rows, key
+
+    def window_of(self, key: int, seq: int) -> int:
+        """Window of the pair's latest row up to `seq`, taken or not; -1 where there is none."""
+        if self._by_key is None:
+            self._by_key = np.argsort(self.key, kind="stable")
+        low, high = np.searchsorted(self.key, [key, key + 1], sorter=self._by_key).tolist()
+        mine = self._by_key[low:high]
+        at = int(np.searchsorted(self.rows["seq"][mine], seq + 1))
+        return int(self.window[mine[at - 1]]) if at else -1
 
 
 @dataclass(slots=True)
@@ -206,39 +231,54 @@ class Inflow:
         trace: dict[int, tuple[npt.NDArray[np.uint32], I64]] = {}
         if rows.size == 0:
             return trace
-        us, run_ids, flags = rows["exchange_us"], rows["run_id"], rows["flags"]
+        us, flags, received = rows["exchange_us"], rows["flags"], rows["received_ns"]
         effective = np.empty(rows.size, np.int64)
         timed_us = np.where((flags & UNTIMED) == 0, us, -1)
-        for run_id in np.unique(run_ids).tolist():
-            mine = run_ids == run_id
-            received = int(rows["received_ns"][mine][-1])
-            run = self._run(run_id, received)
+        for run_id, mine in by_run(rows["run_id"]):
+            last_ns = int(received[mine][-1])
+            run = self._run(run_id, last_ns)
             shown = np.maximum.accumulate(np.maximum(timed_us[mine], run.shown_us))
             effective[mine] = np.maximum(us[mine], shown - self.skew_us)
             trace[run_id] = (rows["seq"][mine], shown)
             self._release_held(run, int(shown[np.argmax(shown >= 0)]))
-            run.shown_us, run.last_received_ns = int(shown[-1]), received
-        key, window = self._keys(rows), effective // self.window_us
-        order = np.argsort(key, kind="stable")
-        rows, key, window = rows[order], key[order], window[order]
-        window = self._monotone(key, window)
-        self._note_first_seen(rows, window)
-        keep = (window > self.reread[0]) | (rows["batch_id"] > self.reread[1])
-        if not keep.all():
-            rows, key, window = rows[keep], key[keep], window[keep]
-        window = np.maximum(window, self.closed + 1)
+            run.shown_us, run.last_received_ns = int(shown[-1]), last_ns
+        rows, key, window = self._by_window(rows, self._keys(rows), effective // self.window_us)
         if rows.size:
             self._note_floating(rows, key, window)
             self.chunks.append(Chunk(rows, key, window))
-            for run_id in np.unique(rows["run_id"]).tolist():
+            for run_id, mine in by_run(rows["run_id"]):
                 run = self.runs[run_id]
-                run.max_window = max(run.max_window, int(window[rows["run_id"] == run_id].max()))
+                run.max_window = max(run.max_window, int(window[mine].max()))
         return trace
 
+    def _by_window(self, rows: DeltaRows, key: I64, window: I64) -> tuple[DeltaRows, I64, I64]:
+        """What was not taken before a restart, by (window, market, run), then arrival."""
+        order = stable_order(key)
+        window = self._monotone(key[order], window[order])
+        again = stable_order(window)
+        order = again if isinstance(order, slice) else order[again]
+        rows, key, window = rows[order], key[order], window[again]
+        self._note_first_seen(rows["received_ns"], window)
+        if window[0] <= self.reread[0]:
+            keep = (window > self.reread[0]) | (rows["batch_id"] > self.reread[1])
+            rows, key, window = rows[keep], key[keep], window[keep]
+        if window.size and window[0] <= self.closed:  # their window is closed: they go to the next
+            window = np.maximum(window, self.closed + 1)
+            order = np.lexsort((key, window))
+            rows, key, window = rows[order], key[order], window[order]
+        return rows, key, window
+
     def _keys(self, rows: DeltaRows) -> I64:
-        ids, inverse = np.unique(rows["market_id"], return_inverse=True)
+        market = rows["market_id"]
+        top = int(market.max())
+        if top < _TABLE_MAX and int(market.min()) >= 0:
+            used = np.flatnonzero(np.bincount(market, minlength=top + 1))
+            index = np.zeros(top + 1, np.int64)
+            index[used] = [self.ids[i] for i in used.tolist()]
+            return np.asarray((index[market] << 32) | rows["run_id"], np.int64)
+        ids, inverse = np.unique(market, return_inverse=True)
         index = np.array([self.ids[i] for i in ids.tolist()], np.int64)
-        return (index[inverse] << 32) | rows["run_id"].astype(np.int64)
+        return np.asarray((index[inverse] << 32) | rows["run_id"], np.int64)
 
     def _monotone(self, key: I64, window: I64) -> I64:
         """INV-W1: the window of a row is not before that of the row before it in its pair."""
@@ -253,15 +293,14 @@ class Inflow:
         self.floors.update(zip(keys, window[stops].tolist(), strict=True))
         return window
 
-    def _note_first_seen(self, rows: DeltaRows, window: I64) -> None:
-        latest = int(window.max())
+    def _note_first_seen(self, received: I64, window: I64) -> None:
+        """`window` ascends."""
+        latest = int(window[-1])
         if latest <= self.max_window:
             return
-        order = np.argsort(window, kind="stable")
-        ordered, received = window[order], rows["received_ns"][order]
         earliest = np.minimum.accumulate(received[::-1])[::-1]  # of this window's rows and later
-        for w in np.unique(ordered[ordered > self.max_window]).tolist():
-            self.first_seen[w] = int(earliest[np.searchsorted(ordered, w)])
+        for w in np.unique(window[window > self.max_window]).tolist():
+            self.first_seen[w] = int(earliest[np.searchsorted(window, w)])
         self.max_window = latest
 
     def _note_floating(self, rows: DeltaRows, key: I64, window: I64) -> None:
@@ -323,10 +362,9 @@ class Inflow:
     def _own_window(self, key: int, row: SnapshotRow) -> int:
         """Window of the latest row up to the snapshot (a reset's row has its seq) in its pair."""
         for chunk in reversed(self.chunks):
-            low, high = np.searchsorted(chunk.key, [key, key + 1]).tolist()
-            at = low + int(np.searchsorted(chunk.rows["seq"][low:high], row.seq + 1))
-            if at > low:
-                return int(chunk.window[at - 1])
+            window = chunk.window_of(key, row.seq)
+            if window >= 0:
+                return window
         return 0
 
     def _closing(self, control: ControlRow) -> None:
@@ -350,18 +388,22 @@ class Inflow:
         )  # fmt: skip
 
     def _trades_and_tickers(self, batch: GathererBatch) -> None:
-        for trade in batch.trades:
-            window = trade.exchange_us // self.window_us
-            if not self._is_reread(window, trade.batch_id):
-                window = max(window, self.closed + 1)
-                self.trades.add(window, trade)
-                run = self.runs.get(trade.run_id)
-                if run is not None:  # its end must not be taken before its trades
-                    run.max_window = max(run.max_window, window)
-        for ticker in batch.tickers:
-            window = ticker.exchange_us // self.window_us
-            if not self._is_reread(window, ticker.batch_id):
-                self.tickers.add(max(window, self.closed + 1), ticker)
+        for trade, window in self._with_windows(batch.trades):
+            self.trades.add(window, trade)
+            run = self.runs.get(trade.run_id)
+            if run is not None and window > run.max_window:
+                run.max_window = window  # its end must not be taken before its trades
+        for ticker, window in self._with_windows(batch.tickers):
+            self.tickers.add(window, ticker)
+
+    def _with_windows(self, rows: Sequence[T]) -> Iterator[tuple[T, int]]:
+        """The rows that were not taken before a restart, and the window of each."""
+        window_us, first = self.window_us, self.closed + 1
+        reread_window, reread_batch = self.reread
+        for row in rows:
+            window = row.exchange_us // window_us
+            if window > reread_window or row.batch_id > reread_batch:
+                yield row, (max(first, window))
 
     # -- asking ----------------------------------------------------------------------------------
 

@@ -24,8 +24,9 @@ from typing import Final
 
 import numpy as np
 
+from dedup.publication import Publication
 from dedup.tape_rows import Rows
-from marketdata.book import level_constants
+from marketdata.book import MASK, level_constants
 from marketdata.rows import DeltaFlag
 
 NAMES: Final = ("I1", "I2", "I3", "I4", "I5", "I8")
@@ -48,6 +49,15 @@ class Invariants:
     def broken(self) -> list[str]:
         """Names of those that were violated."""
         return [name for name, seen in self.violations.items() if seen]
+
+    def observe(self, made: Publication) -> None:
+        """Everything that is about to be published together."""
+        self.observe_epochs(
+            [(m, e, h & MASK) for m, e, _, h, _ in made.epochs],
+            [(g[0], g[1]) for g in made.gaps],
+        )
+        self.observe_counts(made.counts)
+        self.observe_rows(made.deltas)
 
     def observe_epochs(
         self, epochs: Iterable[tuple[int, int, int]], gaps: Iterable[tuple[int, int]]

@@ -1,14 +1,15 @@
 """The deduplicator at work: read, merge, publish, export, in one loop.
 
 What holds:
-- Everything that changes the tape happens in this loop, one step after the other; only reads run
-  side by side.
+- Publications and exports follow one after the other, in the order of windows; reading and deciding
+  run beside them (flow).
 - Windows that may close are published together up to PUBLISH_ROWS, never across a moment of
   export, so what an export sees does not depend on how far reading got.
 - A lake that refuses does not stop the merge: exports are tried again and /health says so.
 - Whoever finds that production moved on without us starts again from what is there.
 
-Does not do: decisions of the merge (arbitrate), SQL (publish, pull), objects (export).
+Does not do: decisions of the merge (arbitrate), what runs beside what (flow), SQL (publish, pull),
+objects (export).
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ import asyncpg
 
 from dedup.arbitrate import Arbiter
 from dedup.export import Exporter, export_hour_of
+from dedup.flow import Reads, close_windows, take
 from dedup.invariants import Invariants
 from dedup.output import ArbiterSettings, WindowOutput
 from dedup.publication import Publication, publication_of
 from dedup.publish import Publisher, Standing, broken_once_failed
-from dedup.readers import GathererReader, may_read
+from dedup.readers import GathererReader
 from dedup.status import Tally
 from marketdata.errors import LakeError, StorageError
+from marketdata.rows import GathererBatch
 from runtime.config import DedupSettings
 from runtime.health import Health
 from runtime.logs import get
 from runtime.metrics import Metrics
 from runtime.postgres import TRANSIENT
 
-PUBLISH_ROWS: Final = 50_000
-PUBLISH_WINDOWS: Final = 200
 EXPORT_RETRY_S: Final = 5.0
 RESTART_WAIT_S: Final = 1.0
 
@@ -133,7 +134,7 @@ class Pipeline:
         self._absorbed = {}
         await self._close_readers()
         self.readers = [self._reader(g, standing) for g in range(len(self._settings.gatherer_dsns))]
-        tasks: dict[asyncio.Task[Any], GathererReader] = {}
+        tasks: Reads = {}
         try:
             await self._export(final=False)
             while not self._stopping.is_set() and not self.finished:
@@ -190,51 +191,26 @@ class Pipeline:
         self.waiting_for = [f"gatherer {g + 1} is read again after a restart" for g in missing]
         return not missing
 
-    async def _take(self, arbiter: Arbiter, tasks: dict[asyncio.Task[Any], GathererReader]) -> None:
+    async def _take(self, arbiter: Arbiter, tasks: Reads) -> None:
         """Wait for at least one reader, give the arbiter everything that has arrived."""
         patience_s = float(self._settings.patience_s)
-        busy = {reader.index for reader in tasks.values()}
-        for reader in self.readers:
-            if reader.index not in busy and may_read(reader, self.readers, patience_s):
-                tasks[asyncio.create_task(reader.read())] = reader
-        stop = asyncio.create_task(self._stopping.wait())
-        try:
-            done, _ = await asyncio.wait(
-                [*tasks, stop], return_when=asyncio.FIRST_COMPLETED, timeout=1.0
-            )
-        finally:
-            stop.cancel()
-        for task in sorted(done - {stop}, key=lambda t: tasks[t].index):
-            reader = tasks.pop(task)
-            batch = task.result()
-            if batch is not None:
-                self.tally.read(batch)
-                await asyncio.to_thread(arbiter.absorb, batch)
-                self._absorbed[reader.index] = batch.last_batch_id
-        for reader in self.readers:
-            if reader.exhausted or reader.silent_s() >= patience_s:
-                arbiter.nothing_new(reader.index)
+        await take(arbiter, self.readers, tasks, patience_s, self._has, self._stopping)
+
+    def _has(self, reader: GathererReader, batch: GathererBatch) -> None:
+        """The arbiter has the batch."""
+        self.tally.read(batch)
+        self._absorbed[reader.index] = batch.last_batch_id
 
     async def _close_windows(self, arbiter: Arbiter, *, final: bool) -> None:
-        """Publish every window that may close."""
-        outputs: list[WindowOutput] = []
-        rows = 0
-        closed_to_us = self.publisher.standing.closed_to_us
-        while True:
-            output = await asyncio.to_thread(arbiter.step, final=final)
-            if output is not None:
-                outputs.append(output)
-                rows += len(output.deltas) + len(output.trades) + len(output.ticker_rows)
-            full = rows >= PUBLISH_ROWS or len(outputs) >= PUBLISH_WINDOWS
-            due = output is not None and export_hour_of(output.to_us) > export_hour_of(closed_to_us)
-            if outputs and (output is None or full or due):
-                await self._publish(outputs)
-                outputs, rows = [], 0
-            if due:
-                await self._export(final=False)
-            if output is None:
-                break
-            closed_to_us = output.to_us
+        """Publish every window that may close; export whenever that passes a moment of export."""
+        await close_windows(
+            arbiter,
+            self._publish,
+            final=final,
+            closed_to_us=self.publisher.standing.closed_to_us,
+            due=lambda before, after: export_hour_of(after) > export_hour_of(before),
+            export=lambda: self._export(final=False),
+        )
         self.waiting_for = list(arbiter.waiting_for)
 
     async def _publish(self, outputs: list[WindowOutput]) -> None:
@@ -259,12 +235,7 @@ class Pipeline:
     def _check(self, made: Publication) -> None:
         """The second opinion on what is about to be published."""
         before = dict(self.invariants.violations)
-        self.invariants.observe_epochs(
-            [(m, e, h & ((1 << 64) - 1)) for m, e, _, h, _ in made.epochs],
-            [(g[0], g[1]) for g in made.gaps],
-        )
-        self.invariants.observe_counts(made.counts)
-        self.invariants.observe_rows(made.deltas)
+        self.invariants.observe(made)
         for name, seen in self.invariants.violations.items():
             if seen > before[name]:
                 self._metrics.counter("invariant_breaks_total", invariant=name).inc(

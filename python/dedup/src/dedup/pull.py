@@ -330,9 +330,20 @@ async def _copy_out(
 
 def in_order(rows: DeltaRows, *columns: str) -> DeltaRows:
     """The rows sorted by these columns: the same whatever order the heap gave."""
-    if len(rows) < 2:
+    if len(rows) < 2 or _ascends([rows[name] for name in columns]):
         return rows
     return rows[np.lexsort([rows[name] for name in reversed(columns)])]
+
+
+def _ascends(columns: list[np.ndarray[tuple[int], np.dtype[Any]]]) -> bool:
+    """Whether the rows stand in the order of the columns already: a heap often is."""
+    tied = np.ones(len(columns[0]) - 1, np.bool_)  # rows equal to the one before, so far
+    for column in columns:
+        before, after = column[:-1], column[1:]
+        if (tied & (after < before)).any():
+            return False
+        tied &= after == before
+    return True
 
 
 def _snapshot(row: Sequence[Any]) -> SnapshotRow:

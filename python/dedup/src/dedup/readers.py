@@ -1,7 +1,7 @@
 """One reader a gatherer: connects, reads, waits, tries again; the others never wait for it.
 
 What holds:
-- At most one read of a gatherer is on its way, and its rows are taken before the next begins.
+- At most one read of a gatherer is on its way, at most one answer waits to be taken.
 - No reader runs more than AHEAD_NS of received time ahead of another one that still has rows to
   give: the merge would have to hold what it cannot use, and would take a late answer for silence.
 - A database that does not answer holds the others up for at most `patience_s`.

@@ -55,7 +55,10 @@ class Memory:
     floor: int = -1
 
     def __contains__(self, key: bytes) -> bool:
-        return any(key in keys for keys in self.windows.values())
+        for keys in self.windows.values():  # noqa: SIM110 - asked for every row; any() is slower
+            if key in keys:
+                return True
+        return False
 
     def add(self, window: int, keys: Iterable[bytes]) -> list[int]:
         """Remember; returns the windows that are forgotten for it."""
@@ -102,12 +105,18 @@ def union_trades(found: Iterable[TradeFound], memory: Memory) -> dict[bytes, Onc
 def union_tickers(found: Iterable[TickerFound], memory: Memory) -> dict[bytes, Once]:
     """Each ticker state once."""
     made: dict[bytes, Once] = {}
+    seen: dict[tuple[str, int, int], Once | None] = {}  # None: published before
     for ticker, gatherer, row in found:
-        key = ticker_key(ticker, row)
-        once = made.get(key)
+        state = (ticker, row.exchange_us, row.payload_key)
+        once = seen.get(state)
+        if once is None and state not in seen:
+            key = ticker_key(ticker, row)
+            once = made.get(key)
+            if once is None and key not in memory:
+                once = made[key] = Once(ticker, 0, row.received_ns, state=row)
+            seen[state] = once
         if once is not None:
             once.sources |= 1 << gatherer
-            once.received_ns = min(once.received_ns, row.received_ns)
-        elif key not in memory:
-            made[key] = Once(ticker, 1 << gatherer, row.received_ns, state=row)
+            if row.received_ns < once.received_ns:
+                once.received_ns = row.received_ns
     return made

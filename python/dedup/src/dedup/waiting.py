@@ -32,8 +32,13 @@ class Waiting(Generic[T]):
 
     def add(self, window: int, row: T) -> None:
         """A row that belongs to `window`."""
-        self._by_window.setdefault(window, []).append((self._arrived, row))
-        self._oldest[window] = min(row.batch_id, self._oldest.get(window, row.batch_id))
+        found = self._by_window.get(window)
+        if found is None:
+            found = self._by_window[window] = []
+            self._oldest[window] = row.batch_id
+        elif row.batch_id < self._oldest[window]:
+            self._oldest[window] = row.batch_id
+        found.append((self._arrived, row))
         self._arrived += 1
 
     def take(self, window: int) -> list[T]:

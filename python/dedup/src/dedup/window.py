@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dedup.inflow import LOW, UNTIMED, Cut, EndItem, Inflow
+from dedup.inflow import LOW, UNTIMED, Cut, EndItem, Inflow, by_run, stable_order
 from dedup.output import ArbiterSettings, EpochRow, GapRow, QuarantineRow
 from dedup.runs import Run, RunMarkets
 from marketdata.coverage import OPEN_US, AuditPoint, Mark, MarketClaim
@@ -97,13 +97,9 @@ class RunTimes:
             cut = self.cuts[run.gatherer]
             mine = (cut.key & LOW) == run.run_id
             mine &= (cut.rows["flags"] & UNTIMED) == 0
-            rows, key = cut.rows[mine], cut.key[mine]
-            order = np.argsort(rows["seq"], kind="stable")
-            found = (
-                rows["seq"][order].astype(np.int64),
-                rows["exchange_us"][order].astype(np.int64),
-                key[order] >> 32,
-            )
+            seq = cut.rows["seq"][mine].astype(np.int64)
+            order = stable_order(seq)
+            found = (seq[order], cut.rows["exchange_us"][mine][order], cut.key[mine][order] >> 32)
             self._times[(run.gatherer, run.run_id)] = found
         return found
 
@@ -113,14 +109,15 @@ class RunTimes:
         for inflow, cut in zip(self.inflows, self.cuts, strict=True):
             if cut.rows.size == 0:
                 continue
-            for run_id in np.unique(cut.rows["run_id"]).tolist():
+            timed_us = np.where((cut.rows["flags"] & UNTIMED) == 0, cut.rows["exchange_us"], -1)
+            for run_id, mine in by_run(cut.rows["run_id"]):
                 run = inflow.runs[run_id]
-                _, us, market = self.timed(run)
-                if us.size == 0:
+                latest = int(timed_us[mine].max())
+                if latest < 0:
                     continue
                 if run.first_us < 0:
+                    _, us, market = self.timed(run)
                     run.first_us, run.first_market = int(us[0]), tickers[int(market[0])]
-                latest = int(us.max())
                 if latest > run.z_us:
                     run.z_us = latest
                     moved.add((run.gatherer, run_id))

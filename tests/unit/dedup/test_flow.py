@@ -1,0 +1,216 @@
+"""Deciding beside publishing: in order, one at a time, and nothing after a failure."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from dedup import flow
+from dedup.arbitrate import Arbiter
+from dedup.flow import Publishing, close_windows, take
+from dedup.output import WindowOutput
+from dedup.readers import GathererReader
+from marketdata.rows import GathererBatch
+from tests.hand import QUICK, Hand
+
+
+def arbiter(windows: int) -> Arbiter:
+    """Everything of three equal recordings over so many windows."""
+    made = Arbiter(3, QUICK)
+    for g in range(3):
+        hand = Hand(g)
+        hand.start(0)
+        hand.snap("A", {100_000: 5})
+        for n in range(windows * 4):
+            hand.delta(100 + n * 250, "A", 10_000 * (n % 90 + 1), 100)
+        hand.stop()
+        made.absorb(hand.commit())
+    return made
+
+
+class Written:
+    """Production that takes its time; remembers what came, and never takes two at once."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.windows: list[int] = []
+        self.sizes: list[int] = []
+        self.fails_at = fails_at
+        self.inside = 0
+        self.beside = 0
+
+    async def publish(self, outputs: list[WindowOutput]) -> None:
+        assert self.inside == 0
+        self.inside += 1
+        await asyncio.sleep(0.01)
+        self.inside -= 1
+        if len(self.sizes) == self.fails_at:
+            raise ConnectionResetError("cut")
+        self.windows += [o.window for o in outputs]
+        self.sizes.append(len(outputs))
+
+
+async def test_windows_come_in_order_in_publications_of_a_bounded_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flow, "PUBLISH_WINDOWS", 3)
+    written = Written()
+    await close_windows(arbiter(10), written.publish, final=True)
+    assert len(written.windows) == 10
+    assert written.windows == sorted(written.windows)
+    assert written.sizes[:3] == [3, 3, 3]
+
+
+async def test_the_arbiter_decides_while_a_publication_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The negative control of the next tests: there is something beside the publication."""
+    monkeypatch.setattr(flow, "PUBLISH_WINDOWS", 1)
+    written, made = Written(), arbiter(10)
+    step, beside = made.step, 0
+
+    def watched(*, final: bool = False) -> WindowOutput | None:
+        nonlocal beside
+        beside += written.inside
+        return step(final=final)
+
+    monkeypatch.setattr(made, "step", watched)
+    await close_windows(made, written.publish, final=True)
+    assert beside > 0
+
+
+async def test_nothing_is_published_after_a_publication_that_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flow, "PUBLISH_WINDOWS", 2)
+    written = Written(fails_at=1)
+    with pytest.raises(ConnectionResetError):
+        await close_windows(arbiter(10), written.publish, final=True)
+    await asyncio.sleep(0.05)
+    assert written.sizes == [2]
+    assert written.inside == 0
+
+
+async def test_an_arbiter_that_fails_ends_the_publication_on_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flow, "PUBLISH_WINDOWS", 1)
+    written, made = Written(), arbiter(4)
+    step, steps = made.step, 0
+
+    def failing(*, final: bool = False) -> WindowOutput | None:
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            raise ValueError("planted")
+        return step(final=final)
+
+    monkeypatch.setattr(made, "step", failing)
+    with pytest.raises(ValueError, match="planted"):
+        await close_windows(made, written.publish, final=True)
+    await asyncio.sleep(0.05)
+    assert written.sizes == []
+
+
+async def test_an_export_sees_all_windows_before_its_moment_and_none_after() -> None:
+    written, seen = Written(), []
+
+    async def export() -> None:
+        assert written.inside == 0
+        seen.append(list(written.windows))
+
+    made = arbiter(10)
+    second = 1_000_000
+    await close_windows(
+        made,
+        written.publish,
+        final=True,
+        closed_to_us=0,
+        due=lambda before, after: before > 0 and after // (4 * second) > before // (4 * second),
+        export=export,
+    )
+    assert len(seen) >= 2
+    for windows in seen:
+        assert windows == written.windows[: len(windows)]
+        assert (windows[-1] + 1) % 4 == 0
+
+
+async def test_publishing_hears_of_a_failure_before_the_next_begins() -> None:
+    written = Written(fails_at=0)
+    publishing = Publishing(written.publish)
+    await publishing.begin([])
+    with pytest.raises(ConnectionResetError):
+        await publishing.begin([])
+    await publishing.settled()
+    await publishing.abandon()
+    assert written.sizes == []
+
+
+class Answers(GathererReader):
+    """A reader whose database is a list."""
+
+    def __init__(self, index: int, batches: list[GathererBatch]) -> None:
+        super().__init__(index, "postgresql://nowhere", poll_s=0)
+        self.batches = batches
+        self.reading = 0
+
+    async def read(self) -> GathererBatch | None:
+        assert self.reading == 0, "one read at a time"
+        self.reading += 1
+        await asyncio.sleep(0)
+        self.reading -= 1
+        self.state = "reading" if self.batches else "idle"
+        return self.batches.pop(0) if self.batches else None
+
+
+async def test_batches_of_a_gatherer_are_absorbed_in_order_and_each_once() -> None:
+    class Hears:
+        def __init__(self) -> None:
+            self.inside = False
+            self.heard: list[tuple[int, int]] = []
+            self.asked: set[int] = set()
+
+        def absorb(self, batch: GathererBatch) -> None:
+            assert not self.inside
+            self.inside = True
+            self.heard.append((batch.gatherer, batch.last_batch_id))
+            self.inside = False
+
+        def nothing_new(self, gatherer: int) -> None:
+            assert not self.inside
+            self.asked.add(gatherer)
+
+    def batch(g: int, n: int) -> GathererBatch:
+        made = Hand(g).commit()
+        made.last_batch_id = n
+        return made
+
+    hears: Any = Hears()
+    readers = [Answers(g, [batch(g, n) for n in range(1, 6)]) for g in range(3)]
+    tasks: flow.Reads = {}
+    told: list[tuple[int, int]] = []
+    while not all(r.exhausted for r in readers):
+        await take(hears, readers, tasks, 60, lambda r, b: told.append((r.index, b.last_batch_id)))
+    for g in range(3):
+        assert [n for of, n in hears.heard if of == g] == [1, 2, 3, 4, 5]
+    assert told == hears.heard
+    assert hears.asked == {0, 1, 2}
+    for task in tasks:
+        task.cancel()
+
+
+async def test_a_stop_ends_the_waiting() -> None:
+    class Silent(Answers):
+        async def read(self) -> GathererBatch | None:
+            await asyncio.Event().wait()
+            return None
+
+    stopping = asyncio.Event()
+    tasks: flow.Reads = {}
+    asyncio.get_running_loop().call_later(0.01, stopping.set)
+    async with asyncio.timeout(0.5):
+        await take(Arbiter(1, QUICK), [Silent(0, [])], tasks, 60, lambda _r, _b: None, stopping)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
