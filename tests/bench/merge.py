@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dedup import hours, tape_rows
 from dedup.arbitrate import Arbiter
-from dedup.flow import Reads, close_windows, take
+from dedup.flow import Publishing, Reads, close_windows, take
 from dedup.invariants import Invariants
+from dedup.main import tune
 from dedup.output import ArbiterSettings, WindowOutput
 from dedup.publication import HOUR_US, publication_of
 from dedup.publish import Publisher
@@ -43,7 +46,8 @@ class Merged:
     seconds: float
     rows_in: int
     counts: dict[str, int]
-    phases: dict[str, float]  # seconds in which it read, decided, published; they overlap
+    # Seconds in which it did nothing but read, decided, published; they overlap.
+    phases: dict[str, float]
 
 
 class _Timed(Arbiter):
@@ -84,13 +88,18 @@ async def merge(hot: Sequence[str], production: str) -> Merged:
         await publisher.commit(made, dict.fromkeys(range(len(hot)), 1))
         phases["publish"] += time.perf_counter() - at
 
+    tune()
+    np.unique(np.zeros(1))  # numpy loads a part of itself at the first call: once in a process
     began = time.perf_counter()
     tasks: Reads = {}
+    publishing = Publishing(publish, 0)
     while not all(r.exhausted for r in readers):
+        at = time.perf_counter() - arbiter.busy_s
         await take(arbiter, readers, tasks, PATIENCE_S, lambda _reader, _batch: None)
-        await close_windows(arbiter, publish, final=False)
-    phases["read"] = time.perf_counter() - began
-    await close_windows(arbiter, publish, final=True)
+        phases["read"] += time.perf_counter() - arbiter.busy_s - at
+        await close_windows(arbiter, publishing, final=False)
+    await close_windows(arbiter, publishing, final=True)
+    await publishing.settled()
     seconds = time.perf_counter() - began
     phases["decide"] = arbiter.busy_s
     counts = dict(publisher.standing.counts)

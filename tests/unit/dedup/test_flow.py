@@ -56,7 +56,7 @@ async def test_windows_come_in_order_in_publications_of_a_bounded_size(
 ) -> None:
     monkeypatch.setattr(flow, "PUBLISH_WINDOWS", 3)
     written = Written()
-    await close_windows(arbiter(10), written.publish, final=True)
+    await close_all(arbiter(10), written)
     assert len(written.windows) == 10
     assert written.windows == sorted(written.windows)
     assert written.sizes[:3] == [3, 3, 3]
@@ -76,7 +76,7 @@ async def test_the_arbiter_decides_while_a_publication_is_on_its_way(
         return step(final=final)
 
     monkeypatch.setattr(made, "step", watched)
-    await close_windows(made, written.publish, final=True)
+    await close_all(made, written)
     assert beside > 0
 
 
@@ -86,7 +86,7 @@ async def test_nothing_is_published_after_a_publication_that_failed(
     monkeypatch.setattr(flow, "PUBLISH_WINDOWS", 2)
     written = Written(fails_at=1)
     with pytest.raises(ConnectionResetError):
-        await close_windows(arbiter(10), written.publish, final=True)
+        await close_all(arbiter(10), written)
     await asyncio.sleep(0.05)
     assert written.sizes == [2]
     assert written.inside == 0
@@ -108,7 +108,7 @@ async def test_an_arbiter_that_fails_ends_the_publication_on_its_way(
 
     monkeypatch.setattr(made, "step", failing)
     with pytest.raises(ValueError, match="planted"):
-        await close_windows(made, written.publish, final=True)
+        await close_all(made, written)
     await asyncio.sleep(0.05)
     assert written.sizes == []
 
@@ -122,11 +122,9 @@ async def test_an_export_sees_all_windows_before_its_moment_and_none_after() -> 
 
     made = arbiter(10)
     second = 1_000_000
-    await close_windows(
+    await close_all(
         made,
-        written.publish,
-        final=True,
-        closed_to_us=0,
+        written,
         due=lambda before, after: before > 0 and after // (4 * second) > before // (4 * second),
         export=export,
     )
@@ -138,13 +136,30 @@ async def test_an_export_sees_all_windows_before_its_moment_and_none_after() -> 
 
 async def test_publishing_hears_of_a_failure_before_the_next_begins() -> None:
     written = Written(fails_at=0)
-    publishing = Publishing(written.publish)
-    await publishing.begin([])
+    publishing = Publishing(written.publish, 0)
+    some = [WindowOutput(1, 1, 2)]
+    await publishing.begin(some)
+    await publishing.heard()  # nothing yet
     with pytest.raises(ConnectionResetError):
-        await publishing.begin([])
+        await publishing.begin(some)
     await publishing.settled()
+    await publishing.begin(some)
+    assert publishing.closed_to_us == 2
+    while not publishing.idle:  # noqa: ASYNC110 - it tells no event
+        await asyncio.sleep(0.001)
+    with pytest.raises(ConnectionResetError):
+        await publishing.heard()
     await publishing.abandon()
     assert written.sizes == []
+
+
+async def close_all(made: Arbiter, written: Written, **more: Any) -> None:
+    publishing = Publishing(written.publish, 0)
+    try:
+        await close_windows(made, publishing, final=True, **more)
+        await publishing.settled()
+    finally:
+        await publishing.abandon()
 
 
 class Answers(GathererReader):

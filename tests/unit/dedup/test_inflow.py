@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from dedup.inflow import Inflow
-from marketdata.rows import DeltaFlag, GathererBatch
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from dedup import inflow as module
+from dedup.inflow import Chunk, Inflow, by_run, stable_order
+from marketdata.rows import DELTA_ROW, DeltaFlag, GathererBatch
 from tests.hand import QUICK, Hand, us
 
 INFERRED = int(DeltaFlag.TS_INFERRED)
@@ -152,3 +159,86 @@ def test_the_end_of_a_run_nobody_knows_any_more_is_ignored() -> None:
     batch.controls = [c for c in batch.controls if c.kind == "run_end"]
     batch.snapshots = []
     assert taken(batch).ends == []
+
+
+def test_a_chunk_gives_every_row_once_by_market_and_run_and_then_arrival() -> None:
+    """Compared with the plain way, for windows one by one and several at once."""
+    rng = random.Random(6)
+    for jump in (1, 4):
+        found = sorted((rng.randrange(12), rng.randrange(5) << 32 | 1, n) for n in range(300))
+        by_key: dict[int, list[int]] = {}
+        for window, key, _ in found:  # within a pair the window ascends with the arrival
+            by_key.setdefault(key, []).append(window)
+        rows = np.zeros(300, DELTA_ROW)
+        rows["seq"] = rows["received_ns"] = np.arange(300)
+        rows["batch_id"] = [rng.randrange(1, 9) for _ in range(300)]
+        window, key = (np.array([f[i] for f in found], np.int64) for i in (0, 1))
+        chunk = Chunk(rows, key, window)
+        left = list(range(300))
+        for upto in range(jump - 1, 12, jump):
+            assert chunk.oldest_batch == min(int(rows["batch_id"][i]) for i in left)
+            assert chunk.next_window == min(found[i][0] for i in left)
+            due = [i for i in left if found[i][0] <= upto]
+            taken = chunk.take(upto)
+            assert taken is not None
+            assert taken[0]["seq"].tolist() == sorted(due, key=lambda i: (found[i][1], i))
+            assert taken[1].tolist() == sorted(found[i][1] for i in due)
+            left = [i for i in left if i not in due]
+            assert chunk.take(upto) is None
+        assert chunk.used_up
+
+
+def test_a_chunk_knows_the_window_of_a_pairs_latest_row() -> None:
+    rows = np.zeros(4, DELTA_ROW)
+    rows["seq"] = [4, 5, 7, 9]
+    chunk = Chunk(rows, np.array([8, 9, 8, 8], np.int64), np.array([1, 1, 2, 3], np.int64))
+    asked = [chunk.window_of(8, seq) for seq in (3, 4, 6, 7, 20)]
+    assert asked == [-1, 1, 1, 2, 3]
+    assert [chunk.window_of(key, 20) for key in (7, 9, 10)] == [-1, 1, -1]
+
+
+def test_runs_of_a_column_are_found_whether_it_holds_one_or_several() -> None:
+    assert by_run(np.array([3, 3], np.int32)) == [(3, slice(None))]
+    found = by_run(np.array([3, 2, 3], np.int32))
+    assert [run for run, _ in found] == [2, 3]
+    for mine, wanted in zip([m for _, m in found], ([0, 1, 0], [1, 0, 1]), strict=True):
+        assert isinstance(mine, np.ndarray)
+        assert mine.tolist() == wanted
+
+
+def test_what_ascends_needs_no_order() -> None:
+    assert stable_order(np.array([1, 1, 2], np.int64)) == slice(None)
+    order = stable_order(np.array([2, 1, 2, 1], np.int64))
+    assert isinstance(order, np.ndarray)
+    assert order.tolist() == [1, 3, 0, 2]
+
+
+def test_ids_too_large_for_a_table_are_looked_up_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def keys(table_max: int) -> list[int]:
+        monkeypatch.setattr(module, "_TABLE_MAX", table_max)
+        hand = opened()
+        for ms, market in itertools.product(range(0, 3_000, 500), "BCA"):
+            hand.delta(ms + 100, market, 10_000, 1)
+        return [int(k) for c in taken(hand.commit()).chunks for k in c.key]
+
+    assert keys(1 << 22) == keys(0)
+
+
+def test_rows_of_closed_windows_go_to_the_next_one_by_market_and_arrival() -> None:
+    hand = opened()
+    for ms in range(100, 5_000, 700):
+        hand.delta(ms, "B", 10_000, 1)
+        hand.delta(ms + 1, "A", 10_000, 1)
+    inflow = Inflow(0, QUICK.window_us, QUICK.engine_skew_us)
+    inflow.closed = us(0) // QUICK.window_us + 2
+    batch = hand.commit()
+    inflow.ids.update({i: i - 1 for i in batch.markets})
+    inflow.absorb(batch)
+    cut = inflow.cut(inflow.closed + 1)
+    assert cut.key.tolist() == sorted(cut.key.tolist())
+    for key in set(cut.key.tolist()):
+        seqs = cut.rows["seq"][cut.key == key].tolist()
+        assert len(seqs) > 1
+        assert seqs == sorted(seqs)

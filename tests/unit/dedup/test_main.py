@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from pathlib import Path
 
 import pytest
 
-from dedup.main import main, report, serve
+from dedup.main import GC_OBJECTS, SWITCH_S, main, report, serve, tune
 from marketdata.coverage import OPEN_US
 from runtime.clock import Clock
 from runtime.embedded import EmbeddedPostgres
@@ -80,3 +82,14 @@ def test_wrong_settings_are_told_on_stderr(
     said = capsys.readouterr().err
     assert "KT_GATHERER_DSNS" in said
     assert "KT_PRODUCTION_DSN" in said
+
+
+def test_the_interpreter_is_set_up_for_many_objects_and_a_quick_change_of_threads() -> None:
+    before = gc.get_threshold(), sys.getswitchinterval()
+    try:
+        tune()
+        assert gc.get_threshold()[0] == GC_OBJECTS
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+    finally:
+        gc.set_threshold(*before[0])
+        sys.setswitchinterval(before[1])

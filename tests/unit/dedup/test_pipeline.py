@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dedup.output import GathererPosition
+from dedup.flow import Publishing
+from dedup.output import GathererPosition, WindowOutput
 from dedup.pipeline import Pipeline, arbiter_settings, deciding
 from dedup.publish import Standing
 from dedup.pull import Position
@@ -100,3 +101,22 @@ async def test_whoever_is_overtaken_starts_again_from_production(
     assert slow.finished
     assert (await compare_with_stream(production, stream))["extra"] == 0
     assert (await compare_with_stream(production, stream))["missing"] == 0
+
+
+async def test_a_publication_on_its_way_says_itself_what_holds_it_up(tmp_path: Path) -> None:
+    """The loop goes on beside it and must not call production well."""
+    line, go = nowhere(tmp_path), asyncio.Event()
+
+    async def publish(_: list[WindowOutput]) -> None:
+        line._held_up("production: cut")
+        await go.wait()
+
+    line.publishing = Publishing(publish, 0)
+    await line.publishing.begin([WindowOutput(1, 1, 2)])
+    await asyncio.sleep(0)
+    line._report()
+    assert line._health.state == "failing"
+    go.set()
+    await line.publishing.settled()
+    line._report()
+    assert line._health.state != "failing"

@@ -27,6 +27,21 @@ def test_order_is_total_over_batch_run_and_seq_with_high_bit() -> None:
     ]
 
 
+def test_order_is_that_of_the_columns_however_wide_they_are() -> None:
+    """Compared with the plain way: in order already, packed into one number, too wide for that."""
+    rng = np.random.default_rng(1)
+    for wide in (3, 2**20, 2**40):
+        rows = np.zeros(500, DELTA_ROW)
+        for name, top in (("batch_id", 5), ("run_id", 4), ("seq", 2**32), ("delta", wide)):
+            rows[name] = rng.integers(0, top, 500)
+        rows["received_ns"] = np.arange(500)  # tells rows of equal columns apart
+        for names in (("batch_id", "run_id"), ("batch_id", "seq", "delta"), ("delta", "batch_id")):
+            got = in_order(rows, *names)
+            keys = [tuple(int(row[name]) for name in (*names, "received_ns")) for row in got]
+            assert keys == sorted(keys)
+            assert in_order(got, *names) is got
+
+
 def test_order_leaves_no_rows_alone() -> None:
     """An empty batch is the usual case of a quiet second."""
     assert len(in_order(np.zeros(0, DELTA_ROW), "seq")) == 0

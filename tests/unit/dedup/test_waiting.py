@@ -37,3 +37,20 @@ def test_what_is_due_comes_once_in_order_of_arrival() -> None:
         plain = [(w, row) for w, row in plain if w > at]
         assert waiting.next_window == min((w for w, _ in plain), default=None)
         assert waiting.oldest_batch == min((r.batch_id for _, r in plain), default=None)
+
+
+def test_rows_together_wait_as_rows_one_by_one() -> None:
+    """Windows that change, come back, and hold batches in any order."""
+    rng = random.Random(4)
+    rows = [(Row(rng.randint(1, 50), n), rng.choice([3, 3, 3, 5, 4])) for n in range(200)]
+    together: Waiting[Row] = Waiting()
+    single: Waiting[Row] = Waiting()
+    together.extend(rows[:120])
+    together.extend([])
+    together.extend(rows[120:])
+    for row, window in rows:
+        single.add(window, row)
+    for at in (3, 5):
+        assert together.oldest_batch == single.oldest_batch
+        assert together.next_window == single.next_window
+        assert together.take(at) == single.take(at)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ from dedup.runs import Market, Pair, Standing
 from dedup.window import WindowSink, empty_block
 from marketdata.alignment import content_keys
 from marketdata.book import level_constants
-from marketdata.rows import DeltaFlag
+from marketdata.rows import DeltaFlag, DeltaRows
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -191,9 +190,9 @@ class FastPath:
             return
         firsts, sizes = self._places([t.bunches[0] for t in self.taken])
         block = empty_block(firsts.size)
+        rows, at = self._rows(firsts)
         for name in ("exchange_us", "delta", "book_hash", "price", "side", "flags"):
-            block[name] = self._column(name)[firsts]
-        block["flags"] &= ~np.int16(FLOATING)
+            block[name] = rows[name][at]
         block["received_ns"] = self._received(firsts, sizes)
         block["market_id"] = np.repeat([t.index for t in self.taken], sizes)
         block["epoch"] = np.repeat([t.epoch for t in self.taken], sizes)
@@ -203,13 +202,20 @@ class FastPath:
         block["market_seq"] = np.arange(1, firsts.size + 1) + np.repeat(before, sizes)
         self.sink.blocks.append(block)
 
-    def _column(self, name: str) -> npt.NDArray[Any]:
-        """One column of the rows of all cuts, end to end."""
-        return np.concatenate([cut.rows[name] for cut in self.cuts])
+    def _rows(self, firsts: I64) -> tuple[DeltaRows, I64 | slice]:
+        """The rows among which these are, and where; mostly one stretch of one gatherer."""
+        givers = {t.bunches[0].gatherer for t in self.taken}
+        if len(givers) > 1:
+            return np.concatenate([cut.rows for cut in self.cuts]), firsts
+        g = givers.pop()
+        at = firsts - self.bases[g]
+        if len(self.taken) == 1:
+            return self.cuts[g].rows, slice(int(at[0]), int(at[-1]) + 1)
+        return self.cuts[g].rows, at
 
     def _received(self, firsts: I64, sizes: I64) -> I64:
         """The earliest receipt of each row that is taken."""
-        whole = self._column("received_ns")
+        whole = np.concatenate([cut.rows["received_ns"] for cut in self.cuts])
         earliest: I64 = whole[firsts]
         ends = np.cumsum(sizes)
         for nth in range(1, max(len(t.bunches) for t in self.taken)):

@@ -9,6 +9,7 @@ What holds:
 - At most one publication is on its way, and the next is made only when it is in production: market
   ids and the fence of `merge_state` see the windows in their order.
 - A publication that fails is heard of before anything after it is published, and nothing is.
+- What was decided and is not in production is one publication on its way and one in the making.
 - Windows of one publication never lie on both sides of a moment of export, and the export of that
   moment begins only when everything before it is in production.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from dedup.arbitrate import Arbiter
@@ -28,20 +30,32 @@ from marketdata.rows import GathererBatch
 
 PUBLISH_ROWS: Final = 50_000
 PUBLISH_WINDOWS: Final = 200
-TAKE_WAIT_S: Final = 1.0
+PUBLISH_SOON_ROWS: Final = 20_000  # so many are worth a transaction while production has nothing
+DECIDE_ROWS: Final = 5_000  # closed in one go
+TAKE_WAIT_S: Final = 1
 
+Due: TypeAlias = Callable[[int, int], bool]
 Publish: TypeAlias = Callable[[list[WindowOutput]], Awaitable[None]]
 Reads: TypeAlias = dict[asyncio.Task[GathererBatch | None], GathererReader]
 
 
 class Publishing:
-    """Publications one after the other, beside whatever the caller does meanwhile."""
+    """Publications one after the other, beside whatever the caller does meanwhile.
 
-    __slots__ = ("_publish", "_task")
+    `closed_to_us`: the end of the last window that was given to it.
+    """
 
-    def __init__(self, publish: Publish) -> None:
+    __slots__ = ("_publish", "_task", "closed_to_us")
+
+    def __init__(self, publish: Publish, closed_to_us: int) -> None:
+        self.closed_to_us = closed_to_us
         self._publish = publish
         self._task: asyncio.Future[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on its way."""
+        return self._task is None or self._task.done()
 
     async def begin(self, outputs: list[WindowOutput]) -> None:
         """Publish these; returns once the publication before them is in production.
@@ -49,7 +63,13 @@ class Publishing:
         Raises whatever that one raised; these are then not published.
         """
         await self.settled()
+        self.closed_to_us = outputs[-1].to_us
         self._task = asyncio.ensure_future(self._publish(outputs))
+
+    async def heard(self) -> None:
+        """Raises what the last publication raised, if it has ended; waits for nothing."""
+        if self.idle:
+            await self.settled()
 
     async def settled(self) -> None:
         """Returns when nothing is on its way; raises what the last publication raised."""
@@ -68,42 +88,64 @@ class Publishing:
             await asyncio.gather(task, return_exceptions=True)
 
 
+@dataclass(slots=True)
+class Closed:
+    """Windows that were closed in one go."""
+
+    outputs: list[WindowOutput] = field(default_factory=list)
+    rows: int = 0
+    passed: bool = False  # the last one ends behind a moment of export
+    more: bool = True  # there may be another window that can be closed now
+
+
+def close_some(
+    arbiter: Arbiter, due: Due, *, final: bool, closed_to_us: int, windows_max: int
+) -> Closed:
+    """Close windows, so many that a change of threads is worth it: their rows are bounded."""
+    made = Closed()
+    while made.rows < DECIDE_ROWS and len(made.outputs) < windows_max and not made.passed:
+        output = arbiter.step(final=final)
+        if output is None:
+            made.more = False
+            break
+        made.outputs.append(output)
+        made.rows += len(output.deltas) + len(output.trades) + len(output.ticker_rows)
+        made.passed = due(closed_to_us, output.to_us)
+        closed_to_us = output.to_us
+    return made
+
+
 async def close_windows(
     arbiter: Arbiter,
-    publish: Publish,
+    publishing: Publishing,
     *,
     final: bool,
-    closed_to_us: int = 0,
-    due: Callable[[int, int], bool] = lambda _closed, _to: False,
+    due: Due = lambda _closed, _to: False,
     export: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Publish every window that may close.
+    """Publish every window that may close; the last of them may still be on their way.
 
     `due(before, after)`: whether a moment of export lies between two ends of closed windows.
     """
-    publishing = Publishing(publish)
     outputs: list[WindowOutput] = []
-    rows = 0
-    try:
-        while True:
-            output = await asyncio.to_thread(arbiter.step, final=final)
-            if output is not None:
-                outputs.append(output)
-                rows += len(output.deltas) + len(output.trades) + len(output.ticker_rows)
-            full = rows >= PUBLISH_ROWS or len(outputs) >= PUBLISH_WINDOWS
-            passed = output is not None and due(closed_to_us, output.to_us)
-            if outputs and (output is None or full or passed):
+    rows, more, closed_to_us = 0, True, publishing.closed_to_us
+    while more:
+        made = await asyncio.to_thread(
+            close_some, arbiter, due, final=final, closed_to_us=closed_to_us,
+            windows_max=PUBLISH_WINDOWS - len(outputs),
+        )  # fmt: skip
+        outputs += made.outputs
+        rows, more = rows + made.rows, made.more
+        full = rows >= PUBLISH_ROWS or len(outputs) >= PUBLISH_WINDOWS
+        full |= rows >= PUBLISH_SOON_ROWS and publishing.idle
+        if outputs:
+            closed_to_us = outputs[-1].to_us
+            if full or made.passed or not more:
                 await publishing.begin(outputs)
                 outputs, rows = [], 0
-            if passed and export is not None:
-                await publishing.settled()
-                await export()
-            if output is None:
-                break
-            closed_to_us = output.to_us
-        await publishing.settled()
-    finally:
-        await publishing.abandon()
+        if made.passed and export is not None:
+            await publishing.settled()
+            await export()
 
 
 async def take(

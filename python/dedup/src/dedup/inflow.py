@@ -73,7 +73,7 @@ class Chunk:
 
     def __init__(self, rows: DeltaRows, key: I64, window: I64) -> None:
         self.rows, self.key, self.window = rows, key, window
-        self._by_key: I64 | None = None
+        self._by_key: tuple[I64, npt.NDArray[np.uint32], I64] | None = None
         self._oldest = np.minimum.accumulate(rows["batch_id"][::-1])[::-1]
         self._taken = 0
 
@@ -107,11 +107,15 @@ class Chunk:
     def window_of(self, key: int, seq: int) -> int:
         """Window of the pair's latest row up to `seq`, taken or not; -1 where there is none."""
         if self._by_key is None:
-            self._by_key = np.argsort(self.key, kind="stable")
-        low, high = np.searchsorted(self.key, [key, key + 1], sorter=self._by_key).tolist()
-        mine = self._by_key[low:high]
-        at = int(np.searchsorted(self.rows["seq"][mine], seq + 1))
-        return int(self.window[mine[at - 1]]) if at else -1
+            order = np.argsort(self.key, kind="stable")
+            self._by_key = self.key[order], self.rows["seq"][order], self.window[order]
+        keys, seqs, windows = self._by_key
+        low = int(keys.searchsorted(key))
+        if low == keys.size or keys[low] != key:
+            return -1
+        high = int(keys.searchsorted(key + 1))
+        at = low + int(seqs[low:high].searchsorted(seq + 1))
+        return int(windows[at - 1]) if at > low else -1
 
 
 @dataclass(slots=True)
@@ -343,7 +347,7 @@ class Inflow:
             shown_us = before.get(row.run_id, -1)
             if row.run_id in trace:
                 seqs, shown = trace[row.run_id]
-                at = int(np.searchsorted(seqs, row.seq))
+                at = int(seqs.searchsorted(row.seq))
                 # A snapshot before the run's first time gets its window from that time.
                 shown_us = int(shown[at - 1]) if at else shown_us
                 if shown_us < 0 and shown[-1] >= 0:
@@ -388,13 +392,17 @@ class Inflow:
         )  # fmt: skip
 
     def _trades_and_tickers(self, batch: GathererBatch) -> None:
-        for trade, window in self._with_windows(batch.trades):
-            self.trades.add(window, trade)
-            run = self.runs.get(trade.run_id)
-            if run is not None and window > run.max_window:
-                run.max_window = window  # its end must not be taken before its trades
-        for ticker, window in self._with_windows(batch.tickers):
-            self.tickers.add(window, ticker)
+        latest: dict[int, int] = {}
+        found = list(self._with_windows(batch.trades))
+        self.trades.extend(found)
+        for trade, window in found:
+            if window > latest.get(trade.run_id, -1):
+                latest[trade.run_id] = window
+        for run_id, window in latest.items():
+            run = self.runs.get(run_id)
+            if run is not None:  # its end must not be taken before its trades
+                run.max_window = max(run.max_window, window)
+        self.tickers.extend(self._with_windows(batch.tickers))
 
     def _with_windows(self, rows: Sequence[T]) -> Iterator[tuple[T, int]]:
         """The rows that were not taken before a restart, and the window of each."""

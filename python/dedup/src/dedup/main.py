@@ -8,6 +8,7 @@ Does not do: anything but wiring.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from typing import Any, Final
 
@@ -28,6 +29,19 @@ from runtime.supervise import Supervisor
 
 NO_PROGRESS_S: Final = 120.0
 STOP_DEADLINE_S: Final = 60.0
+SWITCH_S: Final = 0.001
+GC_OBJECTS: Final = 50_000
+
+
+def tune() -> None:
+    """Set the interpreter up for the merge.
+
+    Rows on their way are hundreds of thousands of objects without a cycle among them: a collection
+    looks at them all and finds nothing, so it comes seldom. The thread that decides hands over to
+    the event loop soon, which only moves bytes between databases that would otherwise wait.
+    """
+    gc.set_threshold(GC_OBJECTS, 20, 100)
+    sys.setswitchinterval(SWITCH_S)
 
 
 def report(pipeline: Pipeline, health: Health, clock: Clock) -> dict[str, Any]:
@@ -94,6 +108,7 @@ def main() -> int:
         return 2
     logs.setup("deduplicator", settings.log_level)
     logs.get("main").info("starting", settings=settings.described())
+    tune()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings))

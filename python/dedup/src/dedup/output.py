@@ -15,7 +15,7 @@ Does not do: any decision, I/O.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -73,8 +73,7 @@ class MergedTrade:
     sources: int
 
 
-@dataclass(frozen=True, slots=True)
-class MergedTicker:
+class MergedTicker(NamedTuple):
     """A ticker state, once. Fields as in rows.TickerRow."""
 
     market: int

@@ -23,7 +23,7 @@ import asyncpg
 
 from dedup.arbitrate import Arbiter
 from dedup.export import Exporter, export_hour_of
-from dedup.flow import Reads, close_windows, take
+from dedup.flow import Publishing, Reads, close_windows, take
 from dedup.invariants import Invariants
 from dedup.output import ArbiterSettings, WindowOutput
 from dedup.publication import Publication, publication_of
@@ -92,6 +92,7 @@ class Pipeline:
         self.exporter = exporter
         self.publisher = Publisher(settings.production_dsn, deciding(settings), self._held_up)
         self.readers: list[GathererReader] = []
+        self.publishing = Publishing(self._publish, 0)
         self.invariants = Invariants()
         self.tally = Tally()
         self.waiting_for: list[str] = []
@@ -132,6 +133,7 @@ class Pipeline:
         self.tally.began(standing.counts)
         arbiter = self._arbiter(standing)
         self._absorbed = {}
+        self.publishing = Publishing(self._publish, standing.closed_to_us)
         await self._close_readers()
         self.readers = [self._reader(g, standing) for g in range(len(self._settings.gatherer_dsns))]
         tasks: Reads = {}
@@ -142,11 +144,13 @@ class Pipeline:
                 over = self._settings.final and all(r.state == "ended" for r in self.readers)
                 if self._read_again(standing):
                     await self._close_windows(arbiter, final=over)
+                await (self.publishing.settled() if over else self.publishing.heard())
                 await self._export(final=over)
                 self._report()
                 self.finished = over and self.exporter.hours_waiting == 0
                 self._progress()
         finally:
+            await self.publishing.abandon()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -205,9 +209,8 @@ class Pipeline:
         """Publish every window that may close; export whenever that passes a moment of export."""
         await close_windows(
             arbiter,
-            self._publish,
+            self.publishing,
             final=final,
-            closed_to_us=self.publisher.standing.closed_to_us,
             due=lambda before, after: export_hour_of(after) > export_hour_of(before),
             export=lambda: self._export(final=False),
         )
@@ -252,6 +255,7 @@ class Pipeline:
             return
         if time.monotonic() - self._export_tried_s < EXPORT_RETRY_S:
             return
+        await self.publishing.settled()  # an export has the connection and the tape to itself
         names: Mapping[int, str] = {market: ticker for ticker, market in standing.ids.items()}
         began_s = time.monotonic()
         try:
@@ -288,4 +292,5 @@ class Pipeline:
         )
         if self._health.get("lake") is None:
             self._health.set("lake", "ok")
-        self._held_up("")
+        if self.publishing.idle:  # else it says itself what holds it up
+            self._held_up("")

@@ -205,29 +205,8 @@ def _trades(output: WindowOutput, here: list[int]) -> Rows:
 
 
 def _ticker_rows(output: WindowOutput, here: list[int]) -> Rows:
-    return np.array(
-        [
-            (
-                t.exchange_us,
-                t.received_ns,
-                t.payload_key,
-                t.volume,
-                t.open_interest,
-                t.dollar_volume,
-                t.dollar_open_interest,
-                t.yes_bid_size,
-                t.yes_ask_size,
-                t.last_trade_size,
-                here[t.market],
-                t.price,
-                t.yes_bid,
-                t.yes_ask,
-                t.sources,
-            )
-            for t in output.ticker_rows
-        ],
-        TICKER_ROW,
-    )
+    # The market's id is the first of the four-byte columns, behind ten of eight bytes.
+    return np.array([(*t[1:11], here[t.market], *t[11:]) for t in output.ticker_rows], TICKER_ROW)
 
 
 def _take_snapshots(made: Publication, output: WindowOutput, here: list[int]) -> None:

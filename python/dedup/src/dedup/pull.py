@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from marketdata.errors import StorageError
 from marketdata.rows import (
@@ -42,7 +43,7 @@ from runtime import pgcopy
 from runtime.postgres import Connection, copy_out, server_identity
 
 # A read takes whole batches until this many rows; one batch is taken whatever its size.
-MAX_ROWS_PER_PULL: Final = 100_000
+MAX_ROWS_PER_PULL: Final = 50_000
 MAX_BATCHES_PER_PULL: Final = 5_000
 
 # SQL text is put together from our own names and from integers only (noqa S608 below).
@@ -332,7 +333,23 @@ def in_order(rows: DeltaRows, *columns: str) -> DeltaRows:
     """The rows sorted by these columns: the same whatever order the heap gave."""
     if len(rows) < 2 or _ascends([rows[name] for name in columns]):
         return rows
-    return rows[np.lexsort([rows[name] for name in reversed(columns)])]
+    keys = [rows[name] for name in columns]
+    packed = _packed(keys)
+    order = np.lexsort(keys[::-1]) if packed is None else np.argsort(packed, kind="stable")
+    return rows[order]
+
+
+def _packed(columns: list[np.ndarray[tuple[int], np.dtype[Any]]]) -> npt.NDArray[np.int64] | None:
+    """One number a row that orders as the columns do; None where 63 bits do not hold them."""
+    packed, bits = np.zeros(len(columns[0]), np.int64), 0
+    for column in columns:
+        low = int(column.min())
+        width = (int(column.max()) - low).bit_length()
+        bits += width
+        if bits > 63:
+            return None
+        packed = (packed << width) | (column.astype(np.int64) - low)
+    return packed
 
 
 def _ascends(columns: list[np.ndarray[tuple[int], np.dtype[Any]]]) -> bool:

@@ -8,6 +8,7 @@ Does not do: giving windows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
 
@@ -32,14 +33,25 @@ class Waiting(Generic[T]):
 
     def add(self, window: int, row: T) -> None:
         """A row that belongs to `window`."""
-        found = self._by_window.get(window)
-        if found is None:
-            found = self._by_window[window] = []
-            self._oldest[window] = row.batch_id
-        elif row.batch_id < self._oldest[window]:
-            self._oldest[window] = row.batch_id
-        found.append((self._arrived, row))
-        self._arrived += 1
+        self.extend([(row, window)])
+
+    def extend(self, rows: Iterable[tuple[T, int]]) -> None:
+        """Rows and the window that each belongs to, in the order of arrival."""
+        arrived, at, oldest = self._arrived, -1, 0
+        found: list[tuple[int, T]] = []
+        for row, window in rows:
+            if window != at or not found:
+                if found:
+                    self._oldest[at] = oldest
+                at, oldest = window, self._oldest.get(window, row.batch_id)
+                found = self._by_window.setdefault(window, [])
+            if row.batch_id < oldest:
+                oldest = row.batch_id
+            found.append((arrived, row))
+            arrived += 1
+        if found:
+            self._oldest[at] = oldest
+        self._arrived = arrived
 
     def take(self, window: int) -> list[T]:
         """Everything up to and with `window`, in the order of arrival."""

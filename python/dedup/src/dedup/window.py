@@ -131,7 +131,7 @@ class RunTimes:
             own = run.first_market == ticker
             return run.first_us + 1 + (0 if own else self.skew_us)
         seq, us, markets = self.timed(run)
-        at = int(np.searchsorted(seq, after_seq, side="right"))
+        at = int(seq.searchsorted(after_seq, side="right"))
         if at == seq.size:
             return -1
         own = int(markets[at]) == market
