@@ -236,9 +236,7 @@ async def _copy(conn: Connection, layout: CopyLayout, rows: Rows) -> None:
 
 
 async def _write_rows(conn: Connection, made: Publication) -> None:
-    await conn.executemany(
-        "INSERT INTO market (market_id, ticker, first_us) VALUES ($1, $2, $3)", made.new_markets
-    )
+    await _insert(conn, "market", "market_id ticker first_us", made.new_markets)
     await _copy(conn, tape_rows.DELTA_COPY, made.deltas)
     await _copy(conn, tape_rows.TRADE_COPY, made.trades)
     await _copy(conn, tape_rows.TICKER_COPY, made.tickers)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from typing import Any, Final
 
 import numpy as np
@@ -92,6 +93,9 @@ _CONTROL_COLUMNS: Final = (
     "detail"
 )
 _U64: Final = (1 << 64) - 1
+
+
+_TICKER_ORDER: Final = ("batch_id", "received_ns", "market_id", "exchange_us", "payload_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,13 +304,8 @@ async def _read(
         max_received_ns=chosen.max_received_ns,
         deltas=in_order(deltas, "batch_id", "run_id", "seq"),
         snapshots=[_snapshot(r) for r in snapshots],
-        trades=[TradeRow(*r) for r in in_order(trades, "batch_id", "run_id", "seq").tolist()],
-        tickers=[
-            TickerRow(*r)
-            for r in in_order(
-                tickers, "batch_id", "received_ns", "market_id", "exchange_us", "payload_key"
-            ).tolist()
-        ],
+        trades=list(starmap(TradeRow, in_order(trades, "batch_id", "run_id", "seq").tolist())),
+        tickers=list(starmap(TickerRow, in_order(tickers, *_TICKER_ORDER).tolist())),
         controls=[_control(r) for r in controls],
         markets={r["market_id"]: r["ticker"] for r in markets},
     )
