@@ -9,7 +9,7 @@ import numpy as np
 from marketdata import events
 from marketdata.continuity import Continuity
 from marketdata.events import TsPrecision
-from marketdata.rows import DELTA_ROW, ControlRow
+from marketdata.rows import DELTA_ROW, TICKER_ROW, TRADE_ROW, ControlRow
 
 T0 = 1_786_085_188_000_000
 BASE = 1000
@@ -79,6 +79,14 @@ class Feed:
     @property
     def deltas(self) -> np.ndarray[Any, Any]:
         return np.frombuffer(bytes(self.continuity.rows.deltas), DELTA_ROW)
+
+    @property
+    def trades(self) -> np.ndarray[Any, Any]:
+        return np.frombuffer(bytes(self.continuity.rows.trades), TRADE_ROW)
+
+    @property
+    def tickers(self) -> np.ndarray[Any, Any]:
+        return np.frombuffer(bytes(self.continuity.rows.tickers), TICKER_ROW)
 
     @property
     def verdicts(self) -> list[int]:

@@ -229,7 +229,7 @@ async def test_a_fault_of_our_own_ends_the_feed_and_keeps_the_frame(
             await asyncio.wait_for(made.task, 20)
         batch = made.live.take(Clock().wall_ns())
         assert batch is not None
-        assert len(batch.rows.tickers) == 1
+        assert batch.rows.n_tickers() == 1
 
 
 async def test_reading_pauses_while_the_spool_is_full(

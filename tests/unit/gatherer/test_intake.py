@@ -167,7 +167,7 @@ async def test_the_session_hears_replies_and_gaps_but_not_every_change(tmp_path:
     conn_id = _connect(live)
     frames = [wire.subscribed(1), wire.snapshot(1), wire.delta(2), wire.delta(9), wire.ticker()]
     absorbed = live.absorb(conn_id, frames, 3_000)
-    assert [type(e).__name__ for e, _ in absorbed.notable] == ["Subscribed", "Snapshot"]
+    assert [type(e).__name__ for e in absorbed.notable] == ["Subscribed", "Snapshot"]
     assert [(g.sid, g.missing) for g in absorbed.gaps] == [(1, 6)]
     assert live.frames == 5
     assert live.counts["gap"] == 1

@@ -14,7 +14,6 @@ import pytest
 from gatherer import sink as module
 from gatherer.intake import Decoding, LiveIntake, recover
 from gatherer.sink import Sink, SinkSettings
-from marketdata.errors import StorageError
 from runtime.clock import Clock
 from runtime.embedded import EmbeddedPostgres
 from runtime.spool import Position, SpoolWriter
@@ -241,7 +240,3 @@ async def test_the_distance_counts_segments(tmp_path: Path, dsn: str) -> None:
         assert made.sink._distance(end) == 0
         assert made.sink._distance(Position(end.segment - 1, 16)) == end.offset
         assert made.sink._distance(Position(end.segment - 2, 16)) > module.JOIN_BYTES
-
-
-def test_a_moved_cursor_is_a_storage_error() -> None:
-    assert issubclass(module.CursorMovedError, StorageError)

@@ -16,6 +16,7 @@ import pytest
 
 from gatherer.transport import (
     MESSAGE_BYTES_MAX,
+    SLICE_FRAMES,
     Closed,
     Connection,
     UpgradeRefusedError,
@@ -298,6 +299,45 @@ async def test_a_paused_connection_delivers_after_it_is_resumed(kind: str) -> No
 
     heard = await hear(kind, RawServer(sent), act)
     assert heard.frames == [b"%d" % n * 1000 for n in range(200)]
+
+
+MANY = 5 * SLICE_FRAMES + 7
+
+
+async def _many(*, is_reset: bool, pause: bool = False) -> tuple[Heard, list[int]]:
+    """So many messages in one write that they come as slices; the sizes of what was handed over."""
+    wire = b"".join(frame(TEXT, b"%d" % n) for n in range(MANY))
+    server = RawServer([wire] if is_reset else [wire, frame(CLOSE, b"")])
+    server.then = "reset" if is_reset else "close"
+    sizes: list[int] = []
+    heard = Heard()
+
+    def on_frames(frames: list[bytes], _: int) -> None:
+        heard.frames += frames
+        sizes.append(len(frames))
+
+    async with serving(server):
+        url = f"ws://127.0.0.1:{server.port}/x"
+        connection = await connect("picows", url, {}, on_frames, lambda: 1)
+        if pause:
+            while not sizes:  # noqa: ASYNC110 - slices are counted, not signalled
+                await asyncio.sleep(0)
+            connection.pause()
+            await asyncio.sleep(0.05)
+            connection.resume()
+        async with asyncio.timeout(10):
+            heard.closed = await connection.closed()
+    return heard, sizes
+
+
+@pytest.mark.parametrize("is_reset", [True, False])
+@pytest.mark.parametrize("pause", [True, False])
+async def test_a_flood_comes_in_slices_whole_and_in_order(is_reset: bool, pause: bool) -> None:
+    """Commits get their turns while megabytes wait, and an end in their midst loses none."""
+    heard, sizes = await _many(is_reset=is_reset, pause=pause)
+    assert max(sizes) <= SLICE_FRAMES
+    assert heard.frames == [b"%d" % n for n in range(MANY)]
+    assert heard.closed is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -99,7 +99,7 @@ def test_after_a_gap_every_market_of_the_subscription_floats_and_no_other() -> N
     feed.send(snapshot(1, yes=YES), snapshot(2, market="N", yes=YES), trade(1))
     feed.send(delta(5), delta(6, market="N"), trade(2), snapshot(7, yes=YES), delta(8))
     assert feed.deltas["flags"].tolist() == [DeltaFlag.FLOATING, DeltaFlag.FLOATING, 0]
-    assert [r.run_id for r in feed.continuity.rows.trades] == [BASE + 1, BASE + 1]
+    assert feed.trades["run_id"].tolist() == [BASE + 1, BASE + 1]
     assert feed.continuity.rows.snapshots[-1].flags == DeltaFlag.FLOATING
     assert feed.continuity.counts["missing"] == 2
 
@@ -151,38 +151,33 @@ def test_trades_and_tickers_become_rows_with_all_their_fields() -> None:
     """Nothing of them is needed for books, all of it for the tape."""
     feed = Feed(BOOK, "trade")
     feed.send(trade(1), ticker(), ticker(None))
-    row = feed.continuity.rows.trades[0]
-    assert (row.trade_id, row.count, row.yes_price, row.no_price) == (
-        b"t" * 16,
-        200,
-        600_000,
-        400_000,
-    )
-    assert (row.run_id, row.seq, row.taker_side, row.flags) == (BASE + 1, 1, 0, 1)
-    first, second = feed.continuity.rows.tickers
-    assert first.payload_key == 2**63 + 5
-    assert (first.exchange_us, second.exchange_us) == (T0 + 7, T0 + 7)
+    (row,) = feed.trades
+    assert row["trade_id"].tobytes() == b"t" * 16
+    assert [row[name] for name in ("count", "yes_price", "no_price")] == [200, 600_000, 400_000]
+    assert [row[name] for name in ("run_id", "seq", "taker_side", "flags")] == [BASE + 1, 1, 0, 1]
+    assert feed.tickers["payload_key"].tolist() == [2**63 + 5] * 2
+    assert feed.tickers["exchange_us"].tolist() == [T0 + 7, T0 + 7]
     assert feed.continuity.rows.counts() == {"market": 1, "trade": 1, "ticker": 2, "control": 3}
 
 
 def test_a_repeated_or_late_trade_is_not_stored_again() -> None:
     feed = Feed(BOOK, "trade")
     feed.send(trade(1), trade(1))
-    assert len(feed.continuity.rows.trades) == 1
+    assert len(feed.trades) == 1
 
 
 def test_a_trade_form_without_seq_ends_what_was_claimed() -> None:
     """Without numbers nobody can prove that none is missing."""
     feed = Feed(BOOK, "trade")
     feed.send(trade(None), trade(None))
-    assert [r.run_id for r in feed.continuity.rows.trades] == [0, 0]
+    assert feed.trades["run_id"].tolist() == [0, 0]
     assert [r.reason for r in feed.controls(ControlKind.RUN_END)] == ["unsequenced"]
 
 
 def test_a_trade_without_an_id_is_a_problem_and_no_row() -> None:
     feed = Feed(BOOK, "trade")
     feed.send(trade(1, trade_id=None))
-    assert feed.continuity.rows.trades == []
+    assert len(feed.trades) == 0
     assert [r.reason for r in feed.controls(ControlKind.PROBLEM)] == ["missing_field"]
 
 

@@ -171,27 +171,6 @@ def test_levels_of_every_form_are_the_same_book() -> None:
     assert fields.levels({"no": [[54, 20]]}) == ([], [(540_000, 2_000)])
 
 
-def test_levels_of_the_usual_form_take_the_short_way_and_all_others_the_long_one() -> None:
-    """A level below a cent, unsorted levels, an empty level: rare, but right."""
-    usual = [["0.0800", "300.00"], ["0.2200", "333.25"]]
-    assert fields._usual_levels(usual) == [(80_000, 30_000), (220_000, 33_325)]
-    for pairs in (
-        [("0.0800", "300.00")],
-        [["0.0800"]],
-        [[0.08, "300.00"]],
-        [["0.0800", 300]],
-        [["0.0800", ".50"]],
-        [["0.0800", "10000000000000.00"]],
-        [["0.08", "300.00"]],
-        [["0.0800", "3000.0"]],
-        [["0.0800", "3_0.00"]],
-        [["0.0800", "0.00"]],
-        [["0.2200", "1.00"], ["0.0800", "1.00"]],
-        [["0.0800", "1.00"], ["0.0800", "1.00"]],
-    ):
-        assert fields._usual_levels(pairs) is None
-
-
 def test_levels_under_an_unknown_key_are_not_an_empty_book() -> None:
     """A renamed key once left a collector's books empty for months without an error."""
     with pytest.raises(MissingField, match="yes_levels"):

@@ -265,12 +265,12 @@ class FeedConnection:
         session.on_frames(now_ns)
         # A gap may come in the wake-up that brought the `subscribed` of its sid: the session has to
         # know the sid first. Other events after it: they carry their numbers.
-        for event, _ in absorbed.notable:
+        for event in absorbed.notable:
             if isinstance(event, events.Subscribed):
                 self._carry_out(session.on_event(event, now_ns))
         for gap in absorbed.gaps:
             self._carry_out(session.on_gap(gap.sid, now_ns, gap.tickers or None, gap.seq))
-        for event, _ in absorbed.notable:
+        for event in absorbed.notable:
             if not isinstance(event, events.Subscribed):
                 self._carry_out(session.on_event(event, now_ns))
             if self._on_event is not None:

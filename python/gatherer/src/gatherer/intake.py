@@ -9,7 +9,7 @@ Invariants:
   from the spool. Late, never lost.
 Does not do: sockets (feed), database (sink), deciding on snapshots (session).
 
-How rows are held: one struct packed per delta in the native layout when the frame arrives (0.8 us),
+How rows are held: one struct packed per row in the native layout when the frame arrives (0.4 us),
 turned into COPY rows in bulk at the flush. Measured against COPY rows packed one by one (1.25 us)
 and against lists for each column (1.0 us).
 """
@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import zlib
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,32 +28,21 @@ import orjson
 
 from marketdata import events, segment, wire
 from marketdata.chain import Rows
-from marketdata.continuity import Continuity, Refused
-from marketdata.errors import StorageError, WireError
+from marketdata.continuity import Continuity
+from marketdata.errors import StorageError
+from marketdata.hot import Frames, absorb_frames
 from marketdata.runs import Gap
 from runtime.spool import Position, SpoolReader, SpoolRecord, SpoolWriter, start_of
 from runtime.spool_read import READ_BYTES
 
-QUEUE_ROWS_MAX: Final = 100_000
-"""Rows held for the sink, about 60 bytes each. Past it the sink reads the spool."""
+QUEUE_ROWS_MAX: Final = 500_000
+"""Rows held for the sink, 60 to 100 bytes each. Past it the sink reads the spool, which costs the
+decoding again: a flood of a few seconds should not reach it."""
 WAKE_ROWS: Final = 5_000
 """Rows at which the sink is woken before its interval is over."""
 RECORD_BYTES_MAX: Final = 8 * 1024 * 1024
 """Frames of one wake-up are split into records of about this size."""
-HEAD_BYTES: Final = 200
-"""Of a frame that was not understood, shown in its PROBLEM row; the whole is in the spool."""
 STATE_LEVEL: Final = 1
-
-_NOTABLE: Final = (
-    events.Snapshot,
-    events.Subscribed,
-    events.Ok,
-    events.Unsubscribed,
-    events.Error,
-    events.MarketLifecycle,
-    events.EventLifecycle,
-)
-Frames = Sequence[bytes | memoryview]
 
 
 @dataclass(slots=True)
@@ -74,7 +63,7 @@ class RowBatch:
 class Absorbed:
     """What the caller of a live batch of frames has to act on."""
 
-    notable: list[tuple[events.Decoded, int]] = field(default_factory=list)  # event, received_ns
+    notable: list[events.Decoded] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
 
 
@@ -106,23 +95,10 @@ class Decoding:
 
     def absorb(
         self, conn_id: int, ordinal: int, frames: Frames, received_ns: int
-    ) -> list[tuple[events.Decoded, int]]:
+    ) -> list[events.Decoded]:
         """Decode and follow frames of one connection; returns those a session wants to see."""
-        decode = self._decoder.decode
-        batch: list[events.Decoded | Refused] = []
-        notable: list[tuple[events.Decoded, int]] = []
-        for frame in frames:
-            try:
-                event = decode(frame)
-            except WireError as error:
-                batch.append(_refused(ordinal + len(batch), frame, error))
-                continue
-            batch.append(event)
-            if type(event) is not events.Delta and isinstance(event, _NOTABLE):
-                notable.append((event, received_ns))
-        self.frames += len(batch)
-        self.continuity.absorb(conn_id, batch, received_ns)
-        return notable
+        self.frames += len(frames)
+        return absorb_frames(self.continuity, self._decoder, conn_id, ordinal, frames, received_ns)
 
     def forget(self) -> None:
         """Let go of rows, effects and fresh ids: they were stored or told before."""
@@ -142,14 +118,6 @@ class Decoding:
                     f"the spool gave market {ticker} the id {expected}, its frames give another",
                     hint="this spool was written by another version; finish it with that version",
                 )
-
-
-def _refused(ordinal: int, frame: bytes | memoryview, error: WireError) -> Refused:
-    """What continuity needs of a frame that was not understood."""
-    head = bytes(frame[:HEAD_BYTES]).decode("utf-8", "replace").replace("\x00", "\ufffd")
-    detail = {"ordinal": ordinal, "bytes": len(frame), "head": head}
-    about = wire.envelope(frame)
-    return Refused(error.reason, str(error), detail, about.sid, about.seq, about.market)
 
 
 def restore(payload: bytes | memoryview) -> Continuity:
@@ -276,11 +244,11 @@ class LiveIntake:
     def absorb(self, conn_id: int, frames: list[bytes], wall_ns: int) -> Absorbed:
         """Frames of one wake-up of one connection: into the spool, then into rows."""
         received_ns = self.stamp(wall_ns)
-        notable: list[tuple[events.Decoded, int]] = []
+        notable: list[events.Decoded] = []
         for part in _split(frames):
             ordinal = self._ordinals.get(conn_id, 0)
             self._ordinals[conn_id] = ordinal + len(part)
-            self._spool.append_frames(conn_id, ordinal, received_ns, [0] * len(part), part)
+            self._spool.append_frames(conn_id, ordinal, received_ns, None, part)
             notable += self._decoding.absorb(conn_id, ordinal, part, received_ns)
             self._settle(received_ns)
         return Absorbed(notable, self._continuity.take_effects())

@@ -10,16 +10,14 @@ character in a control row's text, and a sid beyond 31 bits, both only in what w
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import orjson
 
 from gatherer.intake import RowBatch
-from marketdata.rows import DELTA_ROW, ControlRow, SnapshotRow
+from marketdata.rows import DELTA_ROW, TICKER_ROW, TRADE_ROW, ControlRow, SnapshotRow
 from runtime.pgcopy import (
     CONTROL_COPY,
     DELTA_COPY,
@@ -35,36 +33,6 @@ from runtime.pgcopy import (
 _INT32_MAX: Final = 2**31 - 1
 _SIGN: Final = 1 << 63
 _WRAP: Final = 1 << 64
-
-_TRADE_FIELDS: Final = (
-    ("exchange_us", "i8"),
-    ("received_ns", "i8"),
-    ("trade_id", "V16"),
-    ("count", "i8"),
-    ("seq", "i8"),
-    ("market_id", "i4"),
-    ("run_id", "i4"),
-    ("yes_price", "i4"),
-    ("no_price", "i4"),
-    ("taker_side", "i2"),
-    ("flags", "i2"),
-)
-_TICKER_FIELDS: Final = (
-    ("exchange_us", "i8"),
-    ("received_ns", "i8"),
-    ("payload_key", "u8"),
-    ("volume", "i8"),
-    ("open_interest", "i8"),
-    ("dollar_volume", "i8"),
-    ("dollar_open_interest", "i8"),
-    ("yes_bid_size", "i8"),
-    ("yes_ask_size", "i8"),
-    ("last_trade_size", "i8"),
-    ("market_id", "i4"),
-    ("price", "i4"),
-    ("yes_bid", "i4"),
-    ("yes_ask", "i4"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +66,11 @@ def pack(batch: RowBatch, batch_id: int, spool_uid: uuid.UUID) -> PackedBatch:
     if rows.snapshots:
         tables.append((SNAPSHOT_COPY, _snapshots(rows.snapshots, batch_id)))
     if rows.trades:
-        tables.append((TRADE_COPY, _fixed(TRADE_COPY, _TRADES, rows.trades, batch_id)))
+        trades = np.frombuffer(rows.trades, TRADE_ROW)
+        tables.append((TRADE_COPY, pack_rows(TRADE_COPY, trades, batch_id=batch_id)))
     if rows.tickers:
-        tables.append((TICKER_COPY, _fixed(TICKER_COPY, _TICKERS, rows.tickers, batch_id)))
+        tickers = np.frombuffer(rows.tickers, TICKER_ROW)
+        tables.append((TICKER_COPY, pack_rows(TICKER_COPY, tickers, batch_id=batch_id)))
     if rows.controls:
         tables.append((CONTROL_COPY, _controls(rows.controls, batch_id)))
     return PackedBatch(
@@ -115,25 +85,6 @@ def pack(batch: RowBatch, batch_id: int, spool_uid: uuid.UUID) -> PackedBatch:
         min_received_ns=batch.min_received_ns,
         max_received_ns=batch.max_received_ns,
     )
-
-
-class _Fixed:
-    """Rows of a slotted dataclass -> a native structured array."""
-
-    __slots__ = ("dtype", "take")
-
-    def __init__(self, fields: tuple[tuple[str, str], ...]) -> None:
-        self.dtype = np.dtype(list(fields))
-        self.take = attrgetter(*(name for name, _ in fields))
-
-
-_TRADES: Final = _Fixed(_TRADE_FIELDS)
-_TICKERS: Final = _Fixed(_TICKER_FIELDS)
-
-
-def _fixed(layout: CopyLayout, form: _Fixed, rows: Iterable[Any], batch_id: int) -> bytearray:
-    native = np.array([form.take(row) for row in rows], dtype=form.dtype)
-    return pack_rows(layout, native, batch_id=batch_id)
 
 
 def _markets(markets: list[tuple[int, str]], batch_id: int) -> bytearray:

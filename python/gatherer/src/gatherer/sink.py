@@ -1,14 +1,13 @@
 """Commits rows to the hot database: from memory while it keeps up, from the spool when it does not.
 
 Invariants:
-- One transaction holds the rows of every table, one `ingest_batch` row and the spool cursor. The
-  cursor is moved first, only from the place where it was read: a commit whose answer was lost, or a
-  second writer, can never store the same rows twice.
 - Only rows whose records are durable in the spool are committed.
 - Batch ids ascend without a hole; `max_received_ns` never goes back (the readers' watermark).
 - The database may be away for any time: frames go on into the spool and the rows are made again
   from there. Late, never lost.
-Does not do: making rows (intake), deciding what a row says (continuity), starting servers.
+- The transaction runs in a thread with an event loop of its own: a flood of frames must not delay
+  it by a turn of the main loop at each of its steps.
+Does not do: making rows (intake), deciding what a row says (continuity), SQL (hot_database).
 """
 
 from __future__ import annotations
@@ -16,16 +15,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
+from gatherer.hot_database import HotDatabase
 from gatherer.intake import Decoding, LiveIntake, RecordStream, RowBatch, apply_ready, begin
-from gatherer.packing import PackedBatch, pack
+from gatherer.packing import PackedBatch
 from marketdata.errors import StorageError
 from runtime.clock import Clock
-from runtime.partitions import Partitions
-from runtime.postgres import TRANSIENT, backoff_s, connect, copy_in, migrate
+from runtime.loop_thread import LoopThread
+from runtime.postgres import TRANSIENT, backoff_s
 from runtime.spool import START, Position, SpoolWriter, start_of
 
 CATCH_UP_ROWS: Final = 20_000
@@ -34,22 +34,6 @@ CATCH_UP_READ_BYTES: Final = 256 * 1024
 """Taken from the spool between two turns of the event loop: about 10 ms of decoding."""
 JOIN_BYTES: Final = 4 * 1024 * 1024
 """When no more than this is left to read, new rows are held in memory again."""
-
-_MOVE_CURSOR: Final = (
-    "UPDATE spool_cursor SET segment = $2, offset_bytes = $3, batch_id = $4"
-    " WHERE spool_uid = $1 AND segment = $5 AND offset_bytes = $6 AND batch_id = $7"
-)
-_BATCH: Final = (
-    "INSERT INTO ingest_batch (batch_id, batch_uid, n_deltas, n_rows, min_received_ns,"
-    " max_received_ns) VALUES ($1, $2, $3, $4, $5, $6)"
-)
-
-
-class CursorMovedError(StorageError):
-    """The cursor is not where this writer left it: an earlier commit went through after all, or
-    somebody else writes. It is read again."""
-
-    reason = "cursor_moved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +83,24 @@ class Sink:
         self._clock = clock
         self._on_commit = on_commit
         self._on_retry = on_retry
-        self._partitions = Partitions()
         self._draining = False
         self._committed_at_ns = 0
-        self._connection: asyncpg.Connection[Any] | None = None
+        self._thread = LoopThread("sink")
+        self._database = HotDatabase(settings.dsn, spool.meta.spool_uid, self._note_retry)
 
     async def run(self) -> None:
-        """Commit until `drain` is over. Comes back from every trouble of the database."""
+        """Commit until `drain` is over; once. Comes back from every trouble of the database."""
+        self._thread.start()
+        try:
+            await self._run()
+        finally:
+            await self._thread.stop()
+
+    async def _run(self) -> None:
         attempt = 0
         while True:
             try:
-                await self._connect()
+                await self._open()
                 attempt = 0
                 await self._catch_up()
                 await self._live()
@@ -119,7 +110,7 @@ class Sink:
                 self.status.state, self.status.reason = "stopped", ""
                 return
             finally:
-                await self._disconnect()
+                await self._thread.run(self._database.close())
             await asyncio.sleep(backoff_s(attempt))
             attempt += 1
 
@@ -131,46 +122,20 @@ class Sink:
         """Bytes of the spool not yet committed; a lower bound if segments lie between."""
         return self._distance(self.status.cursor)
 
-    # --- connection and cursor
+    # --- where the database stands
 
-    async def _connect(self) -> None:
-        connection = await connect(
-            self._settings.dsn, on_retry=self._note_retry, synchronous_commit="on"
-        )
-        self._connection = connection
-        await migrate(connection, "gatherer_hot")
-        self._partitions.forget()
-        await self._read_cursor(connection)
-
-    async def _read_cursor(self, connection: asyncpg.Connection[Any]) -> None:
-        uid = self._spool.meta.spool_uid
-        await connection.execute(
-            "INSERT INTO spool_cursor (spool_uid, segment, offset_bytes, batch_id)"
-            " SELECT $1, 0, 0, coalesce(max(batch_id), 0) FROM ingest_batch"
-            " ON CONFLICT (spool_uid) DO NOTHING",
-            uid,
-        )
-        row = await connection.fetchrow(
-            "SELECT segment, offset_bytes, batch_id,"
-            " coalesce((SELECT max(max_received_ns) FROM ingest_batch), 0) AS told_ns"
-            " FROM spool_cursor WHERE spool_uid = $1",
-            uid,
-        )
-        assert row is not None, "the cursor was just made"
-        cursor = Position(row["segment"], row["offset_bytes"])
-        if cursor > self._spool.end:
+    async def _open(self) -> None:
+        """Connect and read where the database stands."""
+        found = await self._thread.run(self._database.open())
+        if found.cursor > self._spool.end:
             raise StorageError(
-                f"the database has rows up to {cursor} of a spool that ends at {self._spool.end}",
+                f"the database has rows up to {found.cursor} of a spool that ends at"
+                f" {self._spool.end}",
                 hint="the spool was set back to an older copy; begin a new spool directory",
             )
-        self.status.cursor, self.status.batch_id = cursor, row["batch_id"]
-        self.status.watermark_ns = row["told_ns"]
-        self._intake.claim(row["told_ns"])
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.terminate()
+        self.status.cursor, self.status.batch_id = found.cursor, found.batch_id
+        self.status.watermark_ns = found.told_ns
+        self._intake.claim(found.told_ns)
 
     def _down(self, error: Exception) -> None:
         told = f"{type(error).__name__}: {error}"
@@ -272,43 +237,15 @@ class Sink:
     # --- the transaction
 
     async def _commit(self, batch: RowBatch) -> None:
-        """One transaction: cursor, rows, batch row. The cursor goes first: it is the lock."""
-        connection, status = self._connection, self.status
-        assert connection is not None, "a commit needs a connection"
-        packed = pack(batch, status.batch_id + 1, self._spool.meta.spool_uid)
+        status = self.status
         began_ns = self._clock.monotonic_ns()
-        if packed.n_deltas:
-            await self._partitions.ensure(
-                connection, "orderbook_delta", packed.min_exchange_us, packed.max_exchange_us
-            )
-        async with connection.transaction():
-            moved = await connection.execute(
-                _MOVE_CURSOR,
-                self._spool.meta.spool_uid,
-                *batch.end,
-                packed.batch_id,
-                *batch.start,
-                status.batch_id,
-            )
-            if moved != "UPDATE 1":
-                raise CursorMovedError(f"the cursor is not at {batch.start} any more")
-            for layout, body in packed.tables:
-                await copy_in(connection, layout, body)
-            await connection.execute(
-                _BATCH,
-                packed.batch_id,
-                packed.batch_uid,
-                packed.n_deltas,
-                packed.n_rows,
-                packed.min_received_ns,
-                packed.max_received_ns,
-            )
+        packed = await self._thread.run(self._database.commit(batch, status.batch_id))
         status.cursor, status.batch_id = batch.end, packed.batch_id
         status.batches += 1
         status.rows += packed.n_rows
         status.committed_ns = self._clock.wall_ns()
         status.watermark_ns = packed.max_received_ns
-        status.left_to_default = self._partitions.left_to_default
+        status.left_to_default = self._database.left_to_default
         self._committed_at_ns = self._clock.monotonic_ns()
         status.commit_seconds = (self._committed_at_ns - began_ns) / 1e9
         if self._on_commit is not None:

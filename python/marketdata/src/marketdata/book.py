@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
+from itertools import chain
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -30,6 +32,9 @@ from marketdata.units import PRICE_SCALE
 MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 MAX_CONSTANTS: Final = 65_536
 """Level constants kept per side; a 1/100-cent market uses about 10,000. Past it: computed."""
+
+MAX_FORMS: Final = 1_024
+"""Book sizes whose packed form is remembered."""
 
 LEVEL: Final = np.dtype([("price", "<i4"), ("size", "<i8")])
 _COUNTS: Final = struct.Struct("<II")
@@ -97,9 +102,15 @@ def hash_levels(yes: Iterable[Level], no: Iterable[Level]) -> int:
 
 def pack_levels(yes: Iterable[Level], no: Iterable[Level]) -> bytes:
     """Canonical bytes of a book (docs/formats.md section 2). Levels of size 0 are left out."""
-    sides = [sorted(level for level in side if level[1] != 0) for side in (yes, no)]
-    body = np.array(sides[0] + sides[1], dtype=LEVEL).tobytes()
-    return _COUNTS.pack(len(sides[0]), len(sides[1])) + body
+    of_yes, of_no = (sorted([level for level in side if level[1]]) for side in (yes, no))
+    numbers = chain.from_iterable(of_yes + of_no)
+    return _packed_form(len(of_yes) + len(of_no)).pack(len(of_yes), len(of_no), *numbers)
+
+
+@lru_cache(maxsize=MAX_FORMS)
+def _packed_form(n_levels: int) -> struct.Struct:
+    """Counts and levels as one struct: a fifth of the time of an array made of tuples."""
+    return struct.Struct("<II" + "iq" * n_levels)
 
 
 def unpack_levels(packed: bytes) -> tuple[list[Level], list[Level]]:

@@ -24,17 +24,15 @@ Does not do: decoding (wire), telling seq apart per market or per sid (sequence)
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from marketdata import events
 from marketdata.book import CONSTANTS, MASK, hash_levels, pack_levels
-from marketdata.chain import Chain, Life, Scope, ticker_row, trade_row
+from marketdata.chain import DELTA_PACK, Chain, Life, Scope, pack_ticker, pack_trade
 from marketdata.events import TsPrecision
 from marketdata.rows import (
-    DELTA_ROW,
     ControlKind,
     DeltaFlag,
     SnapshotRow,
@@ -49,9 +47,6 @@ TERMINAL_CODES: Final = frozenset({10, 17, 25})
 PROBLEM_TEXT_MAX: Final = 300
 
 STATE_FORMAT: Final = 1
-
-_DELTA: Final = struct.Struct("=qqqQiiIiihh")
-assert _DELTA.size == DELTA_ROW.itemsize, "a packed delta is not a DELTA_ROW"
 
 _MICRO: Final = TsPrecision.MICRO
 _FLOATING: Final = int(DeltaFlag.FLOATING)
@@ -99,7 +94,7 @@ class Continuity(Runs):
             self._commanded(conn_id, record)
         elif kind == "error":
             reason, detail = str(record.get("reason", "error")), dict(record.get("detail") or {})
-            self._problem(conn_id, self._life(conn_id), reason, detail, received_ns)
+            self._problem(conn_id, self.life(conn_id), reason, detail, received_ns)
 
     def end(self) -> None:
         """The END record: a clean stop; nothing more comes before the next connect."""
@@ -129,69 +124,63 @@ class Continuity(Runs):
         params = command.get("params") or {}
         if params.get("action") == "delete_markets" and command.get("id"):
             tickers = list(params.get("market_tickers") or [params.get("market_ticker")])
-            self._life(conn_id).removals[command["id"]] = tickers
+            self.life(conn_id).removals[command["id"]] = tickers
 
     # --- events
 
     def absorb(
         self, conn_id: int, batch: Sequence[events.Decoded | Refused], received_ns: int
     ) -> None:
-        """Decoded frames of one connection, in arrival order, received together.
-
-        The hot path of the gatherer: an order book change costs one turn of this loop and no call
-        but the packing of its row.
-        """
+        """Decoded frames of one connection, in arrival order, received together."""
         self.last_received_ns = received_ns
-        life = self._lives.get(conn_id) or self._life(conn_id)
-        scopes, deltas, pack = life.scopes, self.rows.deltas, _DELTA.pack
+        life = self.life(conn_id)
         for event in batch:
-            if type(event) is not events.Delta:
-                self._other(conn_id, life, event, received_ns)
-                continue
-            seq, market = event.seq, event.market
-            scope = scopes.get(event.sid)  # type: ignore[arg-type]
-            if scope is None:
-                scope = self._scope(life, event.sid, BOOK_CHANNEL)
-            counter = scope.counter
-            if counter is not None and seq == counter.next:
-                counter.next = seq + 1
-                scope.last_seq = seq
-            elif not self._sequenced(conn_id, scope, seq, market, received_ns):
-                continue
-            run_id = scope.run_id
-            chain = scope.chains.get(market)
-            if chain is None:
-                chain = scope.chains[market] = Chain(self.market_id(market), run_id)
-            elif chain.run_id != run_id:
-                chain.float_in(run_id)
-            exchange_us, flags = event.exchange_us, 0
-            if exchange_us is None or exchange_us < chain.last_us:
-                exchange_us, flags = self._odd_time(scope, chain, event)
-            else:
-                chain.last_us = exchange_us
-                if exchange_us > scope.last_us:
-                    scope.last_us = exchange_us
-                if event.ts_precision is not _MICRO:
-                    flags = _MS_ONLY
-            side, price, delta = event.side, event.price, event.delta
-            if chain.anchored:
-                levels = chain.no if side else chain.yes
-                size = levels.get(price, 0) + delta
-                if size > 0:
-                    levels[price] = size
-                elif size:
-                    levels[price] = size
-                    flags |= _NEGATIVE
-                    self.counts["negative"] += 1
-                else:
-                    levels.pop(price, None)
-            else:
-                flags |= _FLOATING
-            book_hash = chain.hash = (chain.hash + CONSTANTS[side][price] * delta) & MASK
-            deltas += pack(
-                exchange_us, received_ns, delta, book_hash, chain.market_id, run_id,
-                seq & _LOW32, 0, price, side, flags,  # type: ignore[operator]
-            )  # fmt: skip
+            self.absorb_one(conn_id, life, event, received_ns)
+
+    def absorb_one(
+        self, conn_id: int, life: Life, event: events.Decoded | Refused, received_ns: int
+    ) -> None:
+        """One frame of a connection. `hot` takes nearly all changes a shorter way to the same."""
+        if type(event) is events.Delta:
+            self._delta(conn_id, life, event, received_ns)
+        elif type(event) is events.Ticker:
+            self._ticker(self._scope(life, event.sid, "ticker"), event, received_ns)
+        elif type(event) is events.Trade:
+            self._trade(conn_id, life, event, received_ns)
+        elif type(event) is events.Snapshot:
+            scope = self._scope(life, event.sid, BOOK_CHANNEL)
+            self._snapshot(conn_id, scope, event, received_ns)
+        else:
+            self._other(conn_id, life, event, received_ns)
+
+    def _delta(self, conn_id: int, life: Life, event: events.Delta, received_ns: int) -> None:
+        scope, market = self._scope(life, event.sid, BOOK_CHANNEL), event.market
+        if not self._sequenced(conn_id, scope, event.seq, market, received_ns):
+            return
+        run_id = scope.run_id
+        chain = scope.chains.get(market)
+        if chain is None:
+            chain = scope.chains[market] = Chain(self.market_id(market), run_id)
+        elif chain.run_id != run_id:
+            chain.float_in(run_id)
+        exchange_us, flags = event.exchange_us, 0
+        if exchange_us is None or exchange_us < chain.last_us:
+            exchange_us, flags = self._odd_time(scope, chain, event)
+        else:
+            chain.last_us = exchange_us
+            scope.last_us = max(scope.last_us, exchange_us)
+            flags = 0 if event.ts_precision is _MICRO else _MS_ONLY
+        side, price, delta = event.side, event.price, event.delta
+        if not chain.anchored:
+            flags |= _FLOATING
+        elif chain.apply(side, price, delta) < 0:
+            flags |= _NEGATIVE
+            self.counts["negative"] += 1
+        book_hash = chain.hash = (chain.hash + CONSTANTS[side][price] * delta) & MASK
+        self.rows.deltas += DELTA_PACK.pack(
+            exchange_us, received_ns, delta, book_hash, chain.market_id, run_id,
+            (event.seq or 0) & _LOW32, 0, price, side, flags,
+        )  # fmt: skip
 
     def _odd_time(self, scope: Scope, chain: Chain, event: events.Delta) -> tuple[int, int]:
         """Time and flags of a change that has none, or one before the market's last."""
@@ -207,15 +196,8 @@ class Continuity(Runs):
     def _other(
         self, conn_id: int, life: Life, event: events.Decoded | Refused, received_ns: int
     ) -> None:
-        """Every frame but an order book change."""
-        if isinstance(event, events.Ticker):
-            self._ticker(self._scope(life, event.sid, "ticker"), event, received_ns)
-        elif isinstance(event, events.Trade):
-            self._trade(conn_id, life, event, received_ns)
-        elif isinstance(event, events.Snapshot):
-            scope = self._scope(life, event.sid, BOOK_CHANNEL)
-            self._snapshot(conn_id, scope, event, received_ns)
-        elif isinstance(event, Refused):
+        """Every frame that is no market data."""
+        if isinstance(event, Refused):
             self._refused(conn_id, life, event, received_ns)
         elif isinstance(event, events.Subscribed):
             self._subscribed(conn_id, life, event, received_ns)
@@ -297,7 +279,7 @@ class Continuity(Runs):
         event before it and the exchange's own moment (a quiet market's event may be hours old).
         """
         exchange_us = max(chain.last_us, scope.last_us) or self.latest_us()
-        self.rows.deltas += _DELTA.pack(
+        self.rows.deltas += DELTA_PACK.pack(
             exchange_us, received_ns, 0, 0, chain.market_id, scope.run_id,
             seq & _LOW32, 0, 0, 0, _RESET,
         )  # fmt: skip
@@ -317,15 +299,14 @@ class Continuity(Runs):
             return
         exchange_us = self._time_of(scope, event.exchange_us)
         market_id = self.market_id(event.market)
-        self.rows.trades.append(
-            trade_row(event, event.trade_id, exchange_us, received_ns, market_id, run_id)
+        self.rows.trades += pack_trade(
+            event, event.trade_id, exchange_us, received_ns, market_id, run_id
         )
 
     def _ticker(self, scope: Scope, event: events.Ticker, received_ns: int) -> None:
         exchange_us = self._time_of(scope, event.exchange_us)
-        self.rows.tickers.append(
-            ticker_row(event, exchange_us, received_ns, self.market_id(event.market))
-        )
+        market_id = self.market_id(event.market)
+        self.rows.tickers += pack_ticker(event, exchange_us, received_ns, market_id)
 
     def _time_of(self, scope: Scope, exchange_us: int | None) -> int:
         """The event's own time, else the sid's latest, else the latest of any channel."""
@@ -405,7 +386,7 @@ class Continuity(Runs):
             "next_conn_id": self._next_conn_id,
             "last_received_ns": self.last_received_ns,
             "latest_us": self._latest_us,
-            "markets": self._market_ids,
+            "markets": self.market_ids,
             "lives": [[conn_id, life.export()] for conn_id, life in self._lives.items()],
         }
 
@@ -418,6 +399,6 @@ class Continuity(Runs):
         state._next_conn_id = form["next_conn_id"]
         state.last_received_ns = form["last_received_ns"]
         state._latest_us = form["latest_us"]
-        state._market_ids = dict(form["markets"])
+        state.market_ids = dict(form["markets"])
         state._lives = {conn_id: Life.restore(life) for conn_id, life in form["lives"]}
         return state

@@ -80,6 +80,43 @@ DELTA_ROW: Final = np.dtype(
     ]
 )
 
+# One row of the gatherer's trade; fields as in TradeRow.
+TRADE_ROW: Final = np.dtype(
+    [
+        ("exchange_us", "i8"),
+        ("received_ns", "i8"),
+        ("trade_id", "V16"),
+        ("count", "i8"),
+        ("seq", "i8"),
+        ("market_id", "i4"),
+        ("run_id", "i4"),
+        ("yes_price", "i4"),
+        ("no_price", "i4"),
+        ("taker_side", "i2"),
+        ("flags", "i2"),
+    ]
+)
+
+# One row of the gatherer's ticker; fields as in TickerRow.
+TICKER_ROW: Final = np.dtype(
+    [
+        ("exchange_us", "i8"),
+        ("received_ns", "i8"),
+        ("payload_key", "u8"),
+        ("volume", "i8"),
+        ("open_interest", "i8"),
+        ("dollar_volume", "i8"),
+        ("dollar_open_interest", "i8"),
+        ("yes_bid_size", "i8"),
+        ("yes_ask_size", "i8"),
+        ("last_trade_size", "i8"),
+        ("market_id", "i4"),
+        ("price", "i4"),
+        ("yes_bid", "i4"),
+        ("yes_ask", "i4"),
+    ]
+)
+
 # One row of production's orderbook_delta.
 MERGED_ROW: Final = np.dtype(
     [

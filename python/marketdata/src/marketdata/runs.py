@@ -57,7 +57,7 @@ class Runs:
         self._next_market_id = id_base
         self._next_run_id = id_base
         self._next_conn_id = id_base
-        self._market_ids: dict[str, int] = {}
+        self.market_ids: dict[str, int] = {}
         self._fresh: dict[str, int] = {}
         self._lives: dict[int, Life] = {}
         self._latest_us = 0  # of connections that are over
@@ -82,16 +82,16 @@ class Runs:
     @property
     def n_markets(self) -> int:
         """Markets with an id."""
-        return len(self._market_ids)
+        return len(self.market_ids)
 
     def market_id(self, ticker: str) -> int:
         """This gatherer's id of a market, given when first asked; a market row tells it."""
-        known = self._market_ids.get(ticker)
+        known = self.market_ids.get(ticker)
         if known is not None:
             return known
         given = self._next_market_id
         self._next_market_id += 1
-        self._market_ids[ticker] = given
+        self.market_ids[ticker] = given
         self._fresh[ticker] = given
         self.rows.markets.append((given, ticker))
         return given
@@ -221,7 +221,7 @@ class Runs:
 
     # --- small parts
 
-    def _life(self, conn_id: int) -> Life:
+    def life(self, conn_id: int) -> Life:
         """The connection; one without a connect record (its record was lost) begins here."""
         life = self._lives.get(conn_id)
         if life is None:

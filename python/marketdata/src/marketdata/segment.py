@@ -113,7 +113,11 @@ def encode_record(kind: int, payload: bytes) -> bytes:
 
 
 def encode_frames(
-    conn: int, ordinal0: int, base_ns: int, stamps_ns: Sequence[int], frames: Sequence[Bytes]
+    conn: int,
+    ordinal0: int,
+    base_ns: int,
+    stamps_ns: Sequence[int] | None,
+    frames: Sequence[Bytes],
 ) -> bytes:
     """Payload of a FRAMES record.
 
@@ -122,13 +126,14 @@ def encode_frames(
         ordinal0: ordinal of the first frame within the connection.
         base_ns: receive time (Unix ns) that the stamps count from.
         stamps_ns: one per frame, ns after `base_ns`, 0 to MAX_STAMP_NS. The caller closes a batch
-            before its stamps leave that range (also when the wall clock steps back).
+            before its stamps leave that range (also when the wall clock steps back). None: all
+            frames came together, at `base_ns`.
         frames: the frames' bytes.
     """
     n = len(frames)
-    assert len(stamps_ns) == n, "one stamp per frame"
+    assert stamps_ns is None or len(stamps_ns) == n, "one stamp per frame"
     lengths = struct.pack(f"<{n}I", *map(len, frames))
-    stamps = struct.pack(f"<{n}I", *stamps_ns)
+    stamps = bytes(4 * n) if stamps_ns is None else struct.pack(f"<{n}I", *stamps_ns)
     return b"".join((_FRAMES.pack(conn, n, ordinal0, base_ns), lengths, stamps, *frames))
 
 

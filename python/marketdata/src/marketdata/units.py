@@ -85,9 +85,9 @@ def parse_size_centi(text: str) -> int:
     Raises:
         OffScale: finer than 1/100 contract, a plus sign, exponent or blank, or out of range.
     """
-    if text[-3:-2] == "." and len(text) <= _SAFE_SIZE_CHARS and text[0] != "-":
-        digits = text[:-3] + text[-2:]
-        if digits.isdigit() and digits.isascii() and len(text) > 3:
+    if text[-3:-2] == "." and 3 < len(text) <= _SAFE_SIZE_CHARS:
+        digits = text.replace(".", "", 1)
+        if digits.isdigit() and digits.isascii():
             return int(digits)
     match = _SIZE.match(text)
     if match is None:

@@ -6,11 +6,10 @@ and the reverse). The form is told by the fields a frame has, never by its date.
 
 Invariants:
 - INV-20 `decode` returns an event or raises a `WireError`; no bytes make it raise anything else.
-- INV-21 the typed path (delta, trade, ticker of the current form) and the general path give the
-  same event.
+- INV-21 the short way (typed: messages of the current form) and the general way give the same
+  event.
 - INV-22 an absent required field is `MissingField`, never 0; a list of levels under an unknown key
   is `MissingField` too, so that a renamed field never reads as an empty book.
-- INV-23 memo tables are caches: full or empty, the result is the same.
 
 Does not do: sequence checks, time of receipt, REST bodies (rest_bodies), keeping raw frames.
 """
@@ -18,92 +17,14 @@ Does not do: sequence checks, time of receipt, REST bodies (rest_bodies), keepin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from marketdata import events, fields, units
-from marketdata.errors import MalformedFrame, MissingField, OffScale, WireError
-from marketdata.events import TsPrecision
+from marketdata import events, fields
+from marketdata.errors import MalformedFrame, MissingField, WireError
 from marketdata.fields import Message
-
-Payload: TypeAlias = bytes | bytearray | memoryview | str
-
-MAX_MEMO_SIZES: Final = 65_536
-"""Distinct size texts remembered. Past it, a size is parsed each time."""
-MAX_MEMO_SECONDS: Final = 4_096
-"""Distinct seconds remembered; when full the table starts anew: old seconds do not come back."""
-MAX_MEMO_TICKERS: Final = 1_000_000
-"""Distinct tickers remembered as one string each. Past it, every frame brings its own string."""
-
-_MICRO: Final = TsPrecision.MICRO
-_MILLI: Final = TsPrecision.MILLI
-_NONE: Final = TsPrecision.NONE
-_PRICES: Final = units.PRICES
-_FRACTION_SCALE: Final = (0, 100_000, 10_000, 1_000, 100, 10, 1)
-
-_Signed: TypeAlias = Annotated[int, msgspec.Meta(ge=-fields.MAX_NUMBER, le=fields.MAX_NUMBER)]
-_Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=fields.MAX_NUMBER)]
-
-
-class _DeltaMsg(msgspec.Struct, gc=False):
-    """Only what is needed: market_id and the like are skipped without making objects of them."""
-
-    market_ticker: str
-    price_dollars: str
-    delta_fp: str
-    side: Literal["yes", "no"]
-    ts: str | None = None
-    ts_ms: _Number | None = None
-
-
-class _DeltaFrame(msgspec.Struct, gc=False, tag_field="type", tag="orderbook_delta"):
-    msg: _DeltaMsg
-    sid: _Number | None = None
-    seq: _Number | None = None
-
-
-class _TradeMsg(msgspec.Struct, gc=False):
-    market_ticker: str
-    trade_id: str
-    yes_price_dollars: str
-    no_price_dollars: str
-    count_fp: str
-    taker_outcome_side: Literal["yes", "no"]
-    ts_ms: _Number
-    is_block_trade: bool = False
-    ts: int | None = None  # only that it is no text: a text would be finer than ts_ms
-    time: None = None
-    created_time: None = None
-
-
-class _TradeFrame(msgspec.Struct, gc=False, tag_field="type", tag="trade"):
-    msg: _TradeMsg
-    sid: _Number | None = None
-    seq: _Number | None = None
-
-
-class _TickerMsg(msgspec.Struct, gc=False):
-    market_ticker: str
-    price_dollars: str
-    yes_bid_dollars: str
-    yes_ask_dollars: str
-    volume_fp: str
-    open_interest_fp: str
-    dollar_volume: _Signed
-    dollar_open_interest: _Signed
-    yes_bid_size_fp: str
-    yes_ask_size_fp: str
-    last_trade_size_fp: str
-    time: str
-    ts: int | None = None  # as in a trade: a text would come before `time`
-
-
-class _TickerFrame(msgspec.Struct, gc=False, tag_field="type", tag="ticker"):
-    msg: msgspec.Raw  # read twice: by its fields, and whole for its key
-    sid: _Number | None = None
-    seq: _Number | None = None
+from marketdata.typed import STATE, Frame, Payload, Typed, is_current_ticker, payload_key
 
 
 class Envelope(NamedTuple):
@@ -117,16 +38,12 @@ class Envelope(NamedTuple):
 
 
 class Decoder:
-    """Decodes frames; holds the memo tables of the hot path. One per thread."""
+    """Decodes frames; `typed` holds the short way and its memo tables. One per thread."""
 
-    __slots__ = ("_seconds", "_sizes", "_ticker_msg", "_tickers", "_typed")
+    __slots__ = ("typed",)
 
     def __init__(self) -> None:
-        self._typed = msgspec.json.Decoder(_DeltaFrame | _TradeFrame | _TickerFrame)
-        self._ticker_msg = msgspec.json.Decoder(_TickerMsg)
-        self._sizes: dict[str, int] = {}
-        self._seconds: dict[str, int] = {}
-        self._tickers: dict[str, str] = {}
+        self.typed = Typed()
 
     def decode(self, payload: Payload) -> events.Decoded:
         """One event.
@@ -137,117 +54,31 @@ class Decoder:
             OffScale: a number or time that has no exact integer form, or is out of range.
         """
         try:
-            frame = self._typed.decode(payload)
+            frame = self.typed.frame(payload)
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
-            return self._decode_general(payload)
-        if type(frame) is not _DeltaFrame:
-            return self._decode_other(frame, payload)
-        msg = frame.msg
-        ts, ts_ms = msg.ts, msg.ts_ms
-        exchange_us: int | None
-        if ts:
-            exchange_us, precision = self._ts_us(ts), _MICRO
-        elif ts_ms is not None:
-            exchange_us, precision = units.ms_to_us(ts_ms), _MILLI
-        else:
-            exchange_us, precision = None, _NONE
-        price = _PRICES.get(msg.price_dollars)
-        delta = self._sizes.get(msg.delta_fp)
-        return events.Delta(
-            self._tickers.get(msg.market_ticker) or self._ticker(msg.market_ticker),
-            0 if msg.side == "yes" else 1,
-            units.parse_price_micros(msg.price_dollars) if price is None else price,
-            self._size_centi(msg.delta_fp) if delta is None else delta,
-            exchange_us,
-            precision,
-            frame.sid,
-            frame.seq,
-        )
+            return decode_general(payload)
+        return self.finish(frame, payload)
 
-    def _decode_other(self, frame: _TradeFrame | _TickerFrame, payload: Payload) -> events.Decoded:
-        if type(frame) is _TradeFrame:
-            return self._trade(frame)
-        assert type(frame) is _TickerFrame, "the third of three"
-        try:
-            msg = self._ticker_msg.decode(frame.msg)
-        except (ValueError, RecursionError):
-            return self._decode_general(payload)
-        exchange_us, precision = self._ts_us(msg.time), _MICRO
-        size = units.parse_size_centi
-        return events.Ticker(
-            self._tickers.get(msg.market_ticker) or self._ticker(msg.market_ticker),
-            _price_or_unset(msg.price_dollars),
-            _price_or_unset(msg.yes_bid_dollars),
-            _price_or_unset(msg.yes_ask_dollars),
-            size(msg.volume_fp),
-            size(msg.open_interest_fp),
-            msg.dollar_volume,
-            msg.dollar_open_interest,
-            size(msg.yes_bid_size_fp),
-            size(msg.yes_ask_size_fp),
-            size(msg.last_trade_size_fp),
-            _payload_key(_load(frame.msg)),
-            exchange_us,
-            precision,
-            frame.sid,
-            frame.seq,
-        )
+    def finish(self, frame: Frame, payload: Payload) -> events.Decoded:
+        """The event of a frame that was read by type. Raises as `decode`."""
+        return self.typed.event(frame) or decode_general(payload)
 
-    def _trade(self, frame: _TradeFrame) -> events.Trade:
-        msg = frame.msg
-        return events.Trade(
-            self._tickers.get(msg.market_ticker) or self._ticker(msg.market_ticker),
-            fields.trade_id(msg.trade_id),
-            units.parse_price_micros(msg.yes_price_dollars),
-            units.parse_price_micros(msg.no_price_dollars),
-            _not_negative(units.parse_size_centi(msg.count_fp)),
-            0 if msg.taker_outcome_side == "yes" else 1,
-            msg.is_block_trade,
-            units.ms_to_us(msg.ts_ms),
-            _MILLI,
-            frame.sid,
-            frame.seq,
-        )
 
-    def _decode_general(self, payload: Payload) -> events.Decoded:
-        message = _load(payload)
-        kind = message.get("type")
-        if not isinstance(kind, str):
-            raise MalformedFrame(f"frame has the type {kind!r}, not a text")
-        sid = fields.number_or_none(message, "sid")
-        seq = fields.number_or_none(message, "seq")
-        build = _MESSAGES.get(kind)
-        if build is not None:
-            return build(_msg(message), sid, seq, fields.number_or_none(message, "id"))
-        reply = _REPLIES.get(kind)
-        if reply is not None:
-            return reply(message, sid, seq, fields.number_or_none(message, "id"))
-        return events.Unknown(kind, sid, seq, fields.number_or_none(message, "id"))
-
-    def _ticker(self, text: str) -> str:
-        fields.ticker(text)
-        if len(self._tickers) < MAX_MEMO_TICKERS:
-            self._tickers[text] = text
-        return text
-
-    def _size_centi(self, text: str) -> int:
-        size = units.parse_size_centi(text)
-        if len(self._sizes) < MAX_MEMO_SIZES:
-            self._sizes[text] = size
-        return size
-
-    def _ts_us(self, text: str) -> int:
-        """As units.parse_ts_us: the second from the memo, the fraction digits added."""
-        second_us = self._seconds.get(text[:19])
-        if second_us is not None and text[-1] == "Z" and text.isascii():
-            fraction = text[20:-1]
-            if text[19] == "." and len(fraction) < 7 and fraction.isdigit():
-                return second_us + int(fraction) * _FRACTION_SCALE[len(fraction)]
-        exchange_us = units.parse_ts_us(text)
-        if len(self._seconds) >= MAX_MEMO_SECONDS:
-            self._seconds.clear()
-        self._seconds[text[:19]] = exchange_us - exchange_us % units.US_PER_S
-        return exchange_us
+def decode_general(payload: Payload) -> events.Decoded:
+    """One event in any form the exchange has used. Raises as `Decoder.decode`."""
+    message = _load(payload)
+    kind = message.get("type")
+    if not isinstance(kind, str):
+        raise MalformedFrame(f"frame has the type {kind!r}, not a text")
+    sid = fields.number_or_none(message, "sid")
+    seq = fields.number_or_none(message, "seq")
+    build = _MESSAGES.get(kind)
+    if build is not None:
+        return build(_msg(message), sid, seq, fields.number_or_none(message, "id"))
+    reply = _REPLIES.get(kind)
+    if reply is not None:
+        return reply(message, sid, seq, fields.number_or_none(message, "id"))
+    return events.Unknown(kind, sid, seq, fields.number_or_none(message, "id"))
 
 
 def _load(payload: Payload) -> Message:
@@ -285,23 +116,6 @@ def _snapshot(msg: Message, sid: int | None, seq: int | None, id_: int | None) -
     return events.Snapshot(market, yes, no, sid, seq, id_)
 
 
-def _price_or_unset(text: str) -> int:
-    """A market that never traded has the price ""."""
-    return units.parse_price_micros(text) if text else events.UNSET
-
-
-def _not_negative(count: int) -> int:
-    if count < 0:
-        raise OffScale(f"count {count} of a trade is below zero")
-    return count
-
-
-def _payload_key(msg: Message) -> int:
-    """64 bits over all fields in the order of their names: every gatherer finds the same."""
-    digest = blake2b(msgspec.json.encode(msg, order="sorted"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
-
-
 def trade_of(msg: Message, market: str, sid: int | None, seq: int | None) -> events.Trade:
     """The trade of a WebSocket `msg` or of a REST trade object; `market` is already checked."""
     exchange_us, precision = fields.exchange_time(msg)
@@ -310,7 +124,7 @@ def trade_of(msg: Message, market: str, sid: int | None, seq: int | None) -> eve
         fields.trade_id_or_none(msg),
         fields.price(msg, "yes_price"),
         fields.price(msg, "no_price"),
-        _not_negative(fields.size(msg, "count")),
+        fields.not_negative(fields.size(msg, "count")),
         fields.taker_side(msg),
         msg.get("is_block_trade") is True,
         exchange_us,
@@ -325,27 +139,31 @@ def _trade(msg: Message, sid: int | None, seq: int | None, _id: int | None) -> e
 
 
 def _ticker(msg: Message, sid: int | None, seq: int | None, _id: int | None) -> events.Ticker:
+    market = fields.ticker(msg.get("market_ticker"))
     exchange_us, precision = fields.exchange_time(msg)
-    return events.Ticker(
-        market=fields.ticker(msg.get("market_ticker")),
-        price=fields.price(msg, "price", unset_allowed=True),
-        yes_bid=fields.price(msg, "yes_bid", unset_allowed=True),
-        yes_ask=fields.price(msg, "yes_ask", unset_allowed=True),
-        volume=fields.size(msg, "volume"),
-        open_interest=fields.size(msg, "open_interest"),
-        dollar_volume=fields.integer(fields.require(msg, "dollar_volume"), "dollar_volume"),
-        dollar_open_interest=fields.integer(
-            fields.require(msg, "dollar_open_interest"), "dollar_open_interest"
-        ),
-        yes_bid_size=fields.size_or_unset(msg, "yes_bid_size"),
-        yes_ask_size=fields.size_or_unset(msg, "yes_ask_size"),
-        last_trade_size=fields.size_or_unset(msg, "last_trade_size"),
-        payload_key=_payload_key(msg),
-        exchange_us=exchange_us,
-        ts_precision=precision,
-        sid=sid,
-        seq=seq,
+    price, yes_bid, yes_ask = (
+        fields.price(msg, name, unset_allowed=True) for name in ("price", "yes_bid", "yes_ask")
     )
+    volume, interest = (fields.size(msg, name) for name in ("volume", "open_interest"))
+    dollar_volume, dollar_interest = (
+        fields.integer(fields.require(msg, name), name)
+        for name in ("dollar_volume", "dollar_open_interest")
+    )
+    bid_size, ask_size, last_size = (
+        fields.size_or_unset(msg, name)
+        for name in ("yes_bid_size", "yes_ask_size", "last_trade_size")
+    )
+    if is_current_ticker(msg):
+        content = STATE.pack(
+            exchange_us, volume, interest, dollar_volume, dollar_interest,
+            bid_size, ask_size, last_size, price, yes_bid, yes_ask,
+        )  # fmt: skip
+    else:
+        content = msgspec.json.encode(msg, order="sorted")
+    return events.Ticker(
+        market, price, yes_bid, yes_ask, volume, interest, dollar_volume, dollar_interest,
+        bid_size, ask_size, last_size, payload_key(content), exchange_us, precision, sid, seq,
+    )  # fmt: skip
 
 
 def _lifecycle(

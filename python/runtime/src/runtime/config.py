@@ -92,7 +92,7 @@ class GathererSettings(ServiceSettings):
     group_commit_ms: Count = GROUP_COMMIT_MS
     sink_flush_ms: Count = 250
     sink_flush_rows: Count = 5_000
-    sink_queue_rows: Count = 100_000  # held in memory; more are read again from the spool
+    sink_queue_rows: Count = 500_000  # held in memory; more are read again from the spool
     heartbeat_ms: Count = 1_000  # a batch without rows moves the watermark
     markets_per_connection: Count = 2_000
     audit_interval_s: Count = 300  # one get_snapshot round over all books

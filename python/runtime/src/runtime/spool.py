@@ -264,7 +264,7 @@ class SpoolWriter:
         conn: int,
         ordinal: int,
         base_ns: int,
-        stamps_ns: Sequence[int],
+        stamps_ns: Sequence[int] | None,
         frames: Sequence[Bytes],
     ) -> Position:
         """Append a FRAMES record; see marketdata.segment.encode_frames."""

@@ -1,0 +1,59 @@
+"""One transaction for each batch, and the cursor as its lock, against a real server."""
+
+from __future__ import annotations
+
+import uuid
+
+import asyncpg
+import pytest
+
+from gatherer.hot_database import CursorMovedError, HotDatabase
+from gatherer.intake import RowBatch
+from marketdata.errors import StorageError
+from runtime.spool import START, Position
+from tests.continuity_feed import Feed, delta, snapshot, ticker, trade
+
+SPOOL = uuid.UUID(int=5)
+
+
+def _batch(start: Position, end: Position) -> RowBatch:
+    feed = Feed("orderbook_delta", "trade")
+    feed.send(snapshot(1, yes=[(400_000, 5)]), delta(2), trade(1), ticker())
+    return RowBatch(feed.continuity.take(), start, end, 1_000, 2_000)
+
+
+async def test_a_batch_moves_the_cursor_with_its_rows(dsn: str) -> None:
+    database = HotDatabase(dsn, SPOOL, print)
+    try:
+        found = await database.open()
+        assert (found.cursor, found.batch_id, found.told_ns) == (START, 0, 0)
+        end = Position(1, 900)
+        packed = await database.commit(_batch(START, end), found.batch_id)
+        assert (packed.batch_id, packed.counts["ticker"]) == (1, 1)
+        await database.close()
+        again = await database.open()
+        assert (again.cursor, again.batch_id, again.told_ns) == (end, 1, 2_000)
+        assert database.left_to_default == 0
+    finally:
+        await database.close()
+        await database.close()  # twice is once
+
+
+async def test_the_same_rows_are_never_stored_twice(dsn: str) -> None:
+    """A commit whose answer was lost is tried again: the cursor says that it went through."""
+    database = HotDatabase(dsn, SPOOL, print)
+    try:
+        await database.open()
+        end = Position(1, 900)
+        await database.commit(_batch(START, end), 0)
+        with pytest.raises(CursorMovedError):
+            await database.commit(_batch(START, end), 0)
+        with pytest.raises(CursorMovedError):
+            await database.commit(_batch(Position(1, 100), end), 1)
+        connection = await asyncpg.connect(dsn)
+        assert await connection.fetchval("SELECT count(*) FROM orderbook_delta") == 1
+        assert await connection.fetchval("SELECT count(*) FROM ingest_batch") == 1
+        await connection.close()
+    finally:
+        await database.close()
+    assert issubclass(CursorMovedError, StorageError)
