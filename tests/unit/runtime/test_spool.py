@@ -206,15 +206,17 @@ class FailingDisk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, plan: Iterator[str]) -> None:
         self._plan = plan
         self._pwrite, self._fdatasync = os.pwrite, os.fdatasync
-        monkeypatch.setattr(spool_module.os, "pwrite", self.pwrite)
+        self.shorts = 0
+        monkeypatch.setattr(spool_module.os, "pwritev", self.pwritev)
         monkeypatch.setattr(spool_module.os, "fdatasync", self.fdatasync)
 
-    def pwrite(self, handle: int, body: bytes, offset: int) -> int:
-        fate = next(self._plan, "ok")
+    def pwritev(self, handle: int, chunks: list[memoryview], offset: int) -> int:
+        fate, body = next(self._plan, "ok"), b"".join(chunks)
         if fate == "full":
             raise OSError(errno.ENOSPC, "No space left on device")
         if fate == "short":  # a part of the bytes is written, as a full disk does
-            return self._pwrite(handle, bytes(body)[: max(1, len(body) // 2)], offset)
+            self.shorts += 1
+            return self._pwrite(handle, body[: max(1, len(body) // 2)], offset)
         if fate == "garbage":  # the pages were lost: what the file holds is not what we wrote
             self._pwrite(handle, bytes(len(body)), offset)
             raise OSError(errno.EIO, "Input/output error")
@@ -234,7 +236,7 @@ async def test_a_disk_that_fails_at_random_loses_and_repeats_nothing(
     monkeypatch.setattr(spool_module, "RETRY_S", 0.0)
     chance = random.Random(seed)
     fates = ["ok", "ok", "full", "short", "garbage"]
-    FailingDisk(monkeypatch, iter(chance.choice(fates) for _ in range(200)))
+    disk = FailingDisk(monkeypatch, iter(chance.choice(fates) for _ in range(200)))
     writer = opened(segment_bytes=1500)
     want: list[bytes] = []
     for number in range(60):
@@ -246,6 +248,7 @@ async def test_a_disk_that_fails_at_random_loses_and_repeats_nothing(
             assert writer.problem is None
     await writer.close()
     assert writer.commit_errors > 0
+    assert disk.shorts > 0
     assert payloads(tmp_path) == want
 
 
@@ -257,14 +260,14 @@ async def test_a_full_disk_is_told_and_stops_the_intake_until_there_is_room(
     monkeypatch.setattr(spool_module, "BUFFER_FULL_BYTES", 2_000)
     monkeypatch.setattr(spool_module, "BUFFER_MAX_BYTES", 5_000)
     space = {"left": False}
-    real = os.pwrite
+    real = os.pwritev
 
-    def pwrite(handle: int, body: bytes, offset: int) -> int:
+    def pwritev(handle: int, chunks: list[memoryview], offset: int) -> int:
         if not space["left"]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(handle, body, offset)
+        return real(handle, chunks, offset)
 
-    monkeypatch.setattr(spool_module.os, "pwrite", pwrite)
+    monkeypatch.setattr(spool_module.os, "pwritev", pwritev)
     writer = opened(group_commit_ms=1)
     commits = asyncio.create_task(writer.run())
     kept = 0

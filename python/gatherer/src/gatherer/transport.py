@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 import picows
 from websockets.asyncio.client import ClientConnection
@@ -261,11 +262,36 @@ _CONTINUATION: Final = picows.WSMsgType.CONTINUATION
 _DATA: Final = frozenset({_TEXT, picows.WSMsgType.BINARY, _CONTINUATION})
 
 
+class _Turns:
+    """One slice a turn of the loop, whichever connection it is of: the loop's other work comes
+    between any two. One for each loop."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Listener] = deque()
+
+    def wait(self, listener: _Listener) -> None:
+        """Have `listener` hand over its next slice when those before it have."""
+        self._waiting.append(listener)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        listener = self._waiting[0]
+        try:
+            listener.next_slice()
+        finally:
+            self._waiting.popleft()
+            if self._waiting:
+                asyncio.get_running_loop().call_soon(self._next)
+
+
+_TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
+
+
 class _Listener(picows.WSListener):
     """Gathers the messages of one read and hands them over with the read's last frame.
 
-    More than SLICE_FRAMES are handed over slice by slice, a turn of the loop for each, and the
-    socket is not read meanwhile.
+    More than SLICE_FRAMES are handed over slice by slice, and the socket is not read meanwhile.
     """
 
     def __init__(self, on_frames: OnFrames, wall_ns: Callable[[], int]) -> None:
@@ -277,6 +303,7 @@ class _Listener(picows.WSListener):
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._backlog: deque[tuple[list[bytes], int]] = deque()
+        self._turns = _TURNS.setdefault(asyncio.get_running_loop(), _Turns())
         self._wire: Any = None
         self._is_paused = False
         self._is_over = False  # a goodbye or a fault came
@@ -326,15 +353,15 @@ class _Listener(picows.WSListener):
             self._backlog.append((frames[begin : begin + SLICE_FRAMES], stamp_ns))
         if is_first:
             self.steer()
-            self._next_slice()
+            self._turns.wait(self)
 
-    def _next_slice(self) -> None:
+    def next_slice(self) -> None:
         """Hand one slice over; come again for the next one."""
         if not self._backlog:
             return  # the connection ended meanwhile, and with it everything was handed over
         self._on_frames(*self._backlog.popleft())
         if self._backlog:
-            asyncio.get_running_loop().call_soon(self._next_slice)
+            self._turns.wait(self)
         else:
             self.steer()
 

@@ -58,6 +58,7 @@ _Z: Final = ord("Z")
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Together: TypeAlias = DeltaFrame | TradeFrame | TickerFrame
+KINDS: Final[frozenset[type]] = frozenset({DeltaFrame, TradeFrame, TickerFrame})
 Apply: TypeAlias = Callable[[], None]
 
 
@@ -70,17 +71,17 @@ class Burst:
 
     __slots__ = ("deltas", "tickers", "trades")
 
-    def __init__(self) -> None:
-        self.deltas: list[DeltaFrame] = []
-        self.trades: list[TradeFrame] = []
-        self.tickers: list[TickerFrame] = []
+    def __init__(self, frames: Sequence[Together]) -> None:
+        self.deltas = [frame for frame in frames if type(frame) is DeltaFrame]
+        self.trades = [frame for frame in frames if type(frame) is TradeFrame]
+        self.tickers = [frame for frame in frames if type(frame) is TickerFrame]
 
 
 def absorb_burst(
     continuity: Continuity, life: Life, typed: Typed, received_ns: int, burst: Burst
 ) -> frozenset[type]:
-    """Take in what can be taken together; returns the kinds that were. Frames of any other kind
-    are to be taken one by one."""
+    """Take in what can be taken together; returns the kinds of which no frame is left. Those of
+    any other kind are to be taken one by one."""
     given = continuity, life, typed, received_ns
     plans: list[tuple[type, Callable[[], Apply]]] = []
     if burst.deltas:
@@ -89,7 +90,7 @@ def absorb_burst(
         plans.append((TradeFrame, partial(_trades, *given, burst.trades)))
     if burst.tickers:
         plans.append((TickerFrame, partial(_tickers, *given, burst.tickers)))
-    taken: list[type] = []
+    left = {kind for kind, _ in plans}
     for kind, plan in plans:
         try:
             apply = plan()
@@ -98,8 +99,8 @@ def absorb_burst(
                 break  # one without a time takes the latest of any channel: not that of a later one
             continue
         apply()
-        taken.append(kind)
-    return frozenset(taken)
+        left.remove(kind)
+    return KINDS - left
 
 
 def _one_scope(life: Life, frames: Sequence[Together]) -> Scope:

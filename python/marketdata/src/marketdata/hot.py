@@ -20,7 +20,7 @@ from typing import Final, TypeAlias
 
 from marketdata import events, wire
 from marketdata.book import CONSTANTS, MASK
-from marketdata.burst import BURST_FRAMES, Burst, Together, absorb_burst
+from marketdata.burst import BURST_FRAMES, KINDS, Burst, Together, absorb_burst
 from marketdata.chain import DELTA_PACK
 from marketdata.continuity import Continuity, Refused
 from marketdata.errors import WireError
@@ -32,8 +32,6 @@ from marketdata.typed import (
     SECOND_CHARS,
     DeltaFrame,
     Frame,
-    TickerFrame,
-    TradeFrame,
 )
 from marketdata.units import PRICES
 
@@ -167,42 +165,42 @@ class _Path:
     def burst(self, frames: Frames) -> None:
         """Frames of market data are gathered and taken in together. Anything else may touch their
         books or numbers and waits for them."""
-        read, kinds = self.read, Burst()
-        begin, order = 0, list[Together]()
-        for at, payload in enumerate(frames):
-            try:
-                frame = read(payload)
-            except (ValueError, RecursionError):
-                frame = None
-            kind = type(frame)
-            if kind is DeltaFrame:
-                kinds.deltas.append(frame)
-            elif kind is TickerFrame:
-                kinds.tickers.append(frame)
-            elif kind is TradeFrame:
-                kinds.trades.append(frame)
-            else:
-                self._take(kinds, order, frames[begin:at], begin)
-                self.other(at, payload, frame)
-                begin, order, kinds = at + 1, [], Burst()
+        read: list[Frame | None]
+        try:
+            read = list(map(self.read, frames))
+        except (ValueError, RecursionError):  # one of them is of no form in use
+            read = [self._read_or_none(payload) for payload in frames]
+        begin = 0
+        for at, kind in enumerate(map(type, read)):
+            if kind in KINDS:
                 continue
-            order.append(frame)
-        self._take(kinds, order, frames[begin:], begin)
+            self._take(read[begin:at], frames, begin)  # type: ignore[arg-type]
+            self.other(at, frames[at], read[at])
+            begin = at + 1
+        self._take(read[begin:], frames, begin)  # type: ignore[arg-type]
 
-    def _take(self, kinds: Burst, order: list[Together], frames: Frames, begin: int) -> None:
-        """Together what can be, the rest one by one in the order of its arrival."""
+    def _read_or_none(self, payload: bytes | memoryview) -> Frame | None:
+        try:
+            frame: Frame = self.read(payload)
+        except (ValueError, RecursionError):
+            return None
+        return frame
+
+    def _take(self, order: list[Together], frames: Frames, begin: int) -> None:
+        """Together what can be, the rest one by one in the order of its arrival. `begin`: the place
+        of the first in `frames`."""
         taken: frozenset[type] = frozenset()
         if len(order) >= BURST_FRAMES:
             taken = absorb_burst(
-                self._continuity, self._life, self._decoder.typed, self._received_ns, kinds
+                self._continuity, self._life, self._decoder.typed, self._received_ns, Burst(order)
             )
-            if len(taken) == bool(kinds.deltas) + bool(kinds.trades) + bool(kinds.tickers):
+            if taken == KINDS:
                 return
         for at, frame in enumerate(order, begin):
             if type(frame) in taken:
                 continue
             if type(frame) is not DeltaFrame or not self.change(frame):
-                self.other(at, frames[at - begin], frame)
+                self.other(at, frames[at], frame)
 
     def other(self, at: int, payload: bytes | memoryview, frame: Frame | None) -> None:
         """Any frame, by way of an event."""

@@ -65,7 +65,7 @@ GROUP_COMMIT_MS: Final = 20
 BUFFER_FULL_BYTES: Final = 32 * 1024 * 1024  # waiting for the disk: stop reading sockets
 BUFFER_MAX_BYTES: Final = 256 * 1024 * 1024  # what was already read when `full` was said must fit
 RETRY_S: Final = 0.5  # after a disk error
-WRITE_BYTES: Final = 1024 * 1024  # joined into one write
+WRITE_CHUNKS: Final = 256  # given to one write; the system takes at most 1,024
 
 
 @dataclass(slots=True)
@@ -116,11 +116,15 @@ class _Disk:
     def _write_part(self, part: _Pending) -> None:
         assert self._file is not None, "a segment is open before its bytes are written"
         offset = part.offset
-        for begin in range(0, len(part.chunks), 256):
-            view = memoryview(b"".join(part.chunks[begin : begin + 256]))
-            while view:
-                written = os.pwrite(self._file, view[:WRITE_BYTES], offset)
-                view, offset = view[written:], offset + written
+        for begin in range(0, len(part.chunks), WRITE_CHUNKS):
+            left = [memoryview(chunk) for chunk in part.chunks[begin : begin + WRITE_CHUNKS]]
+            while left:
+                written = os.pwritev(self._file, left, offset)
+                offset += written
+                while left and written >= len(left[0]):
+                    written -= len(left.pop(0))
+                if left:
+                    left[0] = left[0][written:]
 
     def close(self) -> None:
         if self._file is not None:
