@@ -1,9 +1,9 @@
-"""One real PostgreSQL for the tests of this folder, a fresh database for each test."""
+"""One real PostgreSQL for the unit tests that need one, a fresh database for each test."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
@@ -26,10 +26,20 @@ def cluster() -> Iterator[EmbeddedPostgres]:
 @pytest.fixture
 async def dsn(cluster: EmbeddedPostgres) -> str:
     """Connection string of a fresh, empty database."""
-    name = f"gatherer{next(_numbers)}"
+    name = f"unit{next(_numbers)}"
     connection = await asyncpg.connect(cluster.dsn())
     try:
         await connection.execute(f"CREATE DATABASE {name}")
     finally:
         await connection.close()
     return cluster.dsn(name)
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a fresh, empty database."""
+    opened = await asyncpg.connect(dsn)
+    try:
+        yield opened
+    finally:
+        await opened.close()
