@@ -58,6 +58,21 @@ def test_hot_path_and_bursts_are_the_long_way(seed: int, odd: int, sizes: list[i
     assert _outcome(other) == _outcome(one)
 
 
+def test_a_subscription_that_only_a_reply_named_gets_its_channel_from_its_first_frame() -> None:
+    """A burst of its frames must not leave it without one."""
+    stream = FrameStream(8)
+    reply = b'{"type":"ok","id":5,"sid":4,"msg":{"market_tickers":[]}}'
+    batches = [stream.opening(), [reply], [stream.ticker(sid=4) for _ in range(100)]]
+    one, other, decoder = Continuity(BASE), Continuity(BASE), wire.Decoder()
+    _long_way(one, wire.Decoder(), batches)
+    ordinal = 0
+    for at, batch in enumerate(batches):
+        hot.absorb_frames(other, decoder, BASE, ordinal, batch, 1_000 + at)
+        ordinal += len(batch)
+    assert other.life(BASE).scopes[4].channel == "ticker"
+    assert _outcome(other) == _outcome(one)
+
+
 def test_a_path_that_counts_wrong_is_caught() -> None:
     """The control: one number more in one book, and the comparison above fails."""
     stream = FrameStream(7)

@@ -104,11 +104,15 @@ def absorb_burst(
 
 
 def _one_scope(life: Life, frames: Sequence[Together]) -> Scope:
-    """The subscription that all frames belong to."""
+    """The subscription that all frames belong to. Its channel is known: one that only a reply
+    named so far takes it from its first frame."""
     sid = frames[0].sid
     if sid is None or any(frame.sid != sid for frame in frames):
         raise NotTogether
-    return life.scopes[sid]
+    scope = life.scopes[sid]
+    if not scope.channel:
+        raise NotTogether
+    return scope
 
 
 def _next_seqs(scope: Scope, frames: Sequence[DeltaFrame | TradeFrame]) -> NextSeq:
