@@ -57,3 +57,4 @@ clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
 
 -include cdk/cdk.mk
+-include systemd/systemd.mk
