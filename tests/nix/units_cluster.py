@@ -1,8 +1,9 @@
-"""A real PostgreSQL 16 that is made, started and given roles by the lines of the rendered units.
+"""A real PostgreSQL that is made, started and given roles by the lines of the rendered units.
 
-The binaries are those of the embedded wheel. STAND_INS is the whole difference to a host: what that
-build lacks (TimescaleDB, OpenSSL), where things lie, and which accounts and addresses this machine
-has. Every one must apply, so that a changed unit is noticed here.
+The binaries are those of the embedded wheel, 16 without OpenSSL, or for TLS those of the
+distribution. `stood_in` is the whole difference to a host: what the server lacks, where things lie,
+and which accounts and addresses this machine has. Every replacement must apply, so that a changed
+unit is noticed here.
 """
 
 from __future__ import annotations
@@ -55,10 +56,15 @@ class Answer:
 
 
 class UnitCluster:
-    """One of the two databases of a gatherer host, below a directory of its own."""
+    """One of the two databases of a gatherer host, below a directory of its own.
 
-    def __init__(self, name: str) -> None:
+    `binaries`: a server with OpenSSL that every account can run; without it the embedded one.
+    """
+
+    def __init__(self, name: str, binaries: Path | None = None) -> None:
         self.name = name
+        self.tls = binaries is not None
+        self.bin = binaries or Path()
         self.server = service_account()
         self.me = pwd.getpwuid(os.geteuid()).pw_name
         self.port = free_port()
@@ -81,6 +87,17 @@ class UnitCluster:
 
     def _install(self) -> None:
         """The binaries where the server's account can reach them, and the rendered files."""
+        if not self.tls:
+            self._copy_binaries()
+        for name in units.names("kalshi*"):
+            if name.endswith((".conf", ".sql")):
+                self.install(name, self.stood_in(name))
+        # The sizes of the small profile, by the way that a small host takes them.
+        small = units.text(f"{self.name}-small.conf")
+        (self.etc / f"{self.name}.conf").write_text(small)
+        (self.etc / f"{self.name}.conf").chmod(0o644)
+
+    def _copy_binaries(self) -> None:
         root = wheel_root()
         target = self.home / root.parent.name / root.name
         shutil.copytree(root, target, symlinks=True, ignore=shutil.ignore_patterns("include"))
@@ -89,13 +106,6 @@ class UnitCluster:
             shutil.copytree(libraries, self.home / libraries.name, symlinks=True)
         target.parent.chmod(0o755)
         self.bin = target / "bin"
-        for name in units.names("kalshi*"):
-            if name.endswith((".conf", ".sql")):
-                self.install(name, self.stood_in(name))
-        # The sizes of the small profile, by the way that a small host takes them.
-        small = units.text(f"{self.name}-small.conf")
-        (self.etc / f"{self.name}.conf").write_text(small)
-        (self.etc / f"{self.name}.conf").chmod(0o644)
 
     def install(self, name: str, text: str) -> None:
         """A file of the closure's share directory."""
@@ -113,13 +123,16 @@ class UnitCluster:
                 (f"'/run/{self.name}'", f"'{self.sockets}'"),
                 ("'/etc/kalshi/", f"'{self.etc}/"),
                 (f"port = {5432 if 'timescale' in name else 5433}\n", f"port = {self.port}\n"),
-                ("ssl = on\n", "ssl = off\n"),  # the wheel's build has no OpenSSL
                 ("listen_addresses = '0.0.0.0'", "listen_addresses = '127.0.0.1'"),
             ]
+            if not self.tls:
+                replaced.append(("ssl = on\n", "ssl = off\n"))
             if "timescaledb" in name:
                 replaced.append(("shared_preload_libraries = 'timescaledb'\n", ""))
         elif name == f"{self.name}-hba.conf":
-            replaced = [("hostssl ", "host    "), ("10.0.3.20/32", "127.0.0.1/32")]
+            replaced = [("10.0.3.20/32", "127.0.0.1/32")]
+            if not self.tls:
+                replaced.append(("hostssl ", "host    "))
         elif name == f"{self.name}-ident.conf":
             line = "kalshi   kalshi-gatherer      kalshi_gatherer\n"
             gatherers = dict.fromkeys((self.me, OTHERS[0]))

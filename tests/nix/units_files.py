@@ -24,12 +24,18 @@ RENDER: Final = ("nix-instantiate", "--eval", "--strict", "--json", "--readonly-
 Unit = dict[str, list[tuple[str, str]]]
 
 
-def need(tool: str, package: str) -> None:
-    """Have a tool: root installs its Debian package; nobody skips quietly where it counts."""
-    if shutil.which(tool) is None and os.geteuid() == 0 and shutil.which("apt-get"):
+def install(package: str) -> None:
+    """Install a Debian package, if this is Debian; the caller sees whether it is there."""
+    if shutil.which("apt-get"):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", package]):
             subprocess.run(command, check=False, capture_output=True, env=environment, timeout=240)
+
+
+def need(tool: str, package: str) -> None:
+    """Have a tool: root installs its Debian package; nobody skips quietly."""
+    if shutil.which(tool) is None and os.geteuid() == 0:
+        install(package)
     if shutil.which(tool) is None:
         pytest.fail(f"{tool} is not here; as root: apt-get install {package}")
 
