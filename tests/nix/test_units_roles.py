@@ -1,7 +1,7 @@
 """The rendered access rules and roles on a real PostgreSQL 16: who enters, who may what.
 
 The embedded server has no OpenSSL. What is shown of TLS: with the rendered file the deduplicator is
-refused without it. All else is tried with `host` in its place; test_units_tls.py has the other half.
+refused without it. All else is tried with `host` in its place; test_units_tls.py has the rest.
 """
 
 from __future__ import annotations
