@@ -15,6 +15,7 @@ help:
 	@echo "make check       ruff, mypy --strict, the rule tests"
 	@echo "make acceptance  every recorded capture and twenty made-up exchanges (about an hour)"
 	@echo "make bench       speed and size as ratios (add ARGS=--json)"
+	@echo "make nix-check   every Nix output evaluates (make nix-build builds them; as root)"
 	@echo "make lock        resolve the dependencies again"
 
 # --no-deps: the lock is the whole answer. pip would resolve extras again and stop at a newer release it has no hash for.
@@ -58,3 +59,4 @@ clean:
 
 -include cdk/cdk.mk
 -include systemd/systemd.mk
+-include nix/nix.mk

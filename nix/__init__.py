@@ -1,0 +1,1 @@
+"""Tools beside the Nix files: they run at development time, never in a closure's service."""
