@@ -91,8 +91,7 @@ let
   # No RemoveIPC: it would take the shared memory of a server whose account a second unit also uses.
   # MemoryDenyWriteExecute goes with jit = off in the configuration; with jit on, queries would fail.
   databaseSandbox = ''
-    ${sandbox}SystemCallFilter=setpriority
-    IPAddressDeny=any
+    ${sandbox}IPAddressDeny=any
     IPAddressAllow=localhost ${deduplicator}
   '';
 
@@ -141,7 +140,7 @@ let
     Description=Kalshi Tape: ${db.title}, port ${toString db.port}
     # Wants, not Requires: a required unit that fails once would leave this one down for good; a wanted one is
     # tried again with every restart.
-    Wants=${name}-init.service
+    Wants=${name}-init.service ${name}-roles.service
     After=${name}-init.service network.target
     PartOf=kalshi.target
     StartLimitIntervalSec=0
@@ -222,9 +221,9 @@ let
   rolesUnit = name: db: ''
     [Unit]
     Description=Kalshi Tape: roles of the ${db.title}
-    Wants=${name}.service
+    # Started with the database, so that no cluster is without them. Nobody waits for it.
     After=${name}.service
-    PartOf=kalshi.target
+    PartOf=${name}.service
     StartLimitIntervalSec=0
 
     [Service]
@@ -242,10 +241,7 @@ let
     TasksMax=16
     SyslogIdentifier=${name}-roles
 
-    ${databaseSandbox}
-    [Install]
-    WantedBy=kalshi.target
-  '';
+    ${databaseSandbox}'';
 
   # --- PostgreSQL: settings, doors, roles
 
@@ -282,8 +278,8 @@ let
       shared_preload_libraries = 'timescaledb'
       # Nothing is reported to anyone; outbound traffic is the exchange's.
       timescaledb.telemetry_level = off
-      # The hot tables have no policies; its scheduler needs one worker a database.
-      timescaledb.max_background_workers = 2
+      # A launcher, a scheduler a database and its own jobs; with fewer it complains every five seconds.
+      timescaledb.max_background_workers = 8
 
       # --- append-only tables
       # A commit comes four times a second and holds thousands of rows: its log record waits for no buffer.
@@ -338,7 +334,8 @@ let
     # --- processor and disk: eight processors that belong to capture first
     # Queries are short; compiled code would need memory that is writable and executable, which the unit forbids.
     jit = off
-    max_worker_processes = 8
+    # Room for an extension's workers besides the parallel ones.
+    max_worker_processes = 16
     max_parallel_workers = 2
     max_parallel_workers_per_gather = 0
     autovacuum_max_workers = 2

@@ -409,6 +409,20 @@ def test_capture_never_waits_for_a_database() -> None:
     assert max(weights, key=lambda name: weights[name]) == SERVICES[0]
 
 
+@pytest.mark.parametrize("name", DATABASES)
+def test_a_database_brings_its_making_and_its_roles(name: str) -> None:
+    """Nobody has to enable them; a cluster that was made anew gets the reader's password too."""
+    server = units.parse(units.text(f"{name}.service"))
+    wanted = units.value(server, "Unit", "Wants").split()
+    assert wanted == [f"{name}-init.service", f"{name}-roles.service"]
+    assert f"{name}-init.service" in units.value(server, "Unit", "After").split()
+    roles = units.parse(units.text(f"{name}-roles.service"))
+    assert units.value(roles, "Unit", "After") == f"{name}.service"
+    assert units.value(roles, "Unit", "PartOf") == f"{name}.service"
+    making = units.parse(units.text(f"{name}-init.service"))
+    assert units.value(making, "Unit", "ConditionPathExists") == f"!/var/lib/{name}/data"
+
+
 def test_accounts_exist_before_units_need_them(tmp_path: Path) -> None:
     """systemd-sysusers makes every account that a unit names, none of which can log in."""
     units.need("systemd-sysusers", "systemd")
