@@ -20,6 +20,8 @@ import numpy as np
 
 from marketdata.book import Book, level_constant
 from marketdata.rows import (
+    BATCH_TICKER,
+    BATCH_TRADE,
     DELTA_ROW,
     ControlKind,
     ControlRow,
@@ -30,6 +32,7 @@ from marketdata.rows import (
     TickerRow,
     TradeRow,
 )
+from tests.hand import columns
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 U64 = (1 << 64) - 1
@@ -379,8 +382,8 @@ class _Recorder:
                 self.ns,
                 np.array(rows.deltas, dtype=DELTA_ROW),
                 rows.snapshots,
-                rows.trades,
-                rows.tickers,
+                columns(rows.trades, BATCH_TRADE),
+                columns(rows.tickers, BATCH_TICKER),
                 rows.controls,
                 rows.markets,
             )
@@ -442,6 +445,12 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+def _by_name(kind: type[Any], rows: np.ndarray) -> list[Any]:
+    """Columns as rows by name."""
+    names = rows.dtype.names or ()
+    return [kind(**dict(zip(names, row, strict=True))) for row in rows.tolist()]
+
+
 def _records(batch: GathererBatch) -> dict[str, tuple[str, list[tuple[Any, ...]]]]:
     """table -> (columns, rows) of a batch, as asyncpg wants them."""
     return {
@@ -498,7 +507,7 @@ def _records(batch: GathererBatch) -> dict[str, tuple[str, list[tuple[Any, ...]]
                     t.taker_side,
                     t.flags,
                 )
-                for t in batch.trades
+                for t in _by_name(TradeRow, batch.trades)
             ],
         ),
         "ticker": (
@@ -525,7 +534,7 @@ def _records(batch: GathererBatch) -> dict[str, tuple[str, list[tuple[Any, ...]]
                     t.yes_bid,
                     t.yes_ask,
                 )
-                for t in batch.tickers
+                for t in _by_name(TickerRow, batch.tickers)
             ],
         ),
         "control": (

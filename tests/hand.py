@@ -7,7 +7,9 @@ exchange time; receive times follow them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from dedup.arbitrate import Arbiter
 from dedup.output import ArbiterSettings, WindowOutput
 from marketdata.book import hash_levels, level_constant, pack_levels
 from marketdata.rows import (
+    BATCH_TICKER,
+    BATCH_TRADE,
     DELTA_ROW,
     ControlRow,
     DeltaFlag,
@@ -40,6 +44,11 @@ def us(ms: float) -> int:
 
 def book_hash(book: Book) -> int:
     return hash_levels(book.items(), [])
+
+
+def columns(rows: Iterable[TradeRow | TickerRow], layout: np.dtype[Any]) -> np.ndarray:
+    """Rows by name as the columns of a layout."""
+    return np.array([tuple(getattr(row, name) for name in layout.names) for row in rows], layout)
 
 
 @dataclass
@@ -165,13 +174,13 @@ class Hand:
         self._tick(ms)
         rows = np.concatenate(self.rows) if self.rows else np.empty(0, DELTA_ROW)
         rows["batch_id"] = self.batch_id
-        batch = GathererBatch(
-            self.gatherer, self.batch_id, self.batch_id, self.now_ns, rows, self.snaps,
-            self.trades, self.tickers, self.controls,
-            {i + 1: t for i, t in enumerate(self.markets)} if self.batch_id == 1 else {},
-        )  # fmt: skip
         for item in (*self.snaps, *self.trades, *self.tickers, *self.controls):
             item.batch_id = self.batch_id
+        batch = GathererBatch(
+            self.gatherer, self.batch_id, self.batch_id, self.now_ns, rows, self.snaps,
+            columns(self.trades, BATCH_TRADE), columns(self.tickers, BATCH_TICKER), self.controls,
+            {i + 1: t for i, t in enumerate(self.markets)} if self.batch_id == 1 else {},
+        )  # fmt: skip
         self.rows, self.snaps, self.controls = [], [], []
         self.trades, self.tickers = [], []
         return batch

@@ -73,8 +73,8 @@ def joined(batches: list[GathererBatch]) -> dict[str, Any]:
     return {
         "deltas": np.concatenate([b.deltas for b in batches]).tolist(),
         "snapshots": [s for b in batches for s in b.snapshots],
-        "trades": [t for b in batches for t in b.trades],
-        "tickers": [t for b in batches for t in b.tickers],
+        "trades": np.concatenate([b.trades for b in batches]).tolist(),
+        "tickers": np.concatenate([b.tickers for b in batches]).tolist(),
         "controls": [c for b in batches for c in b.controls],
         "markets": {k: v for b in batches for k, v in b.markets.items()},
     }

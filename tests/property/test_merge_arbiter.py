@@ -37,7 +37,7 @@ def digest(output: WindowOutput) -> Any:
     return (
         output.window, output.tickers, output.deltas.tobytes(), output.snapshots, output.epochs,
         output.gaps, kept, output.progress, output.claims, output.marks, output.audits,
-        output.counts,
+        output.trades.tobytes(), output.ticker_rows.tobytes(), output.counts,
     )  # fmt: skip
 
 

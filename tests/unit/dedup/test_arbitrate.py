@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from dedup.arbitrate import COUNTS, Arbiter
-from dedup.output import ArbiterSettings, GathererPosition, WindowOutput
+from dedup.output import (
+    ArbiterSettings,
+    GathererPosition,
+    MergedTicker,
+    MergedTrade,
+    WindowOutput,
+)
 from marketdata import coverage
 from marketdata.rows import DeltaFlag
 from tests.hand import QUICK, T0_US, Hand, drain, merge, us
@@ -339,8 +345,8 @@ def test_trades_and_tickers_come_out_once_with_all_witnesses() -> None:
         hand.stop()
         hands.append(hand)
     outputs = merge(*hands)
-    trades = [t for o in outputs for t in o.trades]
-    states = [t for o in outputs for t in o.ticker_rows]
+    trades = [MergedTrade(*t) for o in outputs for t in o.trades.tolist()]
+    states = [MergedTicker(*t) for o in outputs for t in o.ticker_rows.tolist()]
     assert [int.from_bytes(t.trade_id, "big") for t in trades] == [0, 1, 2, 3, 4]
     assert {t.sources for t in trades} == {3}
     assert [t.payload_key for t in states] == [4, 0, 1, 2, 3, 4]
@@ -523,7 +529,10 @@ def test_a_restarted_arbiter_goes_on_byte_for_byte() -> None:
                 for batch in batches:
                     if batch.last_batch_id >= first[batch.gatherer]:
                         arbiter.absorb(batch)
-        return [(o.window, o.deltas.tobytes(), o.claims, o.trades, o.ticker_rows) for o in made]
+        return [
+            (o.window, o.deltas.tobytes(), o.claims, o.trades.tobytes(), o.ticker_rows.tobytes())
+            for o in made
+        ]
 
     whole = outputs(None)
     assert len(whole) > 3

@@ -91,8 +91,9 @@ def outcome(hands: list[Hand], **more: Any) -> list[Any]:
             assert isinstance(found, dict)
             named["core"] = repr(sorted((k, v) for k, v in found.items() if k != "exact")).encode()
         made.append(
-            (o.window, o.tickers, o.deltas.tobytes(), o.snapshots, o.trades, o.ticker_rows,
-             o.epochs, o.gaps, [(q.ticker, q.reason, q.rows.tobytes()) for q in o.quarantine],
+            (o.window, o.tickers, o.deltas.tobytes(), o.snapshots, o.trades.tobytes(),
+             o.ticker_rows.tobytes(), o.epochs, o.gaps,
+             [(q.ticker, q.reason, q.rows.tobytes()) for q in o.quarantine],
              o.progress, o.claims, o.marks, o.audits, o.market_states, sorted(named.items()),
              o.positions, {k: v for k, v in o.counts.items() if not k.startswith("mode_")})
         )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dedup import inflow as module
-from dedup.inflow import Chunk, Inflow, by_run, stable_order
+from dedup.inflow import Chunk, Inflow
 from marketdata.rows import DELTA_ROW, DeltaFlag, GathererBatch
 from tests.hand import QUICK, Hand, us
 
@@ -195,22 +195,6 @@ def test_a_chunk_knows_the_window_of_a_pairs_latest_row() -> None:
     asked = [chunk.window_of(8, seq) for seq in (3, 4, 6, 7, 20)]
     assert asked == [-1, 1, 1, 2, 3]
     assert [chunk.window_of(key, 20) for key in (7, 9, 10)] == [-1, 1, -1]
-
-
-def test_runs_of_a_column_are_found_whether_it_holds_one_or_several() -> None:
-    assert by_run(np.array([3, 3], np.int32)) == [(3, slice(None))]
-    found = by_run(np.array([3, 2, 3], np.int32))
-    assert [run for run, _ in found] == [2, 3]
-    for mine, wanted in zip([m for _, m in found], ([0, 1, 0], [1, 0, 1]), strict=True):
-        assert isinstance(mine, np.ndarray)
-        assert mine.tolist() == wanted
-
-
-def test_what_ascends_needs_no_order() -> None:
-    assert stable_order(np.array([1, 1, 2], np.int64)) == slice(None)
-    order = stable_order(np.array([2, 1, 2, 1], np.int64))
-    assert isinstance(order, np.ndarray)
-    assert order.tolist() == [1, 3, 0, 2]
 
 
 def test_ids_too_large_for_a_table_are_looked_up_all_the_same(

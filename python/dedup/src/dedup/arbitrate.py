@@ -24,36 +24,30 @@ Does not do: placing of runs (marketdata.merge), waiting rules (gate.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 
 from dedup.beginnings import count_equal, first_rows, first_snapshots
+from dedup.columns import by_run, joined, picked, stable_order
 from dedup.fast import Bunch, FastPath
 from dedup.gate import Patience, reasons_to_wait
-from dedup.inflow import LOW, Cut, stable_order
+from dedup.inflow import LOW, Cut
 from dedup.markets import Context, MarketWindow
 from dedup.naive import naive_blocks
-from dedup.output import (
-    ArbiterSettings,
-    MergedSnapshot,
-    MergedTicker,
-    MergedTrade,
-    WindowOutput,
-)
+from dedup.output import ArbiterSettings, MergedSnapshot, WindowOutput
 from dedup.runs import Market, Run, Standing
 from dedup.state import ArbiterState, RunKey
-from dedup.union import (
-    Memory,
-    Once,
-    encode_keys,
-    union_tickers,
-    union_trades,
-)
+from dedup.union import Bits, Memory, encode_keys, gathered, union_tickers, union_trades
 from dedup.window import PairRows, RunTimes, WindowSink
 from marketdata.coverage import TRADE, RunProgress
-from marketdata.rows import MERGED_ROW, DeltaRows, GathererBatch, SnapshotRow
+from marketdata.rows import (
+    MERGED_ROW,
+    GathererBatch,
+    SnapshotRow,
+    TickerRows,
+    TradeRows,
+)
 
 COUNTS: Final = (
     "rows_in",
@@ -285,15 +279,19 @@ class Arbiter(ArbiterState):
     def _advance_trades(self, cuts: list[Cut]) -> set[RunKey]:
         moved: set[RunKey] = set()
         for inflow, cut in zip(self.inflows, cuts, strict=True):
-            for trade in sorted(cut.trades, key=lambda t: (t.run_id, t.seq)):
-                run = inflow.runs.get(trade.run_id)
+            if not cut.trades.size:
+                continue
+            for run_id, mine in by_run(cut.trades["run_id"]):
+                run = inflow.runs.get(run_id)
                 if run is None:
                     continue
+                us = cut.trades["exchange_us"][mine]
                 if run.first_us < 0:
-                    run.first_us = trade.exchange_us
-                if trade.exchange_us > run.z_us:
-                    run.z_us = trade.exchange_us
-                    moved.add((inflow.gatherer, run.run_id))
+                    run.first_us = int(us[cut.trades["seq"][mine].argmin()])
+                latest = int(us.max())
+                if latest > run.z_us:
+                    run.z_us = latest
+                    moved.add((inflow.gatherer, run_id))
         return moved
 
     def _progress(
@@ -338,17 +336,20 @@ class Arbiter(ArbiterState):
         output: WindowOutput,
         sink: WindowSink,
         cuts: list[Cut],
-        trades: dict[bytes, Once],
-        states: dict[bytes, Once],
+        trades: TradeRows,
+        states: TickerRows,
     ) -> None:
-        names = {o.ticker for o in (*trades.values(), *states.values())}
-        names |= {s.ticker for s in sink.snapshots}
-        rows = np.concatenate(sink.blocks) if sink.blocks else np.empty(0, MERGED_ROW)
-        present = np.flatnonzero(np.bincount(rows["market_id"])).tolist()
-        names.update(self.tickers[i] for i in present)
-        output.tickers = sorted(names)
+        rows = joined(sink.blocks) if sink.blocks else np.empty(0, MERGED_ROW)
+        named = np.concatenate((rows["market_id"], trades["market"], states["market"]))
+        present = np.flatnonzero(np.bincount(named)).tolist()
+        output.tickers = sorted(
+            {s.ticker for s in sink.snapshots} | {self.tickers[i] for i in present}
+        )
         place = {ticker: n for n, ticker in enumerate(output.tickers)}
-        output.deltas = self._ranked(rows, present, place)
+        table = np.zeros(max(present, default=0) + 1, np.int32)
+        table[present] = [place[self.tickers[i]] for i in present]
+        rows["market_id"] = table[rows["market_id"]]
+        output.deltas = picked(rows, stable_order(rows["market_id"]))
         output.snapshots = [
             MergedSnapshot(
                 place[s.ticker], s.epoch, s.position, s.exchange_us, s.received_ns, s.book_hash,
@@ -356,14 +357,10 @@ class Arbiter(ArbiterState):
             )
             for s in sorted(sink.snapshots, key=lambda s: (s.ticker, s.epoch, s.position))
         ]  # fmt: skip
-        output.trades = [
-            _merged_trade(place[o.ticker], o)
-            for _, o in sorted(trades.items(), key=lambda i: (i[1].ticker, i[1].trade_us(), i[0]))
-        ]
-        output.ticker_rows = [
-            _merged_ticker(place[o.ticker], o)
-            for _, o in sorted(states.items(), key=lambda i: (i[1].ticker, *i[1].state_key()))
-        ]
+        # The unions ascend by identity: what follows puts that behind market and time.
+        trades["market"], states["market"] = table[trades["market"]], table[states["market"]]
+        output.trades = picked(trades, np.lexsort((trades["exchange_us"], trades["market"])))
+        output.ticker_rows = picked(states, stable_order(states["market"]))
         output.epochs = sorted(sink.epochs, key=lambda e: (e.ticker, e.epoch))
         output.gaps = sorted(sink.gaps, key=lambda e: (e.ticker, e.epoch))
         output.quarantine = sorted(
@@ -381,47 +378,49 @@ class Arbiter(ArbiterState):
         sink.counts["tickers_in"] = sum(len(cut.tickers) for cut in cuts)
         output.counts = {name: n for name, n in sorted(sink.counts.items()) if n}
 
-    def _ranked(self, rows: DeltaRows, present: list[int], place: Mapping[str, int]) -> DeltaRows:
-        """The merged rows, each market's together, with places in the output's tickers."""
-        table = np.zeros(max(present, default=0) + 1, np.int32)
-        table[present] = [place[self.tickers[i]] for i in present]
-        rows["market_id"] = table[rows["market_id"]]
-        return rows[stable_order(rows["market_id"])]
-
     def _union_trades(
         self, output: WindowOutput, sink: WindowSink, cuts: list[Cut], window: int
-    ) -> dict[bytes, Once]:
-        found = []
-        known_us = (self.trade_keys.floor + 1) * self.settings.window_us
-        for inflow, cut in zip(self.inflows, cuts, strict=True):
-            for trade in cut.trades:
-                ticker = self.tickers[inflow.ids[trade.market_id]]
-                if trade.exchange_us < known_us:
-                    sink.late(ticker, inflow.gatherer, trade.run_id, trade.exchange_us, "trades")
-                    run = inflow.runs.get(trade.run_id)
-                    if run is not None:  # it proves nothing of the time of its late trades
-                        run.first_us = max(run.first_us, trade.exchange_us)
-                else:
-                    found.append((ticker, inflow.gatherer, trade))
-        made = union_trades(found, self.trade_keys)
-        self._remember(output, "trades", self.trade_keys, window, set(made))
+    ) -> TradeRows:
+        rows, bits = gathered([cut.trades for cut in cuts])
+        late = rows["exchange_us"] < (self.trade_keys.floor + 1) * self.settings.window_us
+        if late.any():
+            self._late(sink, "trades", rows[late], bits[late], rows["run_id"][late].tolist())
+            rows, bits = rows[~late], bits[~late]
+        made, keys = union_trades(rows, bits, self.trade_keys)
+        self._remember(output, "trades", self.trade_keys, window, set(keys))
         return made
 
     def _union_tickers(
         self, output: WindowOutput, sink: WindowSink, cuts: list[Cut], window: int
-    ) -> dict[bytes, Once]:
-        found = []
-        known_us = (self.ticker_keys.floor + 1) * self.settings.window_us
-        for inflow, cut in zip(self.inflows, cuts, strict=True):
-            for state in cut.tickers:
-                ticker = self.tickers[inflow.ids[state.market_id]]
-                if state.exchange_us < known_us:
-                    sink.late(ticker, inflow.gatherer, 0, state.exchange_us, "tickers")
-                else:
-                    found.append((ticker, inflow.gatherer, state))
-        made = union_tickers(found, self.ticker_keys)
-        self._remember(output, "tickers", self.ticker_keys, window, set(made))
+    ) -> TickerRows:
+        rows, bits = gathered([cut.tickers for cut in cuts])
+        late = rows["exchange_us"] < (self.ticker_keys.floor + 1) * self.settings.window_us
+        if late.any():
+            self._late(sink, "tickers", rows[late], bits[late], [0] * int(late.sum()))
+            rows, bits = rows[~late], bits[~late]
+        made, keys = union_tickers(rows, bits, self.ticker_keys, self.tickers)
+        self._remember(output, "tickers", self.ticker_keys, window, set(keys))
         return made
+
+    def _late(
+        self,
+        sink: WindowSink,
+        kind: str,
+        rows: TradeRows | TickerRows,
+        bits: Bits,
+        run_ids: list[int],
+    ) -> None:
+        """Kept aside; `run_ids`: the run of each row, 0 where it has none."""
+        found = zip(
+            rows["market_id"].tolist(), rows["exchange_us"].tolist(), bits.tolist(), run_ids,
+            strict=True,
+        )  # fmt: skip
+        for market, us, bit, run_id in found:
+            gatherer = bit.bit_length() - 1
+            sink.late(self.tickers[market], gatherer, run_id, us, kind)
+            run = self.inflows[gatherer].runs.get(run_id)
+            if run is not None:  # it proves nothing of the time of its late trades
+                run.first_us = max(run.first_us, us)
 
     def _remember(
         self, output: WindowOutput, name: str, memory: Memory, window: int, keys: set[bytes]
@@ -430,25 +429,6 @@ class Arbiter(ArbiterState):
             output.named_states[f"{name}-{gone}"] = None
         if keys:
             output.named_states[f"{name}-{window}"] = encode_keys(keys)
-
-
-def _merged_trade(market: int, once: Once) -> MergedTrade:
-    row = once.trade
-    assert row is not None
-    return MergedTrade(
-        market, row.exchange_us, once.received_ns, bytes(row.trade_id), row.count, row.yes_price,
-        row.no_price, row.taker_side, row.flags, once.sources,
-    )  # fmt: skip
-
-
-def _merged_ticker(market: int, once: Once) -> MergedTicker:
-    row = once.state
-    assert row is not None
-    return MergedTicker(
-        market, row.exchange_us, once.received_ns, row.payload_key, row.volume, row.open_interest,
-        row.dollar_volume, row.dollar_open_interest, row.yes_bid_size, row.yes_ask_size,
-        row.last_trade_size, row.price, row.yes_bid, row.yes_ask, once.sources,
-    )  # fmt: skip
 
 
 __all__ = ["COUNTS", "Arbiter"]

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from dedup.columns import joined
 from dedup.inflow import FLOATING, LOW, UNTIMED, Cut
-from dedup.runs import Market, Pair, Standing
+from dedup.runs import Market, Standing
 from dedup.window import WindowSink, empty_block
 from marketdata.alignment import content_keys
 from marketdata.book import level_constants
@@ -30,6 +31,7 @@ from marketdata.rows import DeltaFlag, DeltaRows
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
+_PINNED = int(Standing.PINNED)  # an enum is slow to be asked for every pair
 _SLOW = int(DeltaFlag.NEGATIVE) | FLOATING | UNTIMED | int(DeltaFlag.TS_BACKWARD)
 _M_US = np.uint64(0x9E3779B97F4A7C15)
 _M_HASH = np.uint64(0xA0761D6478BD642F)
@@ -148,7 +150,7 @@ class FastPath:
             if (
                 pair.run_id != b.run_id
                 or pair.gatherer != b.gatherer
-                or pair.standing != Standing.PINNED
+                or pair.standing != _PINNED
                 or pair.position != count
                 or pair.claim_from_us < 0
                 or pair.keyframe is not None
@@ -171,18 +173,13 @@ class FastPath:
         market.count += n
         market.h_end, market.last_us = first.h_after, first.last_us
         market.live_to_us = -1
-        mask = 0
+        mask, h, count, us = 0, market.h_end, market.count, market.last_us
         for b, pair in zip(bunches, market.pairs, strict=True):
             mask |= 1 << b.gatherer
-            _follow(pair, market, b)
+            # Its run showed everything up to the market's end.
+            pair.h, pair.position, pair.last_us, pair.last_seq = h, count, us, b.last_seq
+            pair.behind_since = -1
         market.last_sources = mask
-        counts = self.sink.counts
-        counts["rows_in"] += n * len(bunches)
-        counts["merged_rows"] += n
-        counts["duplicate_rows"] += n * (len(bunches) - 1)
-        counts["merged_events"] += n
-        if len(bunches) > 1:
-            counts["mode_exact"] += len(bunches)
 
     def finish(self) -> None:
         """Write all that was taken as one block."""
@@ -201,12 +198,24 @@ class FastPath:
         before = np.array([t.before for t in self.taken]) - (np.cumsum(sizes) - sizes)
         block["market_seq"] = np.arange(1, firsts.size + 1) + np.repeat(before, sizes)
         self.sink.blocks.append(block)
+        self._count(sizes)
+
+    def _count(self, sizes: I64) -> None:
+        """`sizes`: events of each market that was taken."""
+        witnesses = np.array([len(t.bunches) for t in self.taken])
+        rows, events = int((sizes * witnesses).sum()), int(sizes.sum())
+        counts = self.sink.counts
+        counts["rows_in"] += rows
+        counts["merged_rows"] += events
+        counts["duplicate_rows"] += rows - events
+        counts["merged_events"] += events
+        counts["mode_exact"] += int(witnesses[witnesses > 1].sum())
 
     def _rows(self, firsts: I64) -> tuple[DeltaRows, I64 | slice]:
         """The rows among which these are, and where; mostly one stretch of one gatherer."""
         givers = {t.bunches[0].gatherer for t in self.taken}
         if len(givers) > 1:
-            return np.concatenate([cut.rows for cut in self.cuts]), firsts
+            return joined([cut.rows for cut in self.cuts]), firsts
         g = givers.pop()
         at = firsts - self.bases[g]
         if len(self.taken) == 1:
@@ -225,10 +234,3 @@ class FastPath:
             there = np.arange(mine.size) + np.repeat(shift, some)
             earliest[there] = np.minimum(earliest[there], whole[mine])
         return earliest
-
-
-def _follow(pair: Pair, market: Market, bunch: Bunch) -> None:
-    """The run of the pair showed everything up to the market's end."""
-    pair.h, pair.position, pair.last_us = market.h_end, market.count, market.last_us
-    pair.behind_since = -1
-    pair.last_seq = bunch.last_seq

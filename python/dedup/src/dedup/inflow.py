@@ -14,16 +14,18 @@ Does not do: merging, evidence, deciding when to close (arbitrate.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from dedup.columns import I64, by_run, copied, joined, picked, stable_order
 from dedup.runs import Run
 from dedup.waiting import Waiting
 from marketdata.rows import (
+    BATCH_TICKER,
+    BATCH_TRADE,
     DELTA_ROW,
     ControlKind,
     ControlRow,
@@ -32,12 +34,10 @@ from marketdata.rows import (
     GathererBatch,
     SnapshotRow,
     SnapshotVerdict,
-    TickerRow,
-    TradeRow,
+    TickerRows,
+    TradeRows,
 )
 
-I64 = npt.NDArray[np.int64]
-T = TypeVar("T", TradeRow, TickerRow)
 UNTIMED: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
 FLOATING: Final = int(DeltaFlag.FLOATING)
 LOW: Final = 0xFFFFFFFF  # the run in a pair key
@@ -47,20 +47,6 @@ _TABLE_MAX: Final = 1 << 22  # market ids below it are looked up in a table
 def pair_key(market: int, run_id: int) -> int:
     """One number for (market index, run)."""
     return market << 32 | run_id
-
-
-def stable_order(values: npt.NDArray[np.integer[Any]]) -> I64 | slice:
-    """The stable order of the values; a slice of all of them where they ascend already."""
-    if (values[1:] >= values[:-1]).all():
-        return slice(None)
-    return np.argsort(values, kind="stable")
-
-
-def by_run(run_ids: npt.NDArray[np.int32]) -> list[tuple[int, npt.NDArray[np.bool_] | slice]]:
-    """Each run of a column, ascending, and where it stands."""
-    if run_ids[0] == run_ids[-1] and (run_ids == run_ids[0]).all():
-        return [(int(run_ids[0]), slice(None))]
-    return [(run_id, run_ids == run_id) for run_id in np.unique(run_ids).tolist()]
 
 
 class Chunk:
@@ -73,7 +59,7 @@ class Chunk:
 
     def __init__(self, rows: DeltaRows, key: I64, window: I64) -> None:
         self.rows, self.key, self.window = rows, key, window
-        self._by_key: tuple[I64, npt.NDArray[np.uint32], I64] | None = None
+        self._by_key: tuple[I64, I64, I64] | None = None
         self._oldest = np.minimum.accumulate(rows["batch_id"][::-1])[::-1]
         self._taken = 0
 
@@ -101,14 +87,15 @@ class Chunk:
         rows, key = self.rows[start:stop], self.key[start:stop]
         if self.window[start] != self.window[stop - 1]:
             order = np.argsort(key, kind="stable")
-            rows, key = rows[order], key[order]
+            rows, key = picked(rows, order), key[order]
         return rows, key
 
     def window_of(self, key: int, seq: int) -> int:
         """Window of the pair's latest row up to `seq`, taken or not; -1 where there is none."""
         if self._by_key is None:
             order = np.argsort(self.key, kind="stable")
-            self._by_key = self.key[order], self.rows["seq"][order], self.window[order]
+            shown = self.rows["seq"][order].astype(np.int64)
+            self._by_key = self.key[order], shown, self.window[order]
         keys, seqs, windows = self._by_key
         low = int(keys.searchsorted(key))
         if low == keys.size or keys[low] != key:
@@ -141,14 +128,17 @@ class EndItem:
 
 @dataclass(slots=True)
 class Cut:
-    """What one window takes from one gatherer; rows sorted by (market, run), then arrival."""
+    """What one window takes from one gatherer; rows sorted by (market, run), then arrival.
+
+    `trades` and `tickers` in the order of arrival, with the market's index as `market_id`.
+    """
 
     rows: DeltaRows
     key: I64
+    trades: TradeRows
+    tickers: TickerRows
     snapshots: dict[int, list[SnapItem]] = field(default_factory=dict)  # by pair key, by seq
     ends: list[EndItem] = field(default_factory=list)
-    trades: list[TradeRow] = field(default_factory=list)
-    tickers: list[TickerRow] = field(default_factory=list)
     by_market: dict[int, list[int]] | None = None  # market -> runs with snapshots, filled on use
 
 
@@ -167,8 +157,7 @@ class Inflow:
         self.snapshots: list[SnapItem] = []
         self.held: list[SnapItem] = []  # of runs that have not shown an exchange time yet
         self.ends: list[EndItem] = []
-        self.trades: Waiting[TradeRow] = Waiting()
-        self.tickers: Waiting[TickerRow] = Waiting()
+        self.trades, self.tickers = Waiting(BATCH_TRADE), Waiting(BATCH_TICKER)
         self.floors: dict[int, int] = {}  # pair -> window of its latest row
         self.floats: dict[int, tuple[int, int]] = {}  # pair -> (window, received_ns): no anchor yet
         self.anchors: dict[int, SnapshotRow] = {}  # pair -> first snapshot, while it waits
@@ -230,9 +219,9 @@ class Inflow:
             )  # fmt: skip
         return run
 
-    def _rows(self, rows: DeltaRows) -> dict[int, tuple[npt.NDArray[np.uint32], I64]]:
+    def _rows(self, rows: DeltaRows) -> dict[int, tuple[I64, I64]]:
         """Give every row its window; per run: (seq, latest exchange time shown) by arrival."""
-        trace: dict[int, tuple[npt.NDArray[np.uint32], I64]] = {}
+        trace: dict[int, tuple[I64, I64]] = {}
         if rows.size == 0:
             return trace
         us, flags, received = rows["exchange_us"], rows["flags"], rows["received_ns"]
@@ -243,7 +232,8 @@ class Inflow:
             run = self._run(run_id, last_ns)
             shown = np.maximum.accumulate(np.maximum(timed_us[mine], run.shown_us))
             effective[mine] = np.maximum(us[mine], shown - self.skew_us)
-            trace[run_id] = (rows["seq"][mine], shown)
+            # As int64 once: a search for a Python int would widen the whole column each time.
+            trace[run_id] = (rows["seq"][mine].astype(np.int64), shown)
             self._release_held(run, int(shown[np.argmax(shown >= 0)]))
             run.shown_us, run.last_received_ns = int(shown[-1]), last_ns
         rows, key, window = self._by_window(rows, self._keys(rows), effective // self.window_us)
@@ -261,28 +251,31 @@ class Inflow:
         window = self._monotone(key[order], window[order])
         again = stable_order(window)
         order = again if isinstance(order, slice) else order[again]
-        rows, key, window = rows[order], key[order], window[again]
+        rows, key, window = picked(rows, order), key[order], window[again]
         self._note_first_seen(rows["received_ns"], window)
         if window[0] <= self.reread[0]:
-            keep = (window > self.reread[0]) | (rows["batch_id"] > self.reread[1])
-            rows, key, window = rows[keep], key[keep], window[keep]
+            new = (window > self.reread[0]) | (rows["batch_id"] > self.reread[1])
+            keep = np.flatnonzero(new)
+            rows, key, window = picked(rows, keep), key[keep], window[keep]
         if window.size and window[0] <= self.closed:  # their window is closed: they go to the next
             window = np.maximum(window, self.closed + 1)
             order = np.lexsort((key, window))
-            rows, key, window = rows[order], key[order], window[order]
+            rows, key, window = picked(rows, order), key[order], window[order]
         return rows, key, window
 
     def _keys(self, rows: DeltaRows) -> I64:
-        market = rows["market_id"]
+        return np.asarray((self._indexes(rows["market_id"]) << 32) | rows["run_id"], np.int64)
+
+    def _indexes(self, market: npt.NDArray[np.int32]) -> I64:
+        """The ticker's index for every market id."""
         top = int(market.max())
         if top < _TABLE_MAX and int(market.min()) >= 0:
             used = np.flatnonzero(np.bincount(market, minlength=top + 1))
             index = np.zeros(top + 1, np.int64)
             index[used] = [self.ids[i] for i in used.tolist()]
-            return np.asarray((index[market] << 32) | rows["run_id"], np.int64)
+            return index[market]
         ids, inverse = np.unique(market, return_inverse=True)
-        index = np.array([self.ids[i] for i in ids.tolist()], np.int64)
-        return np.asarray((index[inverse] << 32) | rows["run_id"], np.int64)
+        return np.array([self.ids[i] for i in ids.tolist()], np.int64)[inverse]
 
     def _monotone(self, key: I64, window: I64) -> I64:
         """INV-W1: the window of a row is not before that of the row before it in its pair."""
@@ -334,7 +327,7 @@ class Inflow:
         self,
         snapshots: list[SnapshotRow],
         before: dict[int, int],
-        trace: dict[int, tuple[npt.NDArray[np.uint32], I64]],
+        trace: dict[int, tuple[I64, I64]],
     ) -> None:
         for row in snapshots:
             run = self._run(row.run_id, row.received_ns)
@@ -392,26 +385,26 @@ class Inflow:
         )  # fmt: skip
 
     def _trades_and_tickers(self, batch: GathererBatch) -> None:
-        latest: dict[int, int] = {}
-        found = list(self._with_windows(batch.trades))
-        self.trades.extend(found)
-        for trade, window in found:
-            if window > latest.get(trade.run_id, -1):
-                latest[trade.run_id] = window
-        for run_id, window in latest.items():
-            run = self.runs.get(run_id)
-            if run is not None:  # its end must not be taken before its trades
-                run.max_window = max(run.max_window, window)
-        self.tickers.extend(self._with_windows(batch.tickers))
+        trades, window = self._with_windows(batch.trades)
+        if trades.size:
+            for run_id, mine in by_run(trades["run_id"]):
+                run = self.runs.get(run_id)
+                if run is not None:  # its end must not be taken before its trades
+                    run.max_window = max(run.max_window, int(window[mine].max()))
+        self.trades.add(trades, window)
+        self.tickers.add(*self._with_windows(batch.tickers))
 
-    def _with_windows(self, rows: Sequence[T]) -> Iterator[tuple[T, int]]:
-        """The rows that were not taken before a restart, and the window of each."""
-        window_us, first = self.window_us, self.closed + 1
-        reread_window, reread_batch = self.reread
-        for row in rows:
-            window = row.exchange_us // window_us
-            if window > reread_window or row.batch_id > reread_batch:
-                yield row, (max(first, window))
+    def _with_windows(self, rows: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.void], I64]:
+        """The rows that were not taken before a restart, by market index; the window of each."""
+        window = rows["exchange_us"] // self.window_us
+        if rows.size and window.min() <= self.reread[0]:
+            new = (window > self.reread[0]) | (rows["batch_id"] > self.reread[1])
+            keep = np.flatnonzero(new)
+            rows, window = picked(rows, keep), window[keep]
+        if rows.size:
+            rows = copied(rows)  # the batch stays as it was read
+            rows["market_id"] = self._indexes(rows["market_id"])
+        return rows, np.maximum(window, self.closed + 1)
 
     # -- asking ----------------------------------------------------------------------------------
 
@@ -440,13 +433,12 @@ class Inflow:
         """Take everything up to and with `window`."""
         taken = [found for c in self.chunks if (found := c.take(window)) is not None]
         self.chunks = [c for c in self.chunks if not c.used_up]
-        cut = Cut(*_merged(taken))
+        cut = Cut(*_merged(taken), self.trades.take(window), self.tickers.take(window))
         cut.snapshots = self._cut_snapshots(window)
         cut.ends = sorted(
             (e for e in self.ends if e.window <= window), key=lambda e: (e.run_id, e.seq, e.key)
         )
         self.ends = [e for e in self.ends if e.window > window]
-        cut.trades, cut.tickers = self.trades.take(window), self.tickers.take(window)
         self.closed = window
         for w in [w for w in self.first_seen if w <= window]:
             del self.first_seen[w]
@@ -490,4 +482,4 @@ def _merged(taken: list[tuple[DeltaRows, I64]]) -> tuple[DeltaRows, I64]:
         return taken[0]
     key = np.concatenate([k for _, k in taken])
     order = np.argsort(key, kind="stable")
-    return np.concatenate([rows for rows, _ in taken])[order], key[order]
+    return picked(joined([rows for rows, _ in taken]), order), key[order]

@@ -24,6 +24,7 @@ from typing import Final
 
 import numpy as np
 
+from dedup.columns import picked, stable_order
 from dedup.publication import Publication
 from dedup.tape_rows import Rows
 from marketdata.book import MASK, level_constants
@@ -79,7 +80,7 @@ class Invariants:
         """Delta rows of one publication, each market's in the order of the tape."""
         if not len(rows):
             return
-        rows = rows[np.argsort(rows["market_id"], kind="stable")]
+        rows = picked(rows, stable_order(rows["market_id"]))
         self.violations["I5"] += int(((rows["flags"] & int(DeltaFlag.NEGATIVE)) != 0).sum())
         epoch, seq, hashes = rows["epoch"], rows["market_seq"], rows["book_hash"]
         opens = np.ones(len(rows), bool)  # first row of its market here
@@ -91,38 +92,25 @@ class Invariants:
         before = np.zeros(len(rows), np.uint64)
         before[1:] = hashes[:-1]
         known = ~anew
-        for at in np.flatnonzero(anew):
-            self._begin(rows[at], int(at), wanted_seq, before, known, first=bool(opens[at]))
+        begun = np.flatnonzero(anew)
+        firsts = zip(
+            begun.tolist(), rows["market_id"][begun].tolist(), epoch[begun].tolist(),
+            opens[begun].tolist(), strict=True,
+        )  # fmt: skip
+        for at, market, number, first in firsts:
+            tail = self.tails.get(market)
+            start = self.epochs.pop((market, number), None)
+            if first and tail is not None and tail[0] == number:
+                wanted_seq[at], before[at], known[at] = tail[1] + 1, tail[2], True
+            elif start is not None:
+                before[at], known[at] = start, True
+            elif first and tail is None:
+                wanted_seq[at] = seq[at]  # after a restart: nothing to compare with
         self.violations["I4"] += int((seq != wanted_seq).sum())
         step = level_constants(rows["side"], rows["price"]) * rows["delta"].astype(np.uint64)
         reset = (rows["flags"] & int(DeltaFlag.RESET)) != 0
         expected = np.where(reset, np.uint64(0), before + step)
         self.violations["I1"] += int(((hashes != expected) & (known | reset)).sum())
         last = np.flatnonzero(np.append(opens[1:], True))
-        for row in rows[last]:
-            self.tails[int(row["market_id"])] = (
-                int(row["epoch"]),
-                int(row["market_seq"]),
-                int(row["book_hash"]),
-            )
-
-    def _begin(
-        self,
-        row: np.void,
-        at: int,
-        wanted_seq: np.ndarray[tuple[int], np.dtype[np.int64]],
-        before: np.ndarray[tuple[int], np.dtype[np.uint64]],
-        known: np.ndarray[tuple[int], np.dtype[np.bool_]],
-        *,
-        first: bool,
-    ) -> None:
-        """Fill in what must come before the first row of an epoch in this publication."""
-        market, epoch = int(row["market_id"]), int(row["epoch"])
-        tail = self.tails.get(market)
-        start = self.epochs.pop((market, epoch), None)
-        if first and tail is not None and tail[0] == epoch:
-            wanted_seq[at], before[at], known[at] = tail[1] + 1, tail[2], True
-        elif start is not None:
-            before[at], known[at] = start, True
-        elif first and tail is None:
-            wanted_seq[at] = int(row["market_seq"])  # after a restart: nothing to compare with
+        tails = zip(epoch[last].tolist(), seq[last].tolist(), hashes[last].tolist(), strict=True)
+        self.tails.update(zip(rows["market_id"][last].tolist(), tails, strict=True))

@@ -14,13 +14,21 @@ Does not do: any decision, I/O.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
 from marketdata.coverage import AuditPoint, EpochStart, Mark, MarketClaim, RunProgress
-from marketdata.rows import MERGED_ROW, DeltaRows
+from marketdata.rows import (
+    MERGED_ROW,
+    TICKER_ROW,
+    TRADE_ROW,
+    DeltaRows,
+    TickerRows,
+    TradeRows,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +65,14 @@ class MergedSnapshot:
     sources: int
 
 
-@dataclass(frozen=True, slots=True)
-class MergedTrade:
-    """A public trade, once. Fields as in rows.TradeRow."""
+class MergedTrade(NamedTuple):
+    """A public trade, once: a row of MERGED_TRADE by name. Fields as in rows.TradeRow."""
 
     market: int
     exchange_us: int
     received_ns: int
     trade_id: bytes
-    count: int
+    count: int  # type: ignore[assignment]  # a field, in place of tuple.count
     yes_price: int
     no_price: int
     taker_side: int
@@ -74,7 +81,7 @@ class MergedTrade:
 
 
 class MergedTicker(NamedTuple):
-    """A ticker state, once. Fields as in rows.TickerRow."""
+    """A ticker state, once: a row of MERGED_TICKER by name. Fields as in rows.TickerRow."""
 
     market: int
     exchange_us: int
@@ -91,6 +98,16 @@ class MergedTicker(NamedTuple):
     yes_bid: int
     yes_ask: int
     sources: int
+
+
+def _merged(fields: Sequence[str], row: np.dtype[np.void]) -> np.dtype[np.void]:
+    """The layout of merged rows: the gatherer's widths, with `market` and `sources` around them."""
+    kept: list[Any] = [(name, row[name]) for name in fields[1:-1]]
+    return np.dtype([("market", "i4"), *kept, ("sources", "i2")])
+
+
+MERGED_TRADE: Final = _merged(MergedTrade._fields, TRADE_ROW)
+MERGED_TICKER: Final = _merged(MergedTicker._fields, TICKER_ROW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +177,8 @@ class WindowOutput:
     tickers: list[str] = field(default_factory=list)
     deltas: DeltaRows = field(default_factory=lambda: np.empty(0, MERGED_ROW))
     snapshots: list[MergedSnapshot] = field(default_factory=list)
-    trades: list[MergedTrade] = field(default_factory=list)
-    ticker_rows: list[MergedTicker] = field(default_factory=list)
+    trades: TradeRows = field(default_factory=lambda: np.empty(0, MERGED_TRADE))
+    ticker_rows: TickerRows = field(default_factory=lambda: np.empty(0, MERGED_TICKER))
     epochs: list[EpochRow] = field(default_factory=list)
     gaps: list[GapRow] = field(default_factory=list)
     quarantine: list[QuarantineRow] = field(default_factory=list)

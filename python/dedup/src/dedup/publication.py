@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from dedup.output import QuarantineRow, WindowOutput
+from dedup.columns import copied, joined
+from dedup.output import MERGED_TICKER, MERGED_TRADE, QuarantineRow, WindowOutput
 from dedup.tape_rows import TICKER_ROW, TRADE_ROW, Rows
 from marketdata.coverage import OPEN_US, MarketClaim, RunProgress
 from marketdata.rows import MERGED_ROW
@@ -101,7 +103,8 @@ def publication_of(
     made = _empty(outputs)
     known = dict(ids)
     reached = dict(reach)
-    deltas, trades, tickers = [], [], []
+    deltas: list[Rows] = []
+    given: list[npt.NDArray[np.int32]] = []  # each output's market ids, by its own numbers
     for output in outputs:
         for ticker in sorted(_tickers_of(output)):
             if ticker not in known:
@@ -110,8 +113,7 @@ def publication_of(
                 made.touched.rows_at([output.from_us])
         here = [known[t] for t in output.tickers]
         deltas.append(_deltas(output, here))
-        trades.append(_trades(output, here))
-        tickers.append(_ticker_rows(output, here))
+        given.append(np.array(here, np.int32))
         _take_snapshots(made, output, here)
         _take_events(made, output, known)
         _take_evidence(made, output, known, reached)
@@ -122,9 +124,9 @@ def publication_of(
         )
         for name, value in output.counts.items():
             made.counts[name] = made.counts.get(name, 0) + value
-    made.deltas = np.concatenate(deltas)
-    made.trades = np.concatenate(trades)
-    made.tickers = np.concatenate(tickers)
+    made.deltas = joined(deltas)
+    made.trades = _columns([o.trades for o in outputs], MERGED_TRADE, given, TRADE_ROW)
+    made.tickers = _columns([o.ticker_rows for o in outputs], MERGED_TICKER, given, TICKER_ROW)
     for rows in (made.deltas, made.trades, made.tickers):
         if len(rows):
             made.touched.rows_at(np.unique(rows["exchange_us"] // HOUR_US * HOUR_US).tolist())
@@ -177,36 +179,28 @@ def _tickers_of(output: WindowOutput) -> set[str]:
 
 
 def _deltas(output: WindowOutput, here: list[int]) -> Rows:
-    rows = output.deltas.copy()
+    rows = copied(output.deltas)
     if len(rows):
         rows["market_id"] = np.array(here, "i4")[rows["market_id"]]
     return rows
 
 
-def _trades(output: WindowOutput, here: list[int]) -> Rows:
-    return np.array(
-        [
-            (
-                t.exchange_us,
-                t.received_ns,
-                t.trade_id,
-                t.count,
-                here[t.market],
-                t.yes_price,
-                t.no_price,
-                t.taker_side,
-                t.flags,
-                t.sources,
-            )
-            for t in output.trades
-        ],
-        TRADE_ROW,
-    )
-
-
-def _ticker_rows(output: WindowOutput, here: list[int]) -> Rows:
-    # The market's id is the first of the four-byte columns, behind ten of eight bytes.
-    return np.array([(*t[1:11], here[t.market], *t[11:]) for t in output.ticker_rows], TICKER_ROW)
+def _columns(
+    parts: Sequence[Any],
+    merged: np.dtype[np.void],
+    given: Sequence[npt.NDArray[np.int32]],
+    layout: np.dtype[np.void],
+) -> Rows:
+    """Rows of consecutive outputs in production's layout. Rows made by hand may be plain tuples."""
+    rows = [np.asarray(part, merged) for part in parts]
+    whole = joined(rows)
+    made = np.empty(whole.size, layout)
+    for name in layout.names or ():
+        if name != "market_id":
+            made[name] = whole[name]
+    ids = [here[some["market"]] for here, some in zip(given, rows, strict=True)]
+    made["market_id"] = np.concatenate(ids)
+    return made
 
 
 def _take_snapshots(made: Publication, output: WindowOutput, here: list[int]) -> None:

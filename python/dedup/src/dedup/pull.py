@@ -23,22 +23,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import starmap
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from dedup.columns import picked
 from marketdata.errors import StorageError
 from marketdata.rows import (
+    BATCH_TICKER,
+    BATCH_TRADE,
     DELTA_ROW,
     ControlKind,
     ControlRow,
     DeltaRows,
     GathererBatch,
     SnapshotRow,
-    TickerRow,
-    TradeRow,
 )
 from runtime import pgcopy
 from runtime.postgres import Connection, copy_out, server_identity
@@ -53,41 +53,6 @@ _SNAPSHOT_COLUMNS: Final = (
     "(extract(epoch FROM exchange_ts) * 1000000)::bigint, received_ns, book_hash, running_hash, "
     "market_id, run_id, seq, batch_id, verdict, flags, levels"
 )
-_TRADE_ROW: Final = np.dtype(
-    [
-        ("exchange_us", "i8"),
-        ("received_ns", "i8"),
-        ("trade_id", "V16"),
-        ("count", "i8"),
-        ("market_id", "i4"),
-        ("run_id", "i4"),
-        ("seq", "i8"),
-        ("batch_id", "i4"),
-        ("yes_price", "i4"),
-        ("no_price", "i4"),
-        ("taker_side", "i2"),
-        ("flags", "i2"),
-    ]
-)  # the fields of TradeRow, in its order
-_TICKER_ROW: Final = np.dtype(
-    [
-        ("exchange_us", "i8"),
-        ("received_ns", "i8"),
-        ("payload_key", "u8"),
-        ("volume", "i8"),
-        ("open_interest", "i8"),
-        ("dollar_volume", "i8"),
-        ("dollar_open_interest", "i8"),
-        ("yes_bid_size", "i8"),
-        ("yes_ask_size", "i8"),
-        ("last_trade_size", "i8"),
-        ("market_id", "i4"),
-        ("batch_id", "i4"),
-        ("price", "i4"),
-        ("yes_bid", "i4"),
-        ("yes_ask", "i4"),
-    ]
-)  # the fields of TickerRow, in its order
 _CONTROL_COLUMNS: Final = (
     "batch_id, ord, received_ns, kind, conn_id, run_id, sid, seq, market_id, exchange_us, reason, "
     "detail"
@@ -285,8 +250,8 @@ async def _read(
         f"SELECT {_SNAPSHOT_COLUMNS} FROM orderbook_snapshot WHERE {where} {order}",  # noqa: S608
         *span,
     )
-    trades = await _copy_out(conn, pgcopy.TRADE_COPY, chosen, _TRADE_ROW)
-    tickers = await _copy_out(conn, pgcopy.TICKER_COPY, chosen, _TICKER_ROW)
+    trades = await _copy_out(conn, pgcopy.TRADE_COPY, chosen, BATCH_TRADE)
+    tickers = await _copy_out(conn, pgcopy.TICKER_COPY, chosen, BATCH_TICKER)
     controls = await conn.fetch(
         f"SELECT {_CONTROL_COLUMNS} FROM control WHERE {where} ORDER BY batch_id, ord",  # noqa: S608
         *span,
@@ -304,8 +269,8 @@ async def _read(
         max_received_ns=chosen.max_received_ns,
         deltas=in_order(deltas, "batch_id", "run_id", "seq"),
         snapshots=[_snapshot(r) for r in snapshots],
-        trades=list(starmap(TradeRow, in_order(trades, "batch_id", "run_id", "seq").tolist())),
-        tickers=list(starmap(TickerRow, in_order(tickers, *_TICKER_ORDER).tolist())),
+        trades=in_order(trades, "batch_id", "run_id", "seq"),
+        tickers=in_order(tickers, *_TICKER_ORDER),
         controls=[_control(r) for r in controls],
         markets={r["market_id"]: r["ticker"] for r in markets},
     )
@@ -335,7 +300,7 @@ def in_order(rows: DeltaRows, *columns: str) -> DeltaRows:
     keys = [rows[name] for name in columns]
     packed = _packed(keys)
     order = np.lexsort(keys[::-1]) if packed is None else np.argsort(packed, kind="stable")
-    return rows[order]
+    return picked(rows, order)
 
 
 def _packed(columns: list[np.ndarray[tuple[int], np.dtype[Any]]]) -> npt.NDArray[np.int64] | None:

@@ -13,35 +13,21 @@ Does not do: order-book events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from marketdata.rows import TickerRow, TradeRow
+import numpy as np
+import numpy.typing as npt
+
+from dedup.columns import Rows, groups, joined, picked
+from dedup.output import MERGED_TICKER, MERGED_TRADE
 
 MEMORY_WINDOWS: Final = 24
 KEY_BYTES: Final = 16
 
-TradeFound: TypeAlias = tuple[str, int, TradeRow]  # ticker, gatherer, row
-TickerFound: TypeAlias = tuple[str, int, TickerRow]
-
-
-@dataclass(slots=True)
-class Once:
-    """One trade or ticker state with all its witnesses."""
-
-    ticker: str
-    sources: int
-    received_ns: int
-    trade: TradeRow | None = None
-    state: TickerRow | None = None
-
-    def trade_us(self) -> int:
-        return self.trade.exchange_us if self.trade is not None else 0
-
-    def state_key(self) -> tuple[int, int]:
-        return (self.state.exchange_us, self.state.payload_key) if self.state else (0, 0)
+Bits: TypeAlias = npt.NDArray[np.int16]
 
 
 @dataclass(slots=True)
@@ -54,11 +40,10 @@ class Memory:
     windows: dict[int, set[bytes]] = field(default_factory=dict)
     floor: int = -1
 
-    def __contains__(self, key: bytes) -> bool:
-        for keys in self.windows.values():  # noqa: SIM110 - asked for every row; any() is slower
-            if key in keys:
-                return True
-        return False
+    def known(self, keys: Iterable[bytes]) -> set[bytes]:
+        """Those of the keys that are remembered."""
+        asked = set(keys)
+        return {key for keys in self.windows.values() for key in asked & keys}
 
     def add(self, window: int, keys: Iterable[bytes]) -> list[int]:
         """Remember; returns the windows that are forgotten for it."""
@@ -82,41 +67,70 @@ def decode_keys(packed: bytes) -> set[bytes]:
     return {packed[i : i + KEY_BYTES] for i in range(0, len(packed), KEY_BYTES)}
 
 
-def ticker_key(index_free_name: str, row: TickerRow) -> bytes:
-    """16 bytes that stand for (market, exchange time, payload)."""
-    text = f"{index_free_name}|{row.exchange_us}|{row.payload_key & 0xFFFFFFFFFFFFFFFF}"
-    return blake2b(text.encode(), digest_size=KEY_BYTES).digest()
+def ticker_keys(names: Sequence[str], states: Rows) -> list[bytes]:
+    """16 bytes for each ticker state that stand for (market, exchange time, payload).
+
+    `names`: the tickers, by the index that the rows have as `market`.
+    """
+    columns = (states[name].tolist() for name in ("market", "exchange_us", "payload_key"))
+    return [
+        blake2b(f"{names[market]}|{us}|{payload}".encode(), digest_size=KEY_BYTES).digest()
+        for market, us, payload in zip(*columns, strict=True)
+    ]
 
 
-def union_trades(found: Iterable[TradeFound], memory: Memory) -> dict[bytes, Once]:
-    """Each trade once, by (ticker, time, id); those published before are left out."""
-    made: dict[bytes, Once] = {}
-    for ticker, gatherer, row in found:
-        key = bytes(row.trade_id)
-        once = made.get(key)
-        if once is not None:
-            once.sources |= 1 << gatherer
-            once.received_ns = min(once.received_ns, row.received_ns)
-        elif key not in memory:
-            made[key] = Once(ticker, 1 << gatherer, row.received_ns, trade=row)
+def gathered(parts: Sequence[Rows]) -> tuple[Rows, Bits]:
+    """The rows of gatherers 0.. end to end, and the bit of each row's gatherer."""
+    bits = np.array([1 << gatherer for gatherer in range(len(parts))], np.int16)
+    return joined(parts), bits.repeat([len(rows) for rows in parts])
+
+
+def union_trades(rows: Rows, bits: Bits, memory: Memory) -> tuple[Rows, list[bytes]]:
+    """MERGED_TRADE of each trade once, ascending by id, and the keys.
+
+    `rows` and `bits`: what `gathered` gives of BATCH_TRADE with the market's index as `market_id`;
+    so is the `market` of the result. Those published before are left out.
+    """
+    if not rows.size:
+        return np.empty(0, MERGED_TRADE), []
+    halves = np.ascontiguousarray(rows["trade_id"]).view(">u8").astype(np.uint64)
+    made = _once(MERGED_TRADE, rows, bits, (halves[::2], halves[1::2]))
+    return _unpublished(made, made["trade_id"].tolist(), memory)
+
+
+def union_tickers(
+    rows: Rows, bits: Bits, memory: Memory, names: Sequence[str]
+) -> tuple[Rows, list[bytes]]:
+    """The same for ticker states: MERGED_TICKER, ascending by (market index, time, payload)."""
+    if not rows.size:
+        return np.empty(0, MERGED_TICKER), []
+    identity = (rows["market_id"], rows["exchange_us"], rows["payload_key"])
+    made = _once(MERGED_TICKER, rows, bits, identity)
+    return _unpublished(made, ticker_keys(names, made), memory)
+
+
+def _once(
+    layout: np.dtype[np.void],
+    rows: Rows,
+    bits: Bits,
+    identity: Sequence[npt.NDArray[np.integer[Any]]],
+) -> Rows:
+    """One row of each identity, ascending: the first one's values with every witness (INV-U2)."""
+    order, starts = groups(identity)
+    firsts = picked(rows, order[starts])
+    made = np.empty(starts.size, layout)
+    for name in (layout.names or ())[1:-1]:
+        made[name] = firsts[name]
+    made["market"] = firsts["market_id"]
+    made["received_ns"] = np.minimum.reduceat(rows["received_ns"][order], starts)
+    made["sources"] = np.bitwise_or.reduceat(bits[order], starts)
     return made
 
 
-def union_tickers(found: Iterable[TickerFound], memory: Memory) -> dict[bytes, Once]:
-    """Each ticker state once."""
-    made: dict[bytes, Once] = {}
-    seen: dict[tuple[str, int, int], Once | None] = {}  # None: published before
-    for ticker, gatherer, row in found:
-        state = (ticker, row.exchange_us, row.payload_key)
-        once = seen.get(state)
-        if once is None and state not in seen:
-            key = ticker_key(ticker, row)
-            once = made.get(key)
-            if once is None and key not in memory:
-                once = made[key] = Once(ticker, 0, row.received_ns, state=row)
-            seen[state] = once
-        if once is not None:
-            once.sources |= 1 << gatherer
-            if row.received_ns < once.received_ns:
-                once.received_ns = row.received_ns
-    return made
+def _unpublished(made: Rows, keys: list[bytes], memory: Memory) -> tuple[Rows, list[bytes]]:
+    """What was not published in a window that is remembered (INV-U1)."""
+    known = memory.known(keys)
+    if not known:
+        return made, keys
+    kept = [n for n, key in enumerate(keys) if key not in known]
+    return picked(made, np.array(kept, np.int64)), [keys[n] for n in kept]

@@ -8,67 +8,73 @@ Does not do: giving windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Generic, Protocol, TypeVar
+import numpy as np
+
+from dedup.columns import I64, Rows, joined, picked, stable_order
 
 
-class HasBatch(Protocol):
-    """A row that knows the batch that brought it."""
+class _Read:
+    """The rows of one read by window, then arrival; windows take them in turn."""
 
-    batch_id: int
+    __slots__ = ("_oldest", "_order", "_rows", "_taken", "_window")
+
+    def __init__(self, rows: Rows, window: I64) -> None:
+        self._order = stable_order(window)
+        self._rows, self._window = picked(rows, self._order), window[self._order]
+        self._oldest = np.minimum.accumulate(self._rows["batch_id"][::-1])[::-1]
+        self._taken = 0
+
+    @property
+    def used_up(self) -> bool:
+        return self._taken == self._window.size
+
+    @property
+    def next_window(self) -> int:
+        return int(self._window[self._taken])
+
+    @property
+    def oldest_batch(self) -> int:
+        return int(self._oldest[self._taken])
+
+    def take(self, window: int) -> Rows | None:
+        start, stop = self._taken, int(self._window.searchsorted(window, side="right"))
+        if stop <= start:
+            return None
+        self._taken = stop
+        rows = self._rows[start:stop]
+        if not isinstance(self._order, slice) and self._window[start] != self._window[stop - 1]:
+            rows = picked(rows, np.argsort(self._order[start:stop]))
+        return rows
 
 
-T = TypeVar("T", bound=HasBatch)
+class Waiting:
+    """Rows of one gatherer and kind; their layout has a `batch_id`."""
 
+    __slots__ = ("_none", "_reads")
 
-class Waiting(Generic[T]):
-    """Rows of one gatherer and kind."""
+    def __init__(self, layout: np.dtype[np.void]) -> None:
+        self._none = np.empty(0, layout)
+        self._reads: list[_Read] = []  # in the order of arrival, none used up
 
-    __slots__ = ("_arrived", "_by_window", "_oldest")
+    def add(self, rows: Rows, window: I64) -> None:
+        """Rows in the order of arrival and the window that each belongs to."""
+        if rows.size:
+            self._reads.append(_Read(rows, window))
 
-    def __init__(self) -> None:
-        self._by_window: dict[int, list[tuple[int, T]]] = {}
-        self._oldest: dict[int, int] = {}  # window -> smallest batch id
-        self._arrived = 0
-
-    def add(self, window: int, row: T) -> None:
-        """A row that belongs to `window`."""
-        self.extend([(row, window)])
-
-    def extend(self, rows: Iterable[tuple[T, int]]) -> None:
-        """Rows and the window that each belongs to, in the order of arrival."""
-        arrived, at, oldest = self._arrived, -1, 0
-        found: list[tuple[int, T]] = []
-        for row, window in rows:
-            if window != at or not found:
-                if found:
-                    self._oldest[at] = oldest
-                at, oldest = window, self._oldest.get(window, row.batch_id)
-                found = self._by_window.setdefault(window, [])
-            if row.batch_id < oldest:
-                oldest = row.batch_id
-            found.append((arrived, row))
-            arrived += 1
-        if found:
-            self._oldest[at] = oldest
-        self._arrived = arrived
-
-    def take(self, window: int) -> list[T]:
+    def take(self, window: int) -> Rows:
         """Everything up to and with `window`, in the order of arrival."""
-        due = [w for w in self._by_window if w <= window]
-        found = [item for w in due for item in self._by_window.pop(w)]
-        for w in due:
-            del self._oldest[w]
-        if len(due) > 1:
-            found.sort(key=lambda item: item[0])
-        return [row for _, row in found]
+        found = [rows for read in self._reads if (rows := read.take(window)) is not None]
+        if not found:
+            return self._none
+        self._reads = [read for read in self._reads if not read.used_up]
+        return found[0] if len(found) == 1 else joined(found)
 
     @property
     def next_window(self) -> int | None:
         """The earliest window that a row waits for."""
-        return min(self._by_window, default=None)
+        return min((read.next_window for read in self._reads), default=None)
 
     @property
     def oldest_batch(self) -> int | None:
         """The smallest batch id of a row that waits."""
-        return min(self._oldest.values(), default=None)
+        return min((read.oldest_batch for read in self._reads), default=None)

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dedup.inflow import LOW, UNTIMED, Cut, EndItem, Inflow, by_run, stable_order
+from dedup.columns import by_run, stable_order
+from dedup.inflow import LOW, UNTIMED, Cut, EndItem, Inflow
 from dedup.output import ArbiterSettings, EpochRow, GapRow, QuarantineRow
 from dedup.runs import Run, RunMarkets
 from marketdata.coverage import OPEN_US, AuditPoint, Mark, MarketClaim

@@ -117,6 +117,17 @@ TICKER_ROW: Final = np.dtype(
     ]
 )
 
+
+def _with_batch(row: np.dtype[np.void]) -> np.dtype[np.void]:
+    """The layout as the table has it: the gatherer learns the batch only when it commits."""
+    fields: list[Any] = [*row.descr, ("batch_id", "i4")]
+    return np.dtype(fields)
+
+
+# Rows of the gatherer's trade and ticker as the deduplicator reads them.
+BATCH_TRADE: Final = _with_batch(TRADE_ROW)
+BATCH_TICKER: Final = _with_batch(TICKER_ROW)
+
 # One row of production's orderbook_delta.
 MERGED_ROW: Final = np.dtype(
     [
@@ -135,6 +146,8 @@ MERGED_ROW: Final = np.dtype(
 )
 
 DeltaRows = npt.NDArray[np.void]
+TradeRows = npt.NDArray[np.void]
+TickerRows = npt.NDArray[np.void]
 
 
 @dataclass(slots=True)
@@ -228,7 +241,7 @@ class GathererBatch:
     max_received_ns: int  # everything received up to here is committed
     deltas: DeltaRows  # dtype DELTA_ROW, in batch order, within a batch in arrival order
     snapshots: list[SnapshotRow] = field(default_factory=list)
-    trades: list[TradeRow] = field(default_factory=list)
-    tickers: list[TickerRow] = field(default_factory=list)
+    trades: TradeRows = field(default_factory=lambda: np.empty(0, BATCH_TRADE))
+    tickers: TickerRows = field(default_factory=lambda: np.empty(0, BATCH_TICKER))
     controls: list[ControlRow] = field(default_factory=list)
     markets: dict[int, str] = field(default_factory=dict)  # new market id -> ticker
