@@ -79,6 +79,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[UnitCluster]:
         done = made.set_roles()
         assert done.code == 0, done.err
         asyncio.run(fill(made))
+        again = made.set_roles()  # a second start: now there are tables to give rights on
+        assert again.code == 0, again.err
         yield made
 
 
