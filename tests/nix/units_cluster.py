@@ -76,7 +76,11 @@ class UnitCluster:
         self.credentials = self._directory("credentials", 0o700)
         self.sockets = self.run / name
         self._process: subprocess.Popen[bytes] | None = None
-        self._install()
+        try:
+            self._install()
+        except BaseException:
+            shutil.rmtree(self.home)
+            raise
 
     def _directory(self, name: str, mode: int) -> Path:
         path = self.home / name
