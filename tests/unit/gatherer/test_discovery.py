@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from gatherer.plan import Assignment, Plan
 from gatherer.rest import RestClient
 from marketdata import events
 from runtime.clock import Clock
+from runtime.embedded import EmbeddedPostgres
 
 SIGNER = Signer("id", rsa.generate_private_key(public_exponent=65537, key_size=2048))
 
@@ -184,6 +186,35 @@ async def test_rows_wait_while_the_database_is_away(monkeypatch: pytest.MonkeyPa
     assert (history.pending, history.rows_left_out) == (2, 2)
     task.cancel()
     await asyncio.wait([task])
+
+
+async def test_a_database_that_refuses_us_is_tried_again(
+    cluster: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A role locked by mistake once ended the whole recorder; the metadata can wait."""
+    monkeypatch.setattr(module, "backoff_s", lambda _: 0.01)
+    admin = await asyncpg.connect(cluster.dsn())
+    await admin.execute("CREATE ROLE keeper NOLOGIN")
+    await admin.execute("CREATE DATABASE kept OWNER keeper")
+    told: list[str] = []
+    refused = re.sub(r"//[^@]+@", "//keeper@", cluster.dsn("kept"))
+    assert "keeper" in refused
+    history = History(refused, on_state=told.append)
+    history.offer(history_row("market", "M", "active", _market("M"), 1))
+    task = asyncio.create_task(history.run())
+    try:
+        await until(lambda: len(told) >= 2)
+        assert "refuses us" in told[-1]
+        assert not task.done()
+        await admin.execute("ALTER ROLE keeper LOGIN")
+        await until(lambda: history.rows_written == 1)
+        assert told[-1] == ""
+        await history.stop()
+        await asyncio.wait_for(task, 20)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await admin.close()
 
 
 async def test_bodies_that_cannot_be_read_do_not_hide_the_others(dsn: str) -> None:

@@ -14,6 +14,7 @@ Does not do: sockets, books, deciding who carries what (plan).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from marketdata import events, rest_bodies
 from marketdata.errors import StorageError, WireError
 from runtime import logs
 from runtime.clock import Clock
-from runtime.postgres import TRANSIENT, Connection, connect, migrate
+from runtime.postgres import TRANSIENT, Connection, backoff_s, connect, migrate
 
 MARKETS_PAGE: Final = 1000
 EVENTS_PAGE: Final = 200
@@ -128,21 +129,34 @@ class History:
         self._wake.set()
 
     async def run(self) -> None:
-        """Write pending rows until `stop`."""
+        """Write pending rows until `stop`. A database that refuses is told and tried again: it must
+        never end the recording."""
+        attempt = 0
         while not self._stopping.is_set():
-            connection = await connect(self._dsn, on_retry=self._note)
             try:
-                await migrate(connection, "gatherer_meta")
-                await self._remember(connection)
-                self._note("")
-                while not self._stopping.is_set():
-                    await self._write(connection)
-                    await self._wake.wait()
-                await self._write(connection)
+                await self._write_on()
             except (StorageError, asyncpg.PostgresError, *TRANSIENT) as error:
                 self._note(f"{type(error).__name__}: {error}")
-            finally:
-                connection.terminate()
+            else:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(backoff_s(attempt)):
+                    await self._stopping.wait()
+            attempt += 1
+
+    async def _write_on(self) -> None:
+        """One connection, as long as it lasts or until `stop`."""
+        connection = await connect(self._dsn, on_retry=self._note)
+        try:
+            await migrate(connection, "gatherer_meta")
+            await self._remember(connection)
+            self._note("")
+            while not self._stopping.is_set():
+                await self._write(connection)
+                await self._wake.wait()
+            await self._write(connection)
+        finally:
+            connection.terminate()
 
     async def stop(self) -> None:
         """Have `run` write what is pending and return; not if the database is away."""
