@@ -55,7 +55,9 @@ def unpack(wheel: Path, site: Path, prefix: Path, omit: tuple[str, ...]) -> None
                 raise ValueError(f"two wheels hold different {entry.filename}")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(archive.read(entry))
-            target.chmod(0o755 if entry.external_attr >> 16 & EXECUTABLE else 0o644)
+            # A module is imported; its first line would start whatever Python the host has.
+            program = entry.external_attr >> 16 & EXECUTABLE and target.suffix != ".py"
+            target.chmod(0o755 if program else 0o644)
 
 
 def copy(source: Path, site: Path) -> None:

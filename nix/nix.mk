@@ -7,13 +7,13 @@ NIX_PYTEST := $(BIN)/python -m pytest tests/nix
 wheels: setup
 	$(BIN)/python -m nix.wheels
 
-# Seconds: style, syntax, every output of both systems evaluates, the wheels are those of the lock.
+# A minute: style, syntax, every output of both systems evaluates, the wheels are those of the lock.
 nix-check: setup
 	$(BIN)/ruff check nix tests/nix
 	$(BIN)/ruff format --check nix tests/nix
 	$(BIN)/mypy nix
 	$(NIX_PYTEST) -m "not slow" $(ARGS)
 
-# About a quarter of an hour, as root: this machine's closures for real, twice, and the demo out of them.
+# About ten minutes, as root: this machine's closures for real, twice, and the demo out of them.
 nix-build: setup
 	$(NIX_PYTEST) -s -m slow --timeout 3600 $(ARGS)

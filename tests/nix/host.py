@@ -33,7 +33,7 @@ DEBS = {
     "python313": (
         *("python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib", "libssl3t64"),
         *("libexpat1", "libffi8", "libbz2-1.0", "liblzma5", "libsqlite3-0", "libuuid1", "libzstd1"),
-        *("libreadline8t64", "libncursesw6", "libtinfo6", "libdb5.3t64", "zlib1g"),
+        *("libreadline8t64", "libncursesw6", "libtinfo6", "libdb5.3t64", "zlib1g", "tzdata"),
     ),
     "shell": ("busybox-static",),
 }
@@ -120,11 +120,12 @@ class Nix:
             "sandbox-paths",
             "/bin /usr /lib /lib64",
         )
-        built = self(
-            *("build", "--no-link", "--json", "--max-jobs", "1", *sandbox),
+        self(
+            *("build", "--no-link", "--max-jobs", "1", *sandbox),
             *(f"{self.flake}#{attribute}" for attribute in attributes),
         )
-        return [entry["outputs"]["out"] for entry in json.loads(built.stdout)]
+        # Nix 2.8 answers in an order of its own, so each path is asked for by name.
+        return [self.evaluate(f"{attribute}.outPath") for attribute in attributes]
 
     def real(self, path: str) -> Path:
         """Where a store path lies on this machine."""

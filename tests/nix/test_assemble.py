@@ -38,6 +38,7 @@ def test_files_land_with_their_execute_bit_and_no_other_mode(tmp_path: Path) -> 
         "one-1.data/scripts/four": (b"#!python", 0o755),
         "one-1.data/headers/five.h": (b"", 0o644),
         "six/seven.py": (b"", 0o644),
+        "eight.py": (b"#!/usr/bin/env python3", 0o755),
     }
     made = unpacked(tmp_path, wheel(tmp_path / "one.whl", files), omit=("six/",))
     assert made == {
@@ -45,6 +46,7 @@ def test_files_land_with_their_execute_bit_and_no_other_mode(tmp_path: Path) -> 
         "site/one/bin/server": 0o755,
         "site/two.py": 0o644,
         "share/three": 0o644,
+        "site/eight.py": 0o644,
     }
 
 

@@ -80,6 +80,11 @@ let
     ln -s python3.13 "$out/bin/python3"
     cp -r tree/usr/lib/python3.13 "$out/lib/"
     cp -a tree/usr/lib/*-linux-gnu/*.so* "$out/lib/"
+    # As nixpkgs' Python, this one brings its time zones: pyarrow asks for UTC by name.
+    mkdir "$out/share"
+    cp -r tree/usr/share/zoneinfo "$out/share/"
+    sed -i "s|'TZPATH': '[^']*'|'TZPATH': '$out/share/zoneinfo'|" "$out"/lib/python3.13/_sysconfigdata*.py
+    grep -q "'TZPATH': '$out" "$out"/lib/python3.13/_sysconfigdata*.py
     rm -f "$out"/lib/python3.13/sitecustomize.py "$out"/lib/python3.13/EXTERNALLY-MANAGED
     buildInputs=${compilerLibraries}
     . ${autoPatchelfHook}/nix-support/setup-hook
