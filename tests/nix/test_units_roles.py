@@ -25,6 +25,13 @@ from tests.nix import units_files as units
 from tests.nix.units_cluster import OTHERS, UnitCluster, account, need_root
 from tests.rules.tree import ROOT
 
+# Only the sockets of refused connections (conftest.py): nothing else here may warn.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*unclosed:pytest.PytestUnraisableExceptionWarning",
+    "ignore:.*_SelectorTransport:pytest.PytestUnraisableExceptionWarning",
+    "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning",
+)
+
 PASSWORD = "correct horse battery staple"
 READER, WRITER = "kalshi_deduplicator", "kalshi_gatherer"
 FOLDERS = {"kalshi-timescaledb": "gatherer_hot", "kalshi-postgres": "gatherer_meta"}

@@ -23,6 +23,13 @@ from tests.nix.test_units_roles import PASSWORD, READER, verifier
 from tests.nix.units_cluster import UnitCluster
 from tests.rules.tree import ROOT
 
+# Only the sockets of refused connections (conftest.py): nothing else here may warn.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*unclosed:pytest.PytestUnraisableExceptionWarning",
+    "ignore:.*_SelectorTransport:pytest.PytestUnraisableExceptionWarning",
+    "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning",
+)
+
 SERVERS = Path("/usr/lib/postgresql")
 CLUSTERS_CONFIG = Path("/etc/postgresql-common/createcluster.conf")
 
