@@ -33,7 +33,8 @@ def arbiter(windows: int) -> Arbiter:
 class Written:
     """Production that takes its time; remembers what came, and never takes two at once."""
 
-    def __init__(self, fails_at: int = -1) -> None:
+    def __init__(self, fails_at: int = -1, takes_s: float = 0.01) -> None:
+        self.takes_s = takes_s
         self.windows: list[int] = []
         self.sizes: list[int] = []
         self.fails_at = fails_at
@@ -43,7 +44,7 @@ class Written:
     async def publish(self, outputs: list[WindowOutput]) -> None:
         assert self.inside == 0
         self.inside += 1
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(self.takes_s)
         self.inside -= 1
         if len(self.sizes) == self.fails_at:
             raise ConnectionResetError("cut")
@@ -67,7 +68,7 @@ async def test_the_arbiter_decides_while_a_publication_is_on_its_way(
 ) -> None:
     """The negative control of the next tests: there is something beside the publication."""
     monkeypatch.setattr(flow, "PUBLISH_WINDOWS", 1)
-    written, made = Written(), arbiter(10)
+    written, made = Written(takes_s=0.1), arbiter(10)
     step, beside = made.step, 0
 
     def watched(*, final: bool = False) -> WindowOutput | None:
@@ -96,7 +97,7 @@ async def test_an_arbiter_that_fails_ends_the_publication_on_its_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(flow, "PUBLISH_WINDOWS", 1)
-    written, made = Written(), arbiter(4)
+    written, made = Written(takes_s=3600), arbiter(4)  # it cannot end by itself
     step, steps = made.step, 0
 
     def failing(*, final: bool = False) -> WindowOutput | None:
