@@ -33,7 +33,7 @@ class Rows:
     """What the events since the last `take` gave.
 
     `deltas`, `trades` and `tickers` hold packed DELTA_ROW, TRADE_ROW and TICKER_ROW records: a
-    struct packed when the frame arrives costs a third of an object that is turned into bytes later.
+    struct packed when the frame arrives costs less than an object turned into bytes later.
     `batch_id` is 0 everywhere and `ControlRow.ord` too: the one writer gives them at the commit.
     """
 

@@ -8,7 +8,7 @@ Invariants:
 - INV-58 the rows, effects, counts and state are those of `wire.Decoder.decode` and
   `Continuity.absorb` on the same frames, whatever they hold (a property test compares).
 
-Measured (one core, CPython 3.11): 3.2 us for a change, against 6.9 us by way of an event.
+Measured (busy machine, CPython 3.11): 5.0 us for a change; orjson.loads of its frame 2.0 us.
 
 Does not do: anything that the long way does not do; keeping the frames (the spool has them).
 """
