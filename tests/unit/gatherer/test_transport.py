@@ -235,6 +235,45 @@ async def test_a_protocol_violation_ends_the_connection_and_keeps_what_came_befo
     assert heard.closed.reason == "protocol"
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        frame(CONTINUATION, b"x" * 126),
+        b"\xc1" + frame(TEXT, b"x" * 126)[1:],  # a reserved bit
+    ],
+)
+async def test_a_long_message_with_a_wrong_head_is_one_more_message_to_picows_alone(
+    bad: bytes,
+) -> None:
+    """The difference that the module admits: what it is told here it must go on being."""
+    wire = frame(TEXT, b"good") + bad + frame(TEXT, b"more") + frame(CLOSE, b"\x03\xe8")
+    reference, fast = [await hear(kind, RawServer([wire])) for kind in ("websockets", "picows")]
+    assert reference.frames == [b"good"]
+    assert reference.closed is not None
+    assert reference.closed.reason == "protocol"
+    assert fast.frames == [b"good", b"x" * 126, b"more"]
+    assert fast.closed is not None
+    assert fast.closed.reason == "closed_by_peer"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [125, 126])
+async def test_a_half_message_is_finished_by_its_rest_whatever_their_sizes(
+    kind: str, size: int
+) -> None:
+    first, rest = b"a" * size, b"b" * size
+    wire = frame(TEXT, first, fin=False) + frame(CONTINUATION, rest) + frame(TEXT, rest)
+    heard = await hear(kind, RawServer([wire + frame(CLOSE, b"\x03\xe8")]))
+    assert heard.frames == [first + rest, rest]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_counts_after_a_goodbye(kind: str) -> None:
+    wire = frame(TEXT, b"good") + frame(CLOSE, b"\x03\xe8") + frame(TEXT, b"x" * 200)
+    heard = await hear(kind, RawServer([wire]))
+    assert heard.frames == [b"good"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_message_beyond_the_limit_ends_the_connection(kind: str) -> None:
     """A length field alone must not make us wait for 2^40 bytes."""

@@ -253,7 +253,7 @@ class FeedConnection:
                 self._connection.abort()
             return
         self.status.frames += len(frames)
-        self.status.frame_bytes += sum(map(len, frames))
+        self.status.frame_bytes += absorbed.n_bytes
         self.status.last_frame_ns = stamp_ns
         if self._spool.full and self._resuming is None and self._connection is not None:
             self._connection.pause()

@@ -65,6 +65,7 @@ class Absorbed:
 
     notable: list[events.Decoded] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    n_bytes: int = 0  # of the frames
 
 
 class Decoding:
@@ -245,13 +246,14 @@ class LiveIntake:
         """Frames of one wake-up of one connection: into the spool, then into rows."""
         received_ns = self.stamp(wall_ns)
         notable: list[events.Decoded] = []
-        for part in _split(frames):
+        n_bytes = sum(map(len, frames))
+        for part in [frames] if n_bytes <= RECORD_BYTES_MAX else _split(frames):
             ordinal = self._ordinals.get(conn_id, 0)
             self._ordinals[conn_id] = ordinal + len(part)
             self._spool.append_frames(conn_id, ordinal, received_ns, None, part)
             notable += self._decoding.absorb(conn_id, ordinal, part, received_ns)
             self._settle(received_ns)
-        return Absorbed(notable, self._continuity.take_effects())
+        return Absorbed(notable, self._continuity.take_effects(), n_bytes)
 
     def control(self, body: dict[str, Any], wall_ns: int) -> None:
         """A CONTROL record of a connection: `k`, `conn` and what its kind adds."""
@@ -346,9 +348,7 @@ class LiveIntake:
 
 
 def _split(frames: list[bytes]) -> list[list[bytes]]:
-    """Parts of at most about RECORD_BYTES_MAX; nearly always the list itself."""
-    if sum(map(len, frames)) <= RECORD_BYTES_MAX:
-        return [frames]
+    """Parts of at most about RECORD_BYTES_MAX."""
     parts: list[list[bytes]] = [[]]
     size = 0
     for frame in frames:

@@ -10,8 +10,8 @@ Invariants:
   first. What is taken gives no control row, no effect and no new id, so it does not matter that
   frames of another kind stood between.
 
-Measured (one core, CPython 3.11, 500 frames): a change 3.6 us, against 5.0 us in `hot`; a ticker
-8 us against 16 us by way of an event.
+Measured (one core, CPython 3.11, slices of 1,024 frames, all kinds): 4.1 us a frame, of which
+msgspec takes 1.2.
 
 Does not do: gaps, floating books, odd times, new markets, other forms (all `continuity`).
 """
@@ -21,18 +21,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from marketdata import fields, units
-from marketdata.book import MASK, level_constants
-from marketdata.chain import Chain, Life, NextSeq, Scope
+from marketdata.book import level_constants
+from marketdata.chain import TICKER_PACK, TRADE_PACK, Chain, Life, NextSeq, Scope
 from marketdata.continuity import Continuity
 from marketdata.errors import WireError
-from marketdata.rows import DELTA_ROW, TICKER_ROW, TRADE_ROW, DeltaFlag
+from marketdata.rows import DELTA_ROW, DeltaFlag
 from marketdata.typed import (
+    PRICES_OR_UNSET,
     SECOND_CHARS,
     STATE,
     DeltaFrame,
@@ -40,7 +41,6 @@ from marketdata.typed import (
     TradeFrame,
     Typed,
     payload_key,
-    price_or_unset,
 )
 from marketdata.units import PRICES
 
@@ -72,9 +72,16 @@ class Burst:
     __slots__ = ("deltas", "tickers", "trades")
 
     def __init__(self, frames: Sequence[Together]) -> None:
-        self.deltas = [frame for frame in frames if type(frame) is DeltaFrame]
-        self.trades = [frame for frame in frames if type(frame) is TradeFrame]
-        self.tickers = [frame for frame in frames if type(frame) is TickerFrame]
+        self.deltas: list[DeltaFrame] = []
+        self.trades: list[TradeFrame] = []
+        self.tickers: list[TickerFrame] = []
+        add: dict[type, Callable[[Any], None]] = {
+            DeltaFrame: self.deltas.append,
+            TradeFrame: self.trades.append,
+            TickerFrame: self.tickers.append,
+        }
+        for frame in frames:
+            add[type(frame)](frame)
 
 
 def absorb_burst(
@@ -107,7 +114,7 @@ def _one_scope(life: Life, frames: Sequence[Together]) -> Scope:
     """The subscription that all frames belong to. Its channel is known: one that only a reply
     named so far takes it from its first frame."""
     sid = frames[0].sid
-    if sid is None or any(frame.sid != sid for frame in frames):
+    if sid is None or [frame.sid for frame in frames].count(sid) != len(frames):
         raise NotTogether
     scope = life.scopes[sid]
     if not scope.channel:
@@ -170,18 +177,37 @@ class _Deltas:
 
     def apply(self) -> None:
         """Change books, hashes and counts; give the rows."""
-        made, scope, times = self._made, self._scope, self._times
-        hashes, below = _apply(self._chains, self._is_no, self._prices, self._deltas, _terms(made))
-        made["book_hash"] = hashes
+        made, scope = self._made, self._scope
+        below = _apply(self._chains, self._is_no, self._prices, self._deltas)
         if below:
             made["flags"][below] = _NEGATIVE
             self._continuity.counts["negative"] += len(below)
+        self._follow_hashes()
         self._counter.next += len(made)
         scope.last_seq, scope.duplicates_in_a_row = self._counter.next - 1, 0
-        scope.last_us = max(scope.last_us, int(times.max()))
-        for chain, last_us in dict(zip(self._chains, times.tolist(), strict=True)).items():
-            chain.last_us = last_us
+        scope.last_us = max(scope.last_us, int(self._times.max()))
         self._continuity.rows.deltas += made.tobytes()
+
+    def _follow_hashes(self) -> None:
+        """The hash of each book after each of its changes, and each chain's last hash and time.
+
+        A book's hash is a sum (modulo 2**64) over its changes: with the changes of each market next
+        to each other, one running sum over all of them, less what stood before the market's first.
+        """
+        made, chains = self._made, self._chains
+        by_market = np.argsort(made["market_id"], kind="stable")
+        of_market = made["market_id"][by_market]
+        ends = np.append(np.flatnonzero(of_market[1:] != of_market[:-1]), len(made) - 1)
+        lasts = by_market[ends]
+        touched = [chains[at] for at in lasts.tolist()]
+        sums = np.cumsum(_terms(made)[by_market])
+        before = np.array([chain.hash for chain in touched], np.uint64)
+        before[1:] -= sums[ends[:-1]]
+        sums += np.repeat(before, np.diff(ends, prepend=-1))
+        made["book_hash"][by_market] = sums
+        news = zip(touched, sums[ends].tolist(), self._times[lasts].tolist(), strict=True)
+        for chain, book_hash, last_us in news:
+            chain.hash, chain.last_us = book_hash, last_us
 
 
 def _trades(
@@ -193,27 +219,26 @@ def _trades(
 ) -> Apply:
     scope = _one_scope(life, frames)
     counter = _next_seqs(scope, frames)
-    msgs, ids = [frame.msg for frame in frames], continuity.market_ids
-    counts = _sizes([msg.count_fp for msg in msgs], typed)
-    for count in counts:
-        fields.not_negative(count)
-    made = np.zeros(len(frames), TRADE_ROW)
-    made["exchange_us"] = [units.ms_to_us(msg.ts_ms) for msg in msgs]
-    made["received_ns"], made["run_id"] = received_ns, scope.run_id
-    made["trade_id"] = np.frombuffer(b"".join(fields.trade_id(msg.trade_id) for msg in msgs), "V16")
-    made["count"] = counts
-    made["seq"] = np.arange(counter.next, counter.next + len(frames))
-    made["market_id"] = [ids[msg.market_ticker] for msg in msgs]
-    made["yes_price"] = _prices([msg.yes_price_dollars for msg in msgs])
-    made["no_price"] = _prices([msg.no_price_dollars for msg in msgs])
-    made["taker_side"] = [msg.taker_outcome_side == "no" for msg in msgs]
-    made["flags"] = [msg.is_block_trade for msg in msgs]
+    ids, size, price, run_id = continuity.market_ids, typed.size, PRICES, scope.run_id
+    rows, last_us, seq = bytearray(), 0, counter.next
+    for frame in frames:
+        msg = frame.msg
+        exchange_us = units.ms_to_us(msg.ts_ms)
+        if exchange_us > last_us:
+            last_us = exchange_us
+        rows += TRADE_PACK.pack(
+            exchange_us, received_ns, fields.trade_id(msg.trade_id),
+            fields.not_negative(size(msg.count_fp)), seq, ids[msg.market_ticker], run_id,
+            price[msg.yes_price_dollars], price[msg.no_price_dollars],
+            msg.taker_outcome_side == "no", msg.is_block_trade,
+        )  # fmt: skip
+        seq += 1
 
     def apply() -> None:
-        counter.next += len(made)
-        scope.last_seq, scope.duplicates_in_a_row = counter.next - 1, 0
-        scope.last_us = max(scope.last_us, int(made["exchange_us"].max()))
-        continuity.rows.trades += made.tobytes()
+        counter.next = seq
+        scope.last_seq, scope.duplicates_in_a_row = seq - 1, 0
+        scope.last_us = max(scope.last_us, last_us)
+        continuity.rows.trades += rows
 
     return apply
 
@@ -226,49 +251,26 @@ def _tickers(
     frames: Sequence[TickerFrame],
 ) -> Apply:
     scope = _one_scope(life, frames)
-    msgs, ids = [frame.msg for frame in frames], continuity.market_ids
-    columns: dict[str, Sequence[int] | Ints] = {
-        "exchange_us": times_us([msg.time for msg in msgs], typed.ts_us),
-        "volume": _sizes([msg.volume_fp for msg in msgs], typed),
-        "open_interest": _sizes([msg.open_interest_fp for msg in msgs], typed),
-        "dollar_volume": [msg.dollar_volume for msg in msgs],
-        "dollar_open_interest": [msg.dollar_open_interest for msg in msgs],
-        "yes_bid_size": _sizes([msg.yes_bid_size_fp for msg in msgs], typed),
-        "yes_ask_size": _sizes([msg.yes_ask_size_fp for msg in msgs], typed),
-        "last_trade_size": _sizes([msg.last_trade_size_fp for msg in msgs], typed),
-        "price": [price_or_unset(msg.price_dollars) for msg in msgs],
-        "yes_bid": [price_or_unset(msg.yes_bid_dollars) for msg in msgs],
-        "yes_ask": [price_or_unset(msg.yes_ask_dollars) for msg in msgs],
-    }
-    states = np.empty(len(frames), _STATE_ROW)
-    made = np.zeros(len(frames), TICKER_ROW)
-    for name, values in columns.items():
-        states[name] = made[name] = np.asarray(values)
-    packed = states.tobytes()
-    made["payload_key"] = [
-        payload_key(packed[at : at + STATE.size]) for at in range(0, len(packed), STATE.size)
-    ]
-    made["received_ns"] = received_ns
-    made["market_id"] = [ids[msg.market_ticker] for msg in msgs]
+    ids, size, price = continuity.market_ids, typed.size, PRICES_OR_UNSET
+    rows, times = bytearray(), times_us([frame.msg.time for frame in frames], typed.ts_us).tolist()
+    for frame, exchange_us in zip(frames, times, strict=True):
+        msg = frame.msg
+        volume = units.parse_size_centi(msg.volume_fp)  # grows: a memo would only fill up
+        sizes = (
+            volume, size(msg.open_interest_fp), msg.dollar_volume, msg.dollar_open_interest,
+            size(msg.yes_bid_size_fp), size(msg.yes_ask_size_fp), size(msg.last_trade_size_fp),
+        )  # fmt: skip
+        prices = price[msg.price_dollars], price[msg.yes_bid_dollars], price[msg.yes_ask_dollars]
+        key = payload_key(STATE.pack(exchange_us, *sizes, *prices))
+        rows += TICKER_PACK.pack(
+            exchange_us, received_ns, key, *sizes, ids[msg.market_ticker], *prices
+        )
 
     def apply() -> None:
-        scope.last_us = max(scope.last_us, int(made["exchange_us"].max()))
-        continuity.rows.tickers += made.tobytes()
+        scope.last_us = max(scope.last_us, *times)
+        continuity.rows.tickers += rows
 
     return apply
-
-
-_STATE_ROW: Final = np.dtype(
-    [
-        (name, "<i8")
-        for name in (
-            "exchange_us", "volume", "open_interest", "dollar_volume", "dollar_open_interest",
-            "yes_bid_size", "yes_ask_size", "last_trade_size",
-        )
-    ]
-    + [(name, "<i4") for name in ("price", "yes_bid", "yes_ask")]
-)  # fmt: skip
-assert STATE.size == _STATE_ROW.itemsize, "a state is not packed as one by one"
 
 
 def _prices(texts: Sequence[str]) -> list[int]:
@@ -288,35 +290,29 @@ def _sizes(texts: Sequence[str], typed: Typed) -> list[int]:
         return list(map(typed.size, texts))
 
 
-def _terms(made: npt.NDArray[np.void]) -> list[int]:
+def _terms(made: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
     """What each change adds to its book's hash."""
     constants = level_constants(made["side"], made["price"])
-    terms: list[int] = (constants * made["delta"].view(np.uint64)).tolist()
-    return terms
+    return constants * made["delta"].view(np.uint64)
 
 
 def _apply(
-    chains: Sequence[Chain],
-    is_no: Sequence[bool],
-    prices: Sequence[int],
-    deltas: Sequence[int],
-    terms: Sequence[int],
-) -> tuple[list[int], list[int]]:
-    """Change the books in order: (hash after each, places where a level went below zero)."""
-    hashes, below = list[int](), list[int]()
-    for chain, no, price, delta, term in zip(chains, is_no, prices, deltas, terms, strict=True):
+    chains: Sequence[Chain], is_no: Sequence[bool], prices: Sequence[int], deltas: Sequence[int]
+) -> list[int]:
+    """Change the levels of the books in order; returns the places where one went below zero."""
+    below: list[int] = []
+    changes = zip(chains, is_no, prices, deltas, range(len(chains)), strict=True)
+    for chain, no, price, delta, at in changes:
         levels = chain.no if no else chain.yes
         size = levels.get(price, 0) + delta
         if size > 0:
             levels[price] = size
         elif size:
             levels[price] = size
-            below.append(len(hashes))
+            below.append(at)
         else:
             levels.pop(price, None)
-        chain.hash = book_hash = (chain.hash + term) & MASK
-        hashes.append(book_hash)
-    return hashes, below
+    return below
 
 
 def _in_order(times: Ints, chains: Sequence[Chain], scope: Scope) -> bool:
@@ -343,20 +339,29 @@ def times_us(texts: Sequence[str], one_us: Callable[[str], int]) -> Ints:
     except UnicodeEncodeError as error:
         raise NotTogether from error
     grid = np.frombuffer(joined, np.uint8).reshape(len(texts), _TS_CHARS)
-    digits = grid[:, _FRACTION] - np.uint8(48)
-    if (digits > 9).any() or (grid[:, -1] != _Z).any():
+    # Digits by place, each place in one piece: six times faster here than across the grid.
+    digits = np.ascontiguousarray(grid[:, _FRACTION].T) - np.uint8(48)
+    if digits.max() > 9 or (grid[:, -1] != _Z).any():
         raise NotTogether
-    times: Ints = digits @ _FRACTION_US
-    seconds = np.ascontiguousarray(grid[:, :SECOND_CHARS]).view(f"S{SECOND_CHARS}").ravel()
-    firsts = [0, *(np.flatnonzero(seconds[1:] != seconds[:-1]) + 1).tolist()]
+    times: Ints = _FRACTION_US @ digits.astype(np.int64)
+    seconds = np.ascontiguousarray(grid[:, :SECOND_CHARS]).view(np.uint32)
+    is_other = (seconds[1:] != seconds[:-1]).any(axis=1)
+    firsts = [0, *(np.flatnonzero(is_other) + 1).tolist()]
     for begin, end in pairwise([*firsts, len(texts)]):
         times[begin:end] += one_us(texts[begin]) - int(times[begin])
     return times
 
 
+_ZEROS: Final = {
+    SECOND_CHARS: ".000000Z",
+    **{size: "0" * (_TS_CHARS - size) + "Z" for size in range(SECOND_CHARS + 1, _TS_CHARS)},
+}
+"""Length of a time -> what to put in the place of its Z, to give it all six digits."""
+
+
 def _widened(text: str) -> str:
     """The same time with all six digits of its fraction: one in ten lacks trailing zeros."""
-    if text[-1:] != "Z" or not SECOND_CHARS <= len(text) < _TS_CHARS:
+    zeros = _ZEROS.get(len(text))
+    if zeros is None or text[-1] != "Z":
         raise NotTogether
-    point = "." if len(text) == SECOND_CHARS else ""
-    return text[:-1] + point + "0" * (_TS_CHARS - len(text) - len(point)) + "Z"
+    return text[:-1] + zeros

@@ -21,11 +21,11 @@ from marketdata.rows import DELTA_ROW, TICKER_ROW, TRADE_ROW, ControlRow, Snapsh
 from marketdata.sequence import Tracker
 
 DELTA_PACK: Final = struct.Struct("=qqqQiiIiihh")
-_TRADE_PACK: Final = struct.Struct("=qq16sqqiiiihh")
-_TICKER_PACK: Final = struct.Struct("=qqQqqqqqqqiiii")
+TRADE_PACK: Final = struct.Struct("=qq16sqqiiiihh")
+TICKER_PACK: Final = struct.Struct("=qqQqqqqqqqiiii")
 assert DELTA_PACK.size == DELTA_ROW.itemsize, "a packed delta is not a DELTA_ROW"
-assert _TRADE_PACK.size == TRADE_ROW.itemsize, "a packed trade is not a TRADE_ROW"
-assert _TICKER_PACK.size == TICKER_ROW.itemsize, "a packed ticker is not a TICKER_ROW"
+assert TRADE_PACK.size == TRADE_ROW.itemsize, "a packed trade is not a TRADE_ROW"
+assert TICKER_PACK.size == TICKER_ROW.itemsize, "a packed ticker is not a TICKER_ROW"
 
 
 @dataclass(slots=True)
@@ -50,11 +50,11 @@ class Rows:
 
     def n_trades(self) -> int:
         """Trade rows held."""
-        return len(self.trades) // _TRADE_PACK.size
+        return len(self.trades) // TRADE_PACK.size
 
     def n_tickers(self) -> int:
         """Ticker rows held."""
-        return len(self.tickers) // _TICKER_PACK.size
+        return len(self.tickers) // TICKER_PACK.size
 
     def n_rows(self) -> int:
         """Rows of all tables held."""
@@ -89,7 +89,7 @@ def pack_trade(
     run_id: int,
 ) -> bytes:
     """The TRADE_ROW of a trade."""
-    return _TRADE_PACK.pack(
+    return TRADE_PACK.pack(
         exchange_us, received_ns, trade_id, event.count, event.seq or 0, market_id, run_id,
         event.yes_price, event.no_price, event.taker_side, event.is_block_trade,
     )  # fmt: skip
@@ -97,7 +97,7 @@ def pack_trade(
 
 def pack_ticker(event: events.Ticker, exchange_us: int, received_ns: int, market_id: int) -> bytes:
     """The TICKER_ROW of a ticker state."""
-    return _TICKER_PACK.pack(
+    return TICKER_PACK.pack(
         exchange_us, received_ns, event.payload_key, event.volume, event.open_interest,
         event.dollar_volume, event.dollar_open_interest, event.yes_bid_size, event.yes_ask_size,
         event.last_trade_size, market_id, event.price, event.yes_bid, event.yes_ask,

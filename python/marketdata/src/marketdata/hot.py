@@ -171,7 +171,10 @@ class _Path:
         except (ValueError, RecursionError):  # one of them is of no form in use
             read = [self._read_or_none(payload) for payload in frames]
         begin = 0
-        for at, kind in enumerate(map(type, read)):
+        kinds = list(map(type, read))
+        if KINDS.issuperset(kinds):  # nearly always: nothing stands between
+            kinds.clear()
+        for at, kind in enumerate(kinds):
             if kind in KINDS:
                 continue
             self._take(read[begin:at], frames, begin)  # type: ignore[arg-type]

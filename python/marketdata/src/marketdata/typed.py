@@ -272,6 +272,10 @@ class Typed:
         return exchange_us
 
 
+PRICES_OR_UNSET: Final = {**_PRICES, "": events.UNSET}
+"""The prices in use, and that of a market that never traded."""
+
+
 def price_or_unset(text: str) -> int:
     """A market that never traded has the price ""."""
     return units.parse_price_micros(text) if text else events.UNSET
