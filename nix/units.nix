@@ -468,8 +468,9 @@ let
     Environment=KT_POSTGRES_DSN=${dsn "kalshi-postgres"}
     ${listening}${python}# The owner's own settings, KT_KEY_ID at least; what it sets wins over the lines above.
     EnvironmentFile=/etc/kalshi/gatherer.env
-    # Ready means that a database was reached, and a database may take as long as it needs.
+    # Ready means that frames of the exchange reach the spool, and the exchange may be closed for hours.
     TimeoutStartSec=infinity
+    # Fed while the event loop turns, the spool's durable end moves and frames come, or a trouble is known.
     WatchdogSec=30
     # Close records, the sink's drain and the spool have a deadline each; together less than this.
     KillMode=mixed
@@ -521,7 +522,9 @@ let
     Environment=AWS_DEFAULT_REGION=${topology.region}
     ${listening}${python}# The owner's own settings, KT_PRODUCTION_DSN at least; what it sets wins over the lines above.
     EnvironmentFile=/etc/kalshi/deduplicator.env
-    TimeoutStartSec=90
+    # Ready means that production was reached, and a database may take as long as it needs.
+    TimeoutStartSec=infinity
+    # Fed while windows are closed, or while what holds them up is known.
     WatchdogSec=60
     KillMode=mixed
     TimeoutStopSec=90

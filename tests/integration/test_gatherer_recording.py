@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,3 +203,38 @@ async def test_the_comparison_finds_a_changed_a_lost_and_a_doubled_row(
     recording.deltas = rows[[i for i in range(len(rows)) if i != 12] + [20]]
     found = compare(recording, truth)
     assert (found.altered, found.wrong_hash, found.lost, found.doubled) == (1, 1, 1, 1)
+
+
+async def _hears(server: socket.socket, word: bytes, within_s: float) -> bool:
+    """Whether a service tells systemd `word` in time."""
+    loop = asyncio.get_running_loop()
+    heard = b""
+    try:
+        async with asyncio.timeout(within_s):
+            while word not in heard:
+                heard = await loop.sock_recv(server, 4096)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_ready_is_said_when_frames_are_recorded_and_waits_for_no_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both databases away it is ready; with the exchange away it is not (the control)."""
+    away = "postgresql://127.0.0.1:1/none"
+    (tmp_path / "down").mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(tmp_path / "notify"))
+        server.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        flags = ("--synthetic", "20", "--seconds", "60", "--rate", "1", "--faults", "none")
+        async with exchange(tmp_path, *flags, "--expect-clients", "1") as running:
+            async with gatherer(
+                tmp_path / "down", running, away, away, ws_url="ws://127.0.0.1:1/nobody"
+            ):
+                assert not await _hears(server, b"READY=1", 4)
+            async with gatherer(tmp_path, running, away, away, drain_deadline_s="1") as process:
+                assert await _hears(server, b"READY=1", 40)
+                assert await process.stop() == 0
+            running.stop()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from dedup.export import Exporter
 from dedup.main import GC_OBJECTS, SWITCH_S, main, report, serve, tune
+from dedup.pipeline import Pipeline
+from kalshilake.store import open_store
 from marketdata.coverage import OPEN_US
 from runtime.clock import Clock
 from runtime.embedded import EmbeddedPostgres
 from runtime.health import Health
+from runtime.metrics import Metrics
 from tests.databases import fresh_database
 from tests.dedup_rig import compare_with_stream, make_recordings, pipeline, run_through, settings
 from tests.gatherer_rows import make_stream
@@ -93,3 +99,59 @@ def test_the_interpreter_is_set_up_for_many_objects_and_a_quick_change_of_thread
     finally:
         gc.set_threshold(*before[0])
         sys.setswitchinterval(before[1])
+
+
+async def test_ready_is_said_when_production_is_reached_and_not_before(
+    postgres_server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While production is away the service waits, feeds its watchdog and is not ready."""
+    stream = make_stream(15, events=200)
+    made = await make_recordings(postgres_server, stream, gaps=0, disconnects=0)
+    production = await fresh_database(postgres_server, "production")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(tmp_path / "notify"))
+        server.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        away = serve(settings(made, "postgresql://127.0.0.1:1/none", tmp_path / "away"))
+        waiting = asyncio.create_task(away)
+        await asyncio.sleep(2)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        told = _datagrams(server)
+        assert b"STATUS=waiting for production" in told
+        assert b"READY=1" not in told
+        assert await serve(settings(made, production, tmp_path / "there")) == 0
+        assert b"READY=1" in _datagrams(server)
+
+
+async def test_a_known_trouble_feeds_the_watchdog(
+    postgres_server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """A database that is away for an hour must not get us killed every two minutes."""
+    stream = make_stream(16, events=100)
+    made = await make_recordings(postgres_server, stream, gaps=0, disconnects=0)
+    fed: list[str] = []
+    one = Pipeline(
+        settings(made, "postgresql://127.0.0.1:1/none", tmp_path),
+        Exporter(open_store(str(tmp_path / "lake")), []),
+        Health("deduplicator"),
+        Metrics(),
+        lambda: fed.append("progress"),
+    )
+    running = asyncio.create_task(one.run())
+    async with asyncio.timeout(20):
+        while not fed:  # noqa: ASYNC110 - that is what is waited for
+            await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+def _datagrams(server: socket.socket) -> bytes:
+    """All that was told so far."""
+    told = b""
+    while True:
+        try:
+            told += server.recv(4096) + b"\n"
+        except BlockingIOError:
+            return told

@@ -78,9 +78,18 @@ async def serve(settings: DedupSettings) -> int:
     supervisor = Supervisor("deduplicator")
     supervisor.watch("pipeline", NO_PROGRESS_S)
     exporter = Exporter(open_store(settings.lake_uri), settings.gatherer_meta_dsns)
-    pipeline = Pipeline(
-        settings, exporter, health, metrics, lambda: supervisor.progress("pipeline")
-    )
+    told_ready = False
+
+    def progressed() -> None:
+        """Work was done, or what holds it up is known. Ready with the first that was done."""
+        nonlocal told_ready
+        supervisor.progress("pipeline")
+        production = health.get("production")
+        if not told_ready and production is not None and production.state == "ok":
+            told_ready = True
+            supervisor.ready("merging")
+
+    pipeline = Pipeline(settings, exporter, health, metrics, progressed)
     server = HealthServer(
         health,
         metrics,
@@ -91,7 +100,7 @@ async def serve(settings: DedupSettings) -> int:
     )
     async with server:
         supervisor.add("pipeline", pipeline.run, stop=pipeline.stop, deadline_s=STOP_DEADLINE_S)
-        supervisor.ready(f"health on port {server.health_port}")
+        supervisor.status(f"waiting for production; health on port {server.health_port}")
         code = await supervisor.run()
     if isinstance(supervisor.verdict, ConfigError):
         print(supervisor.verdict, file=sys.stderr)

@@ -99,7 +99,11 @@ class Pipeline:
         self.finished = False
 
     def _held_up(self, why: str) -> None:
+        """What holds the merge up; "" when nothing does. Known trouble that is tried again is no
+        standstill: the watchdog must not kill us for a database that is away."""
         self._health.set("production", "failing" if why else "ok", why)
+        if why:
+            self._progress()
 
     async def stop(self) -> None:
         """Ask the loop to end after the step it is in."""

@@ -23,6 +23,7 @@ from gatherer.feed import FeedConnection, FeedSettings
 from gatherer.intake import LiveIntake, recover
 from gatherer.packing import PackedBatch
 from gatherer.plan import SHARED_CHANNELS, Assignment, Plan
+from gatherer.progress import RecordingProgress
 from gatherer.rest import RestClient
 from gatherer.sink import Sink, SinkSettings
 from marketdata.errors import StorageError
@@ -72,6 +73,7 @@ class Gatherer:
         self._feed_tasks: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
         self._counted: dict[str, int] = {}
+        self._recording = RecordingProgress()
 
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
         """Recover the spool, make the parts, listen on the health ports."""
@@ -152,6 +154,9 @@ class Gatherer:
         add("discovery", self.discovery.run)
         add("housekeeping", self._keep_house)
         self._supervisor.watch("event loop", STALL_S)
+        self._supervisor.watch("spool", STALL_S)
+        # Twice the session's patience with a silent feed, for it has given the feed up by then.
+        self._supervisor.watch("frames", STALL_S + 2 * self.settings.data_timeout_s)
 
     # --- spool
 
@@ -315,11 +320,26 @@ class Gatherer:
             self._observe_spool()
             self._observe_sink()
             self._observe_counts()
-            self._supervisor.progress("event loop")
-            if not ready and self.health.state in ("ok", "degraded"):
+            self._observe_progress()
+            if not ready and self._is_recording():
                 ready = True
                 self._supervisor.ready("recording")
             await asyncio.sleep(OBSERVE_S)
+
+    def _is_recording(self) -> bool:
+        """Whether frames reach the disk. The databases may be away: rows wait in the spool."""
+        parts = [self.health.get("exchange"), self.health.get("spool")]
+        return all(part is not None and part.state in ("ok", "degraded") for part in parts)
+
+    def _observe_progress(self) -> None:
+        """Feed the watchdog with what was really done."""
+        supervisor, recording, spool = self._supervisor, self._recording, self.spool
+        supervisor.progress("event loop")
+        if recording.spool(spool.durable, spool.end, spool.problem):
+            supervisor.progress("spool")
+        n_open = sum(feed.status.state == "open" for feed in self.feeds.values())
+        if recording.frames(self.intake.frames, n_open):
+            supervisor.progress("frames")
 
     def _observe_exchange(self) -> None:
         feeds = list(self.feeds.values())
