@@ -33,7 +33,7 @@ demo: setup
 	$(BIN)/tape demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" --ignore tests/nix $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/nix --ignore tests/onhost $(ARGS)
 
 check: setup
 	$(BIN)/ruff check python tests
@@ -60,3 +60,4 @@ clean:
 -include cdk/cdk.mk
 -include systemd/systemd.mk
 -include nix/nix.mk
+-include tests/onhost/onhost.mk
