@@ -10,4 +10,4 @@ onhost: setup onhost-check
 onhost-check: setup
 	$(BIN)/ruff check tests/onhost
 	$(BIN)/ruff format --check tests/onhost
-	$(BIN)/mypy tests/onhost
+	env MYPYPATH=cdk $(BIN)/mypy tests/onhost
