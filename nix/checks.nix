@@ -30,6 +30,7 @@ in
 {
   gatherer = imports "gatherer";
   deduplicator = imports "deduplicator";
+  cloudwatch = imports "cloudwatch";
   tape = imports "tape";
   units =
     if different == [ ] then

@@ -33,6 +33,7 @@ let
   closures = {
     gatherer = service "gatherer";
     deduplicator = service "deduplicator";
+    cloudwatch = service "cloudwatch";
     tape = service "tape";
     postgres = pkgs.runCommand "kalshi-postgres-${project.version}" { } ''
       mkdir "$out"

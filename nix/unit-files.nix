@@ -12,8 +12,10 @@ let
       "release"
     else if starts "kalshi-gatherer" name then
       "gatherer"
-    else if starts "kalshi-deduplicator" name then
+    else if starts "kalshi-deduplicator" name || starts "kalshi-backup" name then
       "deduplicator"
+    else if starts "kalshi-cloudwatch" name then
+      "cloudwatch"
     else if starts "kalshi-postgres" name || starts "kalshi-timescaledb" name || name == "kalshi-reader.sql" then
       "postgres"
     else

@@ -540,6 +540,104 @@ let
     WantedBy=kalshi.target
   '';
 
+  # A dump that fails is tried again the next night and is missed by nobody in between: RDS keeps 7 days itself.
+  backupUnit = ''
+    [Unit]
+    Description=Kalshi Tape: dump of production to the bucket
+    Wants=network-online.target
+    After=network-online.target
+    StartLimitIntervalSec=0
+
+    [Service]
+    Type=oneshot
+    User=kalshi-deduplicator
+    Group=kalshi-deduplicator
+    # Not the deduplicator's own: a directory that two units share goes when the first of them stops.
+    RuntimeDirectory=kalshi-backup
+    RuntimeDirectoryMode=0700
+    LoadCredentialEncrypted=kalshi-pgpass
+    # libpq ignores a password file that its group may read, and systemd 257 gives credentials mode 0440.
+    ExecStartPre=/usr/bin/install -m 0600 %d/kalshi-pgpass %t/kalshi-backup/pgpass
+    ExecStart=${profile "deduplicator"}/bin/kalshi-backup
+    Environment=PGPASSFILE=%t/kalshi-backup/pgpass
+    # pg_dump and pg_restore; no database runs on this host.
+    Environment=KT_PG_BIN=${postgresBin}
+    Environment=KT_LAKE_URI=s3://${topology.bucket.name}
+    Environment=KT_BACKUP_PREFIX=${topology.bucket.rds_backup_prefix}
+    Environment=AWS_DEFAULT_REGION=${topology.region}
+    ${python}# The owner's own settings, KT_PRODUCTION_DSN at least; what it sets wins over the lines above.
+    EnvironmentFile=/etc/kalshi/deduplicator.env
+    TimeoutStartSec=12h
+    # One part of the dump is in memory at a time; the merge goes first.
+    MemoryMax=10%
+    TasksMax=64
+    LimitNOFILE=1024
+    CPUWeight=20
+    IOWeight=20
+    SyslogIdentifier=kalshi-backup
+
+    ${serviceSandbox}
+  '';
+
+  # Before the window in which RDS takes its own (topology.toml) and its Sunday maintenance.
+  backupTimer = ''
+    [Unit]
+    Description=Kalshi Tape: nightly dump of production
+    PartOf=kalshi.target
+
+    [Timer]
+    OnCalendar=*-*-* 01:00:00 UTC
+    RandomizedDelaySec=10min
+    Persistent=yes
+
+    [Install]
+    WantedBy=kalshi.target
+  '';
+
+  cloudwatchUnit = ''
+    [Unit]
+    Description=Kalshi Tape: metrics and journal to CloudWatch
+    # Never required by anything: nothing else may notice when it or CloudWatch is away.
+    Wants=network-online.target
+    After=network-online.target
+    PartOf=kalshi.target
+    StartLimitIntervalSec=0
+
+    [Service]
+    Type=notify
+    NotifyAccess=main
+    User=kalshi-cloudwatch
+    Group=kalshi-cloudwatch
+    # The journal is read with the host's own journalctl.
+    SupplementaryGroups=systemd-journal
+    StateDirectory=kalshi-cloudwatch
+    StateDirectoryMode=0700
+    ExecStart=${profile "cloudwatch"}/bin/kalshi-cloudwatch
+    # The role, and with it metrics and log group, follows from the host's name (gatherer-1, deduplicator).
+    Environment=KT_HOST_NAME=%l
+    Environment=KT_SERVICE_URL=http://127.0.0.1:${toString ports.health}
+    Environment=KT_NAMESPACE=${topology.logs.metric_namespace}
+    Environment=KT_LOG_PREFIX=${topology.logs.prefix}
+    Environment='KT_LOG_UNITS=["kalshi-*"]'
+    Environment=KT_STATE_DIR=%S/kalshi-cloudwatch
+    Environment=KT_DISK=/var/lib
+    Environment=AWS_DEFAULT_REGION=${topology.region}
+    ${python}TimeoutStartSec=90
+    WatchdogSec=300
+    TimeoutStopSec=30
+    ${always 30}
+    MemoryMax=256M
+    TasksMax=32
+    LimitNOFILE=1024
+    CPUWeight=20
+    IOWeight=20
+    SyslogIdentifier=kalshi-cloudwatch
+
+    ${serviceSandbox}
+    [Install]
+    WantedBy=kalshi.target
+  '';
+
   target = ''
     [Unit]
     Description=Kalshi Tape: what this host runs
@@ -556,6 +654,7 @@ let
     u kalshi-timescaledb  - "Kalshi Tape TimescaleDB"        /var/lib/kalshi-timescaledb
     u kalshi-postgres     - "Kalshi Tape PostgreSQL"         /var/lib/kalshi-postgres
     u kalshi-deduplicator - "Kalshi Tape deduplicator"       -
+    u kalshi-cloudwatch   - "Kalshi Tape CloudWatch"         /var/lib/kalshi-cloudwatch
     m kalshi-gatherer kalshi-timescaledb
     m kalshi-gatherer kalshi-postgres
   '';
@@ -589,6 +688,9 @@ in
   "kalshi.target" = target;
   "kalshi-gatherer.service" = gathererUnit;
   "kalshi-deduplicator.service" = deduplicatorUnit;
+  "kalshi-backup.service" = backupUnit;
+  "kalshi-backup.timer" = backupTimer;
+  "kalshi-cloudwatch.service" = cloudwatchUnit;
   "kalshi-sysusers.conf" = sysusers;
   "kalshi-tmpfiles.conf" = tmpfiles;
   "kalshi-reader.sql" = readerPassword;

@@ -36,10 +36,11 @@ GLIBC = (2, 28)  # the newest C library that a wheel may ask for; hosts have 2.4
 GLIBC_OLDEST = {"aarch64": 17, "x86_64": 5}  # minor versions; older tags do not exist
 LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 SYSTEMS = ("aarch64-linux", "x86_64-linux")
-# Service (a flake output) -> the member whose dependencies it is made of.
+# Service (a flake output) -> the member whose dependencies it is made of, with its extras.
 SERVICES = {
     "gatherer": "kalshi-tape-gatherer",
     "deduplicator": "kalshi-tape-dedup",
+    "cloudwatch": "kalshi-tape-runtime[cloudwatch]",  # apart: boto3 is not for the gatherer
     "tape": "kalshi-tape-cli",
 }
 
@@ -185,7 +186,8 @@ def walk(
     seen: set[tuple[str, str]] = set()
     used: set[str] = set()
     met: set[str] = set()
-    waiting: list[tuple[str, str]] = [(root, "")]
+    top = Requirement(root)
+    waiting = [(canonicalize_name(top.name), extra) for extra in ("", *sorted(top.extras))]
     while waiting:
         name, extra = waiting.pop()
         if (name, extra) in seen:

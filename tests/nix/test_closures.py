@@ -23,7 +23,7 @@ from tests.rules.tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-CLOSURES = ("gatherer", "deduplicator", "tape")
+CLOSURES = ("gatherer", "cloudwatch", "deduplicator", "tape")
 # What the project wrote in a closure; the rest is from wheels. Unit files are not in it: what they
 # name outside the store is the host's by intent.
 WRITTEN = ("bin/", "pyvenv.cfg")
@@ -111,6 +111,7 @@ def test_the_recorder_has_no_reader_in_it(built: Built) -> None:
         held[name] = [word for word in heavy if list(site.glob(f"*{word}*"))]
         assert list(site.glob("orjson*"))
     assert held["gatherer"] == []
+    assert held["cloudwatch"] == ["boto3", "botocore"]
     assert held["deduplicator"] == ["pyarrow", "boto3", "botocore"]
 
 

@@ -13,8 +13,10 @@ from nix import wheels
 from tests.nix.host import STANDIN, Nix, require, run, snapshot
 from tests.rules.tree import ROOT, tracked
 
-PACKAGES = {"gatherer", "deduplicator", "tape", "postgres", "release", "default"}
-CHECKS = {"gatherer", "deduplicator", "tape", "units"}
+PACKAGES = {
+    "gatherer", "deduplicator", "cloudwatch", "tape", "postgres", "release", "default",
+}  # fmt: skip
+CHECKS = {"gatherer", "deduplicator", "cloudwatch", "tape", "units"}
 APPS = {"demo", "test", "deploy", "default"}
 
 
@@ -84,7 +86,9 @@ def test_the_module_holds_the_units(nix: Nix) -> None:
     apply = 'module: builtins.concatStringsSep " " (builtins.attrNames (module { }).systemd.units)'
     listed = nix.evaluate("nixosModules.default", "--apply", apply).split()
     folder = ROOT / "systemd"
-    files = {path.name for kind in ("service", "target") for path in folder.glob(f"*.{kind}")}
+    files = {
+        path.name for kind in ("service", "target", "timer") for path in folder.glob(f"*.{kind}")
+    }
     assert files
     assert set(listed) == files
 

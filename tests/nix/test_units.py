@@ -16,17 +16,28 @@ from pathlib import Path
 
 import pytest
 
-from runtime.config import PREFIX, DedupSettings, GathererSettings, ServiceSettings, load
+from runtime.config import (
+    PREFIX,
+    BackupSettings,
+    CloudwatchSettings,
+    DedupSettings,
+    GathererSettings,
+    ServiceSettings,
+    load,
+)
 from tests.nix import units_files as units
 from tests.rules.tree import ROOT
 
 SERVICES = ("kalshi-gatherer.service", "kalshi-deduplicator.service")
 DATABASES = ("kalshi-timescaledb", "kalshi-postgres")
-LASTING = (*SERVICES, *(f"{name}.service" for name in DATABASES))
-SETTINGS: dict[str, type[ServiceSettings]] = dict(
-    zip(SERVICES, (GathererSettings, DedupSettings), strict=True)
-)
-LIMIT = {name: 1.5 if name in SERVICES else 2.0 for name in units.names()}
+BACKUP, CLOUDWATCH = "kalshi-backup.service", "kalshi-cloudwatch.service"
+LASTING = (*SERVICES, CLOUDWATCH, *(f"{name}.service" for name in DATABASES))
+SETTINGS: dict[str, type[ServiceSettings]] = {
+    **dict(zip(SERVICES, (GathererSettings, DedupSettings), strict=True)),
+    BACKUP: BackupSettings,
+    CLOUDWATCH: CloudwatchSettings,
+}
+LIMIT = {name: 1.5 if name in SETTINGS else 2.0 for name in units.names()}
 # Variables of others that a unit may set.
 FOREIGN = {"PYTHONFAULTHANDLER", "SSL_CERT_FILE", "PGPASSFILE", "AWS_DEFAULT_REGION"}
 # Every unit has these. Beside each the check of systemd-analyze that names its absence, if any.
@@ -174,12 +185,25 @@ def unknown_settings(body: str, name: str) -> list[str]:
     return sorted(units.environment(body, name).keys() - known)
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_every_variable_is_a_setting(name: str) -> None:
     body = units.text(name)
     assert unknown_settings(body, name) == []
-    planted = body.replace("Environment=KT_BIND=", "Environment=KT_BINDS=")
-    assert unknown_settings(planted, name) == ["KT_BINDS"]
+    planted = body.replace("Environment=KT_", "Environment=KT_X", 1)
+    assert len(unknown_settings(planted, name)) == 1
+
+
+def test_the_backup_and_cloudwatch_accept_their_units() -> None:
+    """With the owner's production for the first, and on hosts of either role for the second."""
+    owners = units.example("deduplicator.env.example")
+    backup = load(BackupSettings, {**units.environment(units.text(BACKUP), BACKUP), **owners})
+    assert backup.backup_prefix == units.topology()["bucket"]["rds_backup_prefix"]
+    given = units.environment(units.text(CLOUDWATCH), CLOUDWATCH)
+    for host in units.topology()["host"]:
+        settings = load(CloudwatchSettings, {**given, "KT_HOST_NAME": host["name"]})
+        assert settings.role == host["role"]
+        assert settings.log_prefix + settings.role in units.topology()["logs"]["groups"]
+        assert settings.namespace == units.topology()["logs"]["metric_namespace"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -209,7 +233,7 @@ def test_only_programs_that_exist_have_a_unit() -> None:
     scripts: set[str] = set()
     for member in (ROOT / "python").glob("*/pyproject.toml"):
         scripts |= set(tomllib.loads(member.read_text())["project"].get("scripts", {}))
-    shipped = {name.removesuffix(".service") for name in SERVICES}
+    shipped = {name.removesuffix(".service") for name in SETTINGS}
     assert shipped <= scripts
     document = (ROOT / "docs" / "units.md").read_text()
     for name in ("kalshi-backup", "kalshi-cloudwatch"):
@@ -233,7 +257,7 @@ def test_programs_come_from_stable_profiles() -> None:
                 profiles.add(found[1])
     # The profiles of the roles are those that the AWS side tells the roll-out.
     roles = {f"kalshi-{role}" for role in units.topology()["role"]}
-    assert profiles == roles | {"kalshi-postgres"}
+    assert profiles == roles | {"kalshi-postgres", "kalshi-cloudwatch"}
 
 
 def test_referenced_files_are_rendered() -> None:
@@ -335,7 +359,9 @@ def test_memory_limits_leave_the_host_room() -> None:
     on_gatherers = [SERVICES[0], *(f"{name}.service" for name in DATABASES)]
     assert sum(share(name) for name in on_gatherers) <= 0.8
     assert share(SERVICES[1]) <= 0.8
-    for name in LASTING:  # the comment beside a limit tells the truth
+    small = units.value(units.parse(units.text(CLOUDWATCH)), "Service", "MemoryMax")
+    assert small == "256M"  # less than a tenth of the smallest host's
+    for name in set(LASTING) - {CLOUDWATCH}:  # the comment beside a limit tells the truth
         role = "deduplicator" if name == SERVICES[1] else "gatherer"
         memory = gib(facts["role"][role]["instance_type"])
         assert f"% of {memory:.0f} GiB: {share(name) * memory:.1f} GiB." in units.text(name)
@@ -391,7 +417,7 @@ def test_nothing_gives_up() -> None:
             assert units.value(unit, "Service", "Type") == "notify"
             assert units.value(unit, "Unit", "PartOf") == "kalshi.target"
             assert units.value(unit, "Install", "WantedBy") == "kalshi.target"
-        if name in SERVICES:
+        if name in (*SERVICES, CLOUDWATCH):
             assert int(units.value(unit, "Service", "WatchdogSec")) > 0
 
 

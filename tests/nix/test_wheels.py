@@ -148,6 +148,12 @@ def little(root: Path) -> Path:
             f'[project]\nname = "kalshi-tape-{member}"\nrequires-python = ">=3.11"\n'
             'dependencies = ["one>=0.9"]\n'
         )
+    runtime = root / "python" / "runtime"
+    runtime.mkdir()
+    (runtime / "pyproject.toml").write_text(
+        '[project]\nname = "kalshi-tape-runtime"\nrequires-python = ">=3.11"\n'
+        '[project.optional-dependencies]\ncloudwatch = ["two"]\nother = ["nowhere"]\n'
+    )
     return root
 
 
@@ -175,6 +181,10 @@ def test_generator_takes_the_locks_version_for_the_closures_python(tmp_path: Pat
         ("two", "2.0", "dd"),
     ]
     assert content["services"]["gatherer"]["members"] == ["gatherer"]
+    # A service can be a member with one of its extras, and then has nothing of the others.
+    extra = content["services"]["cloudwatch"]
+    assert extra["members"] == ["runtime"]
+    assert [entry["name"] for entry in extra["wheels"]["aarch64-linux"]] == ["two"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ MAY_IMPORT = {
 CORE_PACKAGES = {"numpy", "orjson", "msgspec", "google_crc32c"}
 # 165 MB and more: they belong to readers and exporters, never to the recorder.
 HEAVY = {"pyarrow", "boto3", "botocore", "duckdb", "polars", "pandas"}
+# Programs with a closure of their own, behind an extra: no other module imports them.
+APART = {("runtime", "cloudwatch")}
 # The verifier judges what the rest wrote, and can be handed out alone.
 VERIFIER_PACKAGES = {"pyarrow"}
 LIGHT = {"marketdata", "runtime", "gatherer"}
@@ -39,8 +41,12 @@ def breaches(root: Path) -> list[str]:
             top = name.split(".")[0]
             if top in MAY_IMPORT and top != module.package and top not in allowed:
                 found.append(f"{module.where(node)} imports {top}")
-            if module.package in LIGHT and top in HEAVY:
+            own_closure = (module.package, module.name) in APART
+            if module.package in LIGHT and top in HEAVY and not own_closure:
                 found.append(f"{module.where(node)} imports {top}, which is too heavy here")
+            apart = tuple(name.split(".")[:2]) in APART
+            if apart and module.package in LIGHT and not own_closure:
+                found.append(f"{module.where(node)} imports {name}, which has a closure of its own")
             if module.package == "kalshilake" and module.name.split(".")[0] == "verify":
                 own = name.startswith("kalshilake.verify") or top in VERIFIER_PACKAGES
                 if not own and top not in sys.stdlib_module_names:
@@ -63,6 +69,7 @@ def test_imports_go_one_way() -> None:
         ("gatherer", "from exchange.venue import Venue", "imports exchange"),
         ("gatherer", "import pyarrow.parquet as pq", "too heavy"),
         ("runtime", "def f():\n    import boto3", "too heavy"),
+        ("runtime", "from runtime.cloudwatch import measured", "has a closure of its own"),
         ("kalshilake", "import runtime", "imports runtime"),
         ("dedup", "import gatherer.feed", "imports gatherer"),
         ("marketdata", "import requests", "into the pure core"),

@@ -37,6 +37,10 @@ PRIVATE_KEY = re.compile(
 )
 
 
+# Here hosts are made and booted: accounts and homes are those hosts' own.
+HOSTS = "tests/onhost/"
+
+
 def breaches(root: Path) -> list[str]:
     found: list[str] = []
     for path in tracked(root):
@@ -47,6 +51,8 @@ def breaches(root: Path) -> list[str]:
         if PRIVATE_KEY.search(text):
             found.append(f"{name} holds a private key")
         for what, pattern in PATTERNS.items():
+            if what == "a path of one machine" and name.startswith(HOSTS):
+                continue
             for match in pattern.finditer(text):
                 line = text.count("\n", 0, match.start()) + 1
                 found.append(f"{name}:{line} holds {what}: {match.group()[:40]}")

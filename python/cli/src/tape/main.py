@@ -14,6 +14,7 @@ from tape.book import book
 from tape.coverage import coverage
 from tape.demo import demo
 from tape.output import EXIT_REFUSED
+from tape.restore import restore
 from tape.trades import trades
 from tape.verify import verify
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, coverage, trades, book, verify):
+for command in (demo, coverage, trades, book, verify, restore):
     app.command()(command)
 
 

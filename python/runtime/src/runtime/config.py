@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_origin
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from marketdata.errors import ConfigError
@@ -121,8 +121,43 @@ class DedupSettings(ServiceSettings):
     final: bool = False
 
 
+class BackupSettings(ServiceSettings):
+    """`python -m dedup.backup`. `verify_dsn`: an empty database; the backup is restored there."""
+
+    production_dsn: Dsn
+    lake_uri: Annotated[str, Field(min_length=1)]
+    backup_prefix: Annotated[str, Field(pattern=r"^([a-z0-9-]+/)+$")] = "backups/rds/"
+    pg_bin: Path  # where pg_dump and pg_restore are, of the server's version or newer
+    verify_dsn: Dsn | None = None
+
+
+class CloudwatchSettings(ServiceSettings):
+    """`python -m runtime.cloudwatch`. Without `role` it is the host's name without its number.
+
+    `log_units` is a JSON list of units or patterns of journalctl; an empty `log_prefix`: no logs.
+    """
+
+    host_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,63}$")]
+    role: Literal["gatherer", "deduplicator"]
+    service_url: HttpUrl = "http://127.0.0.1:8080"
+    namespace: Annotated[str, Field(min_length=1)] = "Kalshi"  # the roles may write to no other
+    log_prefix: str = ""  # the log group is this and the role
+    log_units: list[str] = Field(default_factory=list)
+    state_dir: Path
+    disk: Path = Path("/")  # of which the free share is told
+    interval_s: Count = 60
+
+    @model_validator(mode="before")
+    @classmethod
+    def _role_by_host(cls, values: dict[str, Any]) -> dict[str, Any]:
+        host = str(values.get("host_name", ""))
+        return {"role": host.rstrip("0123456789").rstrip("-"), **values} if host else values
+
+
 S = TypeVar("S", bound=ServiceSettings)
-_ALL: Final[tuple[type[ServiceSettings], ...]] = (GathererSettings, DedupSettings)
+_ALL: Final[tuple[type[ServiceSettings], ...]] = (
+    GathererSettings, DedupSettings, BackupSettings, CloudwatchSettings,
+)  # fmt: skip
 
 
 def load(kind: type[S], environ: Mapping[str, str] | None = None) -> S:
