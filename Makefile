@@ -16,6 +16,7 @@ help:
 	@echo "make acceptance  every recorded capture and twenty made-up exchanges (about an hour)"
 	@echo "make bench       speed and size as ratios (add ARGS=--json)"
 	@echo "make nix-check   every Nix output evaluates (make nix-build builds them; as root)"
+	@echo "make aarch64     the hosts' processor, emulated: wheels, capture, Parquet, S3 (as root)"
 	@echo "make lock        resolve the dependencies again"
 
 # --no-deps: the lock is the whole answer. pip would resolve extras again and stop at a newer release it has no hash for.
@@ -33,7 +34,7 @@ demo: setup
 	$(BIN)/tape demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" --ignore tests/nix --ignore tests/onhost $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/nix --ignore tests/onhost --ignore tests/aarch64 $(ARGS)
 
 check: setup
 	$(BIN)/ruff check python tests
@@ -61,3 +62,4 @@ clean:
 -include systemd/systemd.mk
 -include nix/nix.mk
 -include tests/onhost/onhost.mk
+-include tests/aarch64/aarch64.mk
