@@ -63,6 +63,19 @@ class Keys:
         }
 
 
+def private_pem(keys: Keys, file: Path) -> Path:
+    """The private half as a file."""
+    file.write_bytes(
+        keys.private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    file.chmod(0o600)
+    return file
+
+
 @dataclass
 class Session:
     """One connection's frames, in order of arrival."""

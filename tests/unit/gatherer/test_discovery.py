@@ -44,7 +44,13 @@ class Exchange:
         path = request.path.rsplit("/", 1)[1]
         if path == "markets":
             assert request.query["mve_filter"] == "exclude"
-            return web.json_response({"markets": self.markets, "cursor": ""})
+            chosen = request.query.get("series_ticker")
+            shown = [
+                m
+                for m in self.markets
+                if chosen is None or str(m["event_ticker"]).startswith(f"{chosen}-")
+            ]
+            return web.json_response({"markets": shown, "cursor": ""})
         if path == "events":
             event = {"event_ticker": "E-1", "series_ticker": "E", "title": "x"}
             return web.json_response({"events": [event], "cursor": ""})
@@ -54,7 +60,7 @@ class Exchange:
 
 @asynccontextmanager
 async def discovering(
-    exchange: Exchange, history: History, interval_s: float = 0.05
+    exchange: Exchange, history: History, interval_s: float = 0.05, series: tuple[str, ...] = ()
 ) -> AsyncIterator[tuple[Discovery, list[Assignment]]]:
     app = web.Application()
     app.router.add_get("/{rest:.*}", exchange.answer)
@@ -75,6 +81,7 @@ async def discovering(
                 clock,
                 interval_s=interval_s,
                 on_assignment=told.append,
+                series=series,
             )
             task = asyncio.create_task(made.run())
             try:
@@ -224,3 +231,19 @@ async def test_bodies_that_cannot_be_read_do_not_hide_the_others(dsn: str) -> No
         await until(lambda: made.rounds >= 1)
         assert set(told[0].books[0]) == {"A", "B"}
         assert made.problems >= 1
+
+
+async def test_only_chosen_series_are_subscribed(dsn: str) -> None:
+    """By REST and by lifecycle frames alike; the control: without a choice all are."""
+    exchange = Exchange()
+    exchange.markets.append(_market("OTHER-1-A", event_ticker="OTHER-1"))
+    async with discovering(exchange, History(dsn), 60, ("OTHER",)) as (made, told):
+        await until(lambda: made.rounds == 1)
+        assert set(told[-1].books[0]) == {"OTHER-1-A"}
+        for parent in ("E-1", "OTHER-2"):
+            metadata = {"additional_metadata": {"event_ticker": parent}}
+            made.on_event(events.MarketLifecycle(f"{parent}-N", "created", False, metadata, 1, 1))
+        assert set(told[-1].books[0]) == {"OTHER-1-A", "OTHER-2-N"}
+    async with discovering(exchange, History(dsn), 60) as (made, told):
+        await until(lambda: made.rounds == 1)
+        assert set(told[-1].books[0]) == {"A", "B", "OTHER-1-A"}

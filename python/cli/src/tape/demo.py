@@ -44,7 +44,7 @@ ZEROS = (
 )  # fmt: skip
 
 
-async def carry_out_kill(fleet: Fleet, target: str) -> None:
+async def carry_out_kill(fleet: Fleet[DemoPlan], target: str) -> None:
     """kill -9 of a service (its watcher restarts it) or of a database server (restarted here)."""
     if target in fleet.databases:
         database = fleet.databases[target]
@@ -60,7 +60,7 @@ async def carry_out_kill(fleet: Fleet, target: str) -> None:
 
 
 async def run_kills(
-    fleet: Fleet, kills: list[Kill], readings: screen.Readings, play_over: asyncio.Event
+    fleet: Fleet[DemoPlan], kills: list[Kill], readings: screen.Readings, play_over: asyncio.Event
 ) -> None:
     """Carry out the plan as the play goes on; what the play left over comes at its end."""
     for kill in kills:
@@ -70,7 +70,7 @@ async def run_kills(
         readings.kills += 1
 
 
-async def wait_for_play(fleet: Fleet, readings: screen.Readings) -> None:
+async def wait_for_play(fleet: Fleet[DemoPlan], readings: screen.Readings) -> None:
     """Until the exchange has sent everything and it was read."""
     deadline = time.monotonic() + PLAY_TIMEOUT_S
     while not readings.exchange.get("done"):
@@ -85,7 +85,7 @@ async def wait_for_play(fleet: Fleet, readings: screen.Readings) -> None:
     await asyncio.sleep(SETTLE_S)
 
 
-async def wait_until_answering(fleet: Fleet, names: list[str]) -> None:
+async def wait_until_answering(fleet: Fleet[DemoPlan], names: list[str]) -> None:
     """Until every named service answers on its health port: one that was killed is back by then."""
     deadline = time.monotonic() + RETURN_TIMEOUT_S
     timeout = aiohttp.ClientTimeout(total=screen.POLL_TIMEOUT_S)

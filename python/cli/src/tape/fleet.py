@@ -14,6 +14,7 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -44,11 +45,24 @@ class DemoPlan:
     markets_per_connection: int = 250  # a gap costs a snapshot of every market of its connection
 
 
+class Place(Protocol):
+    """What every plan says: the folder and how many gatherers."""
+
+    @property
+    def out(self) -> Path: ...
+
+    @property
+    def gatherers(self) -> int: ...
+
+
+P = TypeVar("P", bound=Place)
+
+
 @dataclass(slots=True)
-class Fleet:
+class Fleet(Generic[P]):
     """The running parts. Databases are named g1.hot, g1.meta, ..., production."""
 
-    plan: DemoPlan
+    plan: P
     databases: dict[str, EmbeddedPostgres] = field(default_factory=dict)
     children: dict[str, Child] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
@@ -90,7 +104,7 @@ def write_test_key(folder: Path) -> tuple[Path, Path]:
     return private, public
 
 
-async def start_databases(fleet: Fleet) -> None:
+async def start_databases(fleet: Fleet[Any]) -> None:
     """Two clusters a gatherer and one for production, started side by side."""
     names = [f"{g}.{kind}" for g in fleet.gatherer_names for kind in ("hot", "meta")]
     for name in [*names, "production"]:
@@ -101,7 +115,7 @@ async def start_databases(fleet: Fleet) -> None:
     await asyncio.gather(*(db.start() for db in rest))
 
 
-async def start_exchange(fleet: Fleet, public_key: Path) -> None:
+async def start_exchange(fleet: Fleet[DemoPlan], public_key: Path) -> None:
     """Start the exchange and wait until it listens."""
     plan, ready = fleet.plan, fleet.plan.out / "exchange.ready"
     source = ["--frames", str(plan.frames)] if plan.frames else ["--synthetic", str(plan.synthetic)]
@@ -129,7 +143,7 @@ async def start_exchange(fleet: Fleet, public_key: Path) -> None:
     fleet.ports["exchange"] = int(json.loads(ready.read_text())["port"])
 
 
-async def start_gatherers(fleet: Fleet, private_key: Path) -> None:
+async def start_gatherers(fleet: Fleet[DemoPlan], private_key: Path) -> None:
     """Start every gatherer against the exchange and its own two databases."""
     port = fleet.ports["exchange"]
     for name in fleet.gatherer_names:
@@ -166,7 +180,7 @@ async def start_gatherers(fleet: Fleet, private_key: Path) -> None:
         await child.start()
 
 
-async def start_deduplicator(fleet: Fleet) -> None:
+async def start_deduplicator(fleet: Fleet[DemoPlan]) -> None:
     """Start the deduplicator; it ends by itself when all gatherers have ended (KT_FINAL)."""
     plan = fleet.plan
     fleet.ports["dedup"], metrics = free_port(), free_port()
@@ -193,7 +207,7 @@ async def start_deduplicator(fleet: Fleet) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running_fleet(plan: DemoPlan) -> AsyncIterator[Fleet]:
+async def running_fleet(plan: DemoPlan) -> AsyncIterator[Fleet[DemoPlan]]:
     """Start everything; stop everything on the way out, whatever happened."""
     fleet = Fleet(plan)
     (plan.out / "logs").mkdir(parents=True, exist_ok=True)
@@ -207,7 +221,7 @@ async def running_fleet(plan: DemoPlan) -> AsyncIterator[Fleet]:
         await asyncio.shield(stop_everything(fleet))
 
 
-async def stop_everything(fleet: Fleet) -> None:
+async def stop_everything(fleet: Fleet[Any]) -> None:
     """Kill what still runs (a clean end has been waited for before) and stop the clusters."""
     for child in fleet.children.values():
         await child.stop(timeout_s=5.0)

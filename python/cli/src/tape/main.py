@@ -11,8 +11,10 @@ import typer
 from typer.exceptions import TyperException
 
 from tape.book import book
+from tape.capture import capture
 from tape.coverage import coverage
 from tape.demo import demo
+from tape.doctor import doctor
 from tape.output import EXIT_REFUSED
 from tape.restore import restore
 from tape.trades import trades
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, coverage, trades, book, verify, restore):
+for command in (demo, capture, doctor, coverage, trades, book, verify, restore):
     app.command()(command)
 
 

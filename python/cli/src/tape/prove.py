@@ -209,7 +209,7 @@ def prove(out: Path) -> tuple[Verdict, int]:
     return verdict, frames
 
 
-async def read_counters(fleet: Fleet) -> dict[str, int]:
+async def read_counters(fleet: Fleet[Any]) -> dict[str, int]:
     """What only the databases know: rows quarantined, audits passed and failed by the gatherers."""
     audits = failed = 0
     for name in fleet.gatherer_names:

@@ -1,7 +1,8 @@
-"""The live screen of the demo: rates, lag, gaps, witnesses, completeness.
+"""The live screen of the demo and of a capture: rates, lag, gaps, witnesses, completeness.
 
 On a terminal a rich live table, in a log one plain line every few seconds. It only shows what the
-services say of themselves on their health ports; the proof at the end does not rest on it.
+services say of themselves on their health ports; the proof at the end does not rest on it. A
+capture has no simulated exchange to ask: its first line tells what is subscribed instead.
 """
 
 from __future__ import annotations
@@ -58,19 +59,17 @@ async def answers(http: aiohttp.ClientSession, url: str) -> bool:
     return (await _json(http, url)).get("state") != "down"
 
 
-async def poll(fleet: Fleet, http: aiohttp.ClientSession, readings: Readings) -> None:
+async def poll(fleet: Fleet[Any], http: aiohttp.ClientSession, readings: Readings) -> None:
     """Ask every service once."""
-    names = fleet.gatherer_names
-    urls = [fleet.url("exchange", "/sim/status")]
-    urls += [fleet.url(n, "/health") for n in names if n in fleet.ports]
-    if "dedup" in fleet.ports:
-        urls.append(fleet.url("dedup", "/status"))
-    answers = await asyncio.gather(*(_json(http, u) for u in urls))
-    if answers[0].get("state") != "down":
-        readings.exchange = answers[0]
-    readings.gatherers = dict(zip(names, answers[1:], strict=False))
-    if "dedup" in fleet.ports:
-        readings.dedup = answers[-1]
+    paths = {"exchange": "/sim/status", "dedup": "/status"}
+    paths |= dict.fromkeys(fleet.gatherer_names, "/health")
+    there = [name for name in paths if name in fleet.ports]
+    told = await asyncio.gather(*(_json(http, fleet.url(n, paths[n])) for n in there))
+    answers = dict(zip(there, told, strict=True))
+    if answers.get("exchange", {"state": "down"}).get("state") != "down":
+        readings.exchange = answers["exchange"]
+    readings.gatherers = {n: answers[n] for n in fleet.gatherer_names if n in answers}
+    readings.dedup = answers.get("dedup", readings.dedup)
 
 
 def _number(value: Any) -> str:
@@ -115,18 +114,30 @@ def render(readings: Readings, seconds: float) -> Group:
         str(d.get("waiting_for", "-"))[:40],
     )  # fmt: skip
     e = readings.exchange
-    head = Text(
-        f"{readings.phase} · {seconds:.0f} s · exchange {_number(e.get('events'))} of "
-        f"{_number(e.get('events_expected'))} events, {_number(e.get('conns'))} connections, "
-        f"faults {e.get('faults', '-')}, kills {readings.kills}"
-    )
-    return Group(
-        Panel(
-            Group(head, ProgressBar(total=1.0, completed=readings.progress)), title="Kalshi Tape"
-        ),
-        table,
-        merged,
-    )
+    if e:
+        head = Group(
+            Text(
+                f"{readings.phase} · {seconds:.0f} s · exchange {_number(e.get('events'))} of "
+                f"{_number(e.get('events_expected'))} events, {_number(e.get('conns'))}"
+                f" connections, faults {e.get('faults', '-')}, kills {readings.kills}"
+            ),
+            ProgressBar(total=1.0, completed=readings.progress),
+        )
+    else:
+        head = Group(Text(f"{readings.phase} · {seconds:.0f} s · {_subscribed(readings)}"))
+    return Group(Panel(head, title="Kalshi Tape"), table, merged)
+
+
+def _subscribed(readings: Readings) -> str:
+    """What the gatherers hear, and what is wrong, in words."""
+    details = [g["detail"] for g in readings.gatherers.values() if "detail" in g]
+    if not details:
+        return "no gatherer answers"
+    books = max(int(d.get("books_subscribed") or 0) for d in details)
+    open_now = max(int(d.get("markets") or 0) for d in details)
+    reasons = [reason for g in readings.gatherers.values() for reason in g.get("reasons", [])]
+    told = f"{books:,} of {open_now:,} open markets' books subscribed"
+    return told + (f"; {reasons[0]}" if reasons else "")
 
 
 def plain_line(readings: Readings, seconds: float) -> str:
@@ -134,6 +145,11 @@ def plain_line(readings: Readings, seconds: float) -> str:
     rows = sum(
         int(g.get("detail", g).get("rows_committed") or 0) for g in readings.gatherers.values()
     )
+    if not readings.exchange:
+        return (
+            f"{seconds:6.1f} s  {readings.phase}: {_subscribed(readings)}; committed {rows:,} rows;"
+            f" merged {_number(readings.dedup.get('rows_merged'))}"
+        )
     return (
         f"{seconds:6.1f} s  {readings.phase}: exchange {readings.progress:.0%}, "
         f"{_number(readings.exchange.get('events'))} events; gatherers committed {rows:,} rows; "
@@ -141,7 +157,9 @@ def plain_line(readings: Readings, seconds: float) -> str:
     )
 
 
-async def show(fleet: Fleet, readings: Readings, console: Console, stop: asyncio.Event) -> None:
+async def show(
+    fleet: Fleet[Any], readings: Readings, console: Console, stop: asyncio.Event
+) -> None:
     """Poll and draw until `stop` is set."""
     begun, said = time.monotonic(), 0.0
     timeout = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S)

@@ -214,13 +214,16 @@ class Discovery:
         *,
         interval_s: float,
         on_assignment: Callable[[Assignment], None],
+        series: Iterable[str] = (),
     ) -> None:
+        """`series`: whose order books are recorded; empty: every market's."""
         self._rest = rest
         self._plan = plan
         self._history = history
         self._clock = clock
         self._interval_s = interval_s
         self._on_assignment = on_assignment
+        self._series = frozenset(series)
         self._nudged = asyncio.Event()
         self._settled_ns: dict[str, int] = {}
         self.rounds = 0
@@ -235,7 +238,9 @@ class Discovery:
         if event.event_type in ("created", "activated"):
             metadata = event.body.get("additional_metadata") or {}
             parent = metadata.get("event_ticker") if isinstance(metadata, dict) else None
-            self._place([MarketRef(event.market, str(parent or event.market))])
+            market = MarketRef(event.market, str(parent or event.market))
+            if not self._series or series_of(market.event) in self._series:
+                self._place([market])
             self._nudged.set()
         elif event.event_type == "settled":
             self._settled_ns.setdefault(event.market, self._clock.monotonic_ns())
@@ -269,11 +274,22 @@ class Discovery:
     async def _round(self) -> None:
         """One look at all open markets, then at their events and series."""
         found = 0
-        query: dict[str, str | int] = {
-            "limit": MARKETS_PAGE,
-            "status": "open",
-            "mve_filter": "exclude",
-        }
+        for chosen in sorted(self._series) or [""]:
+            query: dict[str, str | int] = {
+                "limit": MARKETS_PAGE,
+                "status": "open",
+                "mve_filter": "exclude",
+            }
+            found += await self._markets_round({**query, **_one_series(chosen)})
+        self.markets = found
+        self.rounds += 1
+        self.reason = ""
+        for chosen in sorted(self._series) or [""]:
+            await self._describe_events(_one_series(chosen))
+
+    async def _markets_round(self, query: dict[str, str | int]) -> int:
+        """Place and describe every market of a query; how many there were."""
+        found = 0
         async for body in self._rest.pages("/markets", "markets", query):
             page = rest_bodies.markets_page({"markets": body})
             self._note_problems(page.problems)
@@ -283,14 +299,11 @@ class Discovery:
                 row = history_row("market", market.ticker, market.status, market.body, seen_ns)
                 self._history.offer(row)
             self._place(MarketRef(m.ticker, m.event_ticker) for m in page.items)
-        self.markets = found
-        self.rounds += 1
-        self.reason = ""
-        await self._describe_events()
+        return found
 
-    async def _describe_events(self) -> None:
+    async def _describe_events(self, chosen: dict[str, str | int]) -> None:
         series: set[str] = set()
-        query: dict[str, str | int] = {"limit": EVENTS_PAGE, "status": "open"}
+        query: dict[str, str | int] = {"limit": EVENTS_PAGE, "status": "open", **chosen}
         async for body in self._rest.pages("/events", "events", query):
             page = rest_bodies.events_page({"events": body})
             self._note_problems(page.problems)
@@ -325,3 +338,12 @@ class Discovery:
         self.problems += len(problems)
         for problem in problems[:3]:
             log.warning("a body was not understood", error=str(problem))
+
+
+def series_of(event_ticker: str) -> str:
+    """The series that an event belongs to: what stands before its first dash."""
+    return event_ticker.partition("-")[0]
+
+
+def _one_series(ticker: str) -> dict[str, str | int]:
+    return {"series_ticker": ticker} if ticker else {}

@@ -128,6 +128,7 @@ class Gatherer:
             clock,
             interval_s=settings.discovery_interval_s,
             on_assignment=self._assigned,
+            series=settings.series,
         )
         server = HealthServer(
             self.health,

@@ -102,6 +102,9 @@ class GathererSettings(ServiceSettings):
     segment_bytes: Annotated[int, Field(ge=64 * 1024, le=SEGMENT_BYTES_MAX)] = SEGMENT_BYTES
     spool_retain_bytes: Amount = RETAIN_BYTES
     rest_rate_per_s: Annotated[float, Field(gt=0)] = 5.0
+    # Series whose order books are recorded, a JSON list; empty: all. Trades and tickers are always
+    # those of the whole exchange.
+    series: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
 
 
 class DedupSettings(ServiceSettings):
