@@ -227,10 +227,21 @@ class Network:
 
     def cut(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Nothing passes between the members of each pair, in either direction, until `heal`."""
-        lines = []
-        for one, other in pairs:
-            for a, b in ((one, other), (other, one)):
-                lines.append(f"ip saddr {self.address(a)} ip daddr {self.address(b)} drop")
+        both = [pair for one, other in pairs for pair in ((one, other), (other, one))]
+        self._fault(f"ip saddr {self.address(a)} ip daddr {self.address(b)} drop" for a, b in both)
+
+    def silence(self, listener: str, speaker: str) -> None:
+        """The listener hears nothing more of the speaker, and nobody tells it why; the speaker is
+        told at once that its connection is gone, so that it does not wait for this listener."""
+        here, there = self.address(listener), self.address(speaker)
+        self._fault(
+            (
+                f"ip saddr {there} ip daddr {here} ip protocol tcp reject with tcp reset",
+                f"ip saddr {here} ip daddr {there} drop",
+            )
+        )
+
+    def _fault(self, rules: Iterable[str]) -> None:
         self.nft(
             "\n".join(
                 (
@@ -238,7 +249,7 @@ class Network:
                     "table ip fault {",
                     "chain forward {",
                     "type filter hook forward priority -10; policy accept;",
-                    *lines,
+                    *rules,
                     "}",
                     "}\n",
                 )
