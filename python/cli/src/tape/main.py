@@ -17,6 +17,7 @@ from tape.demo import demo
 from tape.doctor import doctor
 from tape.output import EXIT_REFUSED
 from tape.restore import restore
+from tape.spool import app as spool_app
 from tape.trades import trades
 from tape.verify import verify
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 for command in (demo, capture, doctor, coverage, trades, book, verify, restore):
     app.command()(command)
+app.add_typer(spool_app)
 
 
 def main(arguments: list[str] | None = None) -> None:
