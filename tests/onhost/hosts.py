@@ -74,10 +74,14 @@ class Cluster:
         return machine
 
     def deduplicator(self, *settings: str) -> Machine:
-        """The deduplicator host; every gatherer host must have its certificate by now."""
+        """The deduplicator host for the gatherer hosts that there are, three or the first one."""
+        gatherers = [name for name in GATHERERS if name in self.machines]
         machine = self.machine(DEDUPLICATOR)
         self._profile(machine, "deduplicator")
         example = (ROOT / "systemd" / "deduplicator.env.example").read_text()
+        if gatherers == list(GATHERERS[:1]):  # the lines for profile "small"
+            assert "\n# KT_GATHERER" in example
+            example = example.replace("\n# KT_GATHERER", "\nKT_GATHERER")
         assert "@HOST:" in example
         access = [f"{name}={value}" for name, value in STORE_ACCESS.items()]
         trust = f"AWS_CA_BUNDLE={AUTHORITY}"  # boto3 brings authorities of its own
@@ -87,10 +91,10 @@ class Cluster:
             + "\n".join((*access, trust, *settings, "")),
         )
         machine.write(AUTHORITY, self.outside.authority.pem)
-        trusted = [self.machines[g].path("/etc/kalshi/tls.pem").read_text() for g in GATHERERS]
+        trusted = [self.machines[g].path("/etc/kalshi/tls.pem").read_text() for g in gatherers]
         machine.write("/etc/kalshi/gatherers.pem", "".join(trusted))
         self._install(machine, ("deduplicator",))
-        places = [f"{self.network.address(g)}:{port}" for g in GATHERERS for port in (5432, 5433)]
+        places = [f"{self.network.address(g)}:{port}" for g in gatherers for port in (5432, 5433)]
         places.append(f"{PRODUCTION_NAME}:5432")
         lines = (f"{place}:kalshi:kalshi_deduplicator:{PASSWORD}\n" for place in places)
         self.give_credential(machine, "kalshi-pgpass", "".join(lines))
