@@ -1,7 +1,7 @@
 # Becomes the systemd of a test host. Runs as process 1 of its own mount, pid, ipc, host name and
 # cgroup namespaces. In the environment: NAME, ROOT (an empty directory), DISK (the host's disk, a
 # file with ext4), LOWER (layers of the root tree, topmost first), CGROUPS (v1 hierarchies, as in
-# /proc/self/cgroup, one a word).
+# /proc/self/cgroup, one a word; none: version 2 alone).
 set -eu
 hostname "$NAME"
 mount -t tmpfs -o mode=700,size=1m stage "$ROOT"
@@ -20,17 +20,21 @@ mount -o remount,bind,ro "$R/proc/sys"
 mount --bind "$R/proc/sys/net" "$R/proc/sys/net"
 mount -o remount,bind,rw "$R/proc/sys/net"
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$R/sys"
-mount -t tmpfs -o mode=755 cgroup "$R/sys/fs/cgroup"
-for hierarchy in $CGROUPS; do
-  place=$R/sys/fs/cgroup/${hierarchy#name=}
-  mkdir "$place"
-  case $hierarchy in
-    name=*) mount -t cgroup -o "none,$hierarchy,xattr" cgroup "$place" ;;
-    *) mount -t cgroup -o "$hierarchy" cgroup "$place" ;;
-  esac
-done
-mkdir "$R/sys/fs/cgroup/unified"
-mount -t cgroup2 cgroup2 "$R/sys/fs/cgroup/unified"
+if [ -n "$CGROUPS" ]; then
+  mount -t tmpfs -o mode=755 cgroup "$R/sys/fs/cgroup"
+  for hierarchy in $CGROUPS; do
+    place=$R/sys/fs/cgroup/${hierarchy#name=}
+    mkdir "$place"
+    case $hierarchy in
+      name=*) mount -t cgroup -o "none,$hierarchy,xattr" cgroup "$place" ;;
+      *) mount -t cgroup -o "$hierarchy" cgroup "$place" ;;
+    esac
+  done
+  mkdir "$R/sys/fs/cgroup/unified"
+  mount -t cgroup2 cgroup2 "$R/sys/fs/cgroup/unified"
+else
+  mount -t cgroup2 cgroup2 "$R/sys/fs/cgroup"
+fi
 mount -t tmpfs -o mode=755 dev "$R/dev"
 mkdir "$R/dev/pts" "$R/dev/shm"
 mknod -m 666 "$R/dev/null" c 1 3

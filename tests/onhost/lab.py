@@ -38,7 +38,10 @@ class Hierarchy:
 
 
 def hierarchies() -> list[Hierarchy]:
-    """Every mounted hierarchy with a controller or a name, and the unified one (options "")."""
+    """Every mounted hierarchy with a controller or a name, and the unified one (options "").
+
+    Groups of a run are made below the group of this process. Where the unified hierarchy is the
+    only one they are made at its root: a group with processes may not share out controllers."""
     mounts = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, kind = line.partition(" - ")
@@ -56,6 +59,8 @@ def hierarchies() -> list[Hierarchy]:
                 below = path.removeprefix(root.rstrip("/"))
                 found.append(Hierarchy(options, Path(place) / below.lstrip("/")))
                 break
+    if [h.options for h in found] == [""]:
+        return [Hierarchy("", Path(place)) for _, place in mounts.values()]
     return found
 
 
@@ -188,6 +193,8 @@ def main() -> int:
         sys.stdin.buffer.read()
     signal.alarm(0)
     left = sweep(name, folder)
+    if NETNS.is_dir() and not any(NETNS.iterdir()):  # ip makes it a mount of its own
+        subprocess.run(["umount", str(NETNS)], capture_output=True, check=False)
     if left:
         sys.stderr.write(f"on-host tests: could not remove {left}\n")
     return 1 if left else 0

@@ -4,8 +4,8 @@ Boot, run commands inside, switch off, cut the power, boot again. The disk is a 
 only the host mounts: `power_cut` stops that file system without a flush, so what was not synced is
 lost as it would be, and then kills everything at once.
 
-Limits are enforced through control groups of version 1 (see docs/onhost.md): the host's groups lie
-below the group of the process that boots it.
+Limits are enforced through control groups below the group of the process that boots the host: of
+version 1 where they have the memory controller, else of version 2 (see docs/onhost.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.onhost.image import run
-from tests.onhost.lab import Lab, hierarchies, remove_groups
+from tests.onhost.lab import Hierarchy, Lab, hierarchies, remove_groups
 
 INIT = Path(__file__).with_name("init.sh")
 BOOT_S = 120.0
@@ -93,11 +93,7 @@ class Machine:
         assert self._process is None, f"{self.name} is on"
         found = hierarchies()
         if not any(h.options == "memory" for h in found):
-            raise MachineError(
-                "this machine has no control group hierarchy (version 1) for memory: limits would"
-                " be accepted and not enforced\n"
-                "hint: boot it with systemd.unified_cgroup_hierarchy=0"
-            )
+            self._share_out(found)
         groups = []
         for hierarchy in found:
             group = hierarchy.own / f"{self.lab.name}-{self.name}"
@@ -131,6 +127,19 @@ class Machine:
                 start_new_session=True,  # Ctrl-C is for the tests, not for the hosts
             )
         self.wait(self._find_init, GONE_S, "its process 1 to be systemd")
+
+    @staticmethod
+    def _share_out(found: Sequence[Hierarchy]) -> None:
+        """Unified hierarchy only: hand controllers to the groups below its root."""
+        root = next((h.own for h in found if not h.options), None)
+        has = (root / "cgroup.controllers").read_text().split() if root else []
+        if root is None or "memory" not in has:
+            raise MachineError(
+                "no control group hierarchy of this machine has the memory controller: limits"
+                f" would be accepted and not enforced (found {found})"
+            )
+        for controller in {"cpu", "io", "memory", "pids"} & set(has):
+            (root / "cgroup.subtree_control").write_text(f"+{controller}")
 
     def power_off(self) -> None:
         """An orderly shutdown."""
