@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 from types import FrameType
@@ -22,7 +23,7 @@ def run(trial: Trial) -> int:
         begun = time.monotonic()
         try:
             said, mark = check(trial), "shown"
-        except (FailedError, EmulationError) as error:
+        except (FailedError, EmulationError, subprocess.TimeoutExpired) as error:
             said, mark = str(error), "FAILED"
             failed += 1
         print(f"{mark}  {name} ({time.monotonic() - begun:.1f} s)\n       {said}", flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.aarch64 import checks_capture, checks_lake, checks_service, checks_wheels
+from tests.aarch64 import checks_capture, checks_lake, checks_merge, checks_service, checks_wheels
 from tests.aarch64.trial import Trial
 
 Check = Callable[[Trial], str]
@@ -23,6 +23,8 @@ CHECKS: dict[str, Check] = {
     "capture, control": checks_capture.capture_control,
     "service": checks_service.service,
     "service, control": checks_service.service_control,
+    "merge": checks_merge.merge,
+    "merge, control": checks_merge.merge_control,
     "parquet": checks_lake.parquet,
     "parquet, control": checks_lake.parquet_control,
     "s3": checks_lake.s3,
@@ -37,6 +39,6 @@ NOT_SHOWN = (
     "the aarch64 closure as Nix builds it: bytecode, autoPatchelf, nixpkgs' Python and C library",
     "PostgreSQL on aarch64: the database here is native",
     "the exchange and S3 themselves: a generator, a simulator and moto stand in, all native",
-    "the deduplicator as a process, its merge among it: tested natively; here its closure imports",
+    "the deduplicator as a process: here run its merge, its lake and its store, and all it imports",
     "a long run, a full host, a real network",
 )

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from runtime.pgcopy import (
     SNAPSHOT_COPY,
     TICKER_COPY,
     TRADE_COPY,
+    CopyLayout,
 )
 from runtime.spool import START, SpoolReader
 from tests.aarch64.emulator import native, serving
@@ -93,11 +94,11 @@ async def make_databases(dsn: str, names: list[str]) -> None:
     await connection.close()
 
 
-async def stored(dsn: str) -> dict[str, str]:
-    """A hash of every table of a hot database, whatever the commits were."""
+async def stored(dsn: str, layouts: Sequence[CopyLayout] = LAYOUTS) -> dict[str, str]:
+    """A hash of every table of a database, a hot one unless told, whatever the commits were."""
     connection = await asyncpg.connect(dsn)
     found = {}
-    for layout in LAYOUTS:
+    for layout in layouts:
         names = [name for name, _ in layout.columns if name not in OF_THE_COMMIT]
         columns = ", ".join(names)
         digest = hashlib.sha256()

@@ -47,6 +47,10 @@ def cache() -> Path:
     """Where trees, qemu and wheels are kept between runs."""
     folder = Path(os.environ.get("KT_AARCH64_CACHE", "/var/tmp/kalshi-tape-aarch64"))
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        # What lies there is run as root: nobody else may have put it there.
+        raise CannotRunError(f"{folder} can be written by others\nhint: remove it")
     return folder
 
 
@@ -182,7 +186,6 @@ class Place:
     """The tree and the emulator, made where they are not there yet."""
 
     def __init__(self) -> None:
-        require()
         self.own = Apt(cache() / "apt-own")
         self.own.update()
         arm = Apt(cache() / "apt-arm64", sources=self.own.sources(), architecture="arm64")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.aarch64 import place
+from tests.aarch64.__main__ import main
 from tests.aarch64.checks import CHECKS
 from tests.aarch64.trial import FailedError, Trial, expect
 
@@ -56,10 +57,34 @@ def test_without_an_index_it_says_so_and_ends(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_without_root_it_says_so_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_root_it_says_so_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KT_AARCH64_CACHE", str(tmp_path / "none"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(place.CannotRunError, match="need root\nhint: run make aarch64 as root"):
-        place.require()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main() == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "cannot run: namespaces and chroot need root"
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_cache_that_others_can_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tree and its qemu are run as root."""
+    monkeypatch.setenv("KT_AARCH64_CACHE", str(tmp_path))
+    assert place.cache() == tmp_path
+    tmp_path.chmod(0o777)
+    with pytest.raises(place.CannotRunError, match="can be written by others"):
+        place.cache()
+    tmp_path.chmod(0o755)
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(place.CannotRunError, match="can be written by others"):
+        place.cache()
 
 
 def test_two_runs_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

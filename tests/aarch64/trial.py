@@ -13,12 +13,13 @@ from typing import Any, Self
 from runtime.embedded import EmbeddedPostgres
 from tests.aarch64 import closures
 from tests.aarch64.emulator import TRIAL, Emulator
-from tests.aarch64.place import ROOT, Place, cache, locked
+from tests.aarch64.place import ROOT, Place, cache, locked, require
 
 # What the emulated side runs of tests/, beside the closure's own code.
 COPIED = (
     *("__init__.py", "aarch64/__init__.py", "aarch64/answering.py", "aarch64/side_machine.py"),
-    *("aarch64/side_capture.py", "aarch64/side_lake.py", "bench/__init__.py"),
+    *("aarch64/side_capture.py", "aarch64/side_lake.py", "aarch64/side_merge.py"),
+    *("bench/__init__.py", "bench/merge.py"),
     *("bench/clients.py", "bench/generator.py", "bench/recorder.py"),
 )
 
@@ -39,15 +40,17 @@ class Trial:
     def __init__(self) -> None:
         self.stack = contextlib.ExitStack()
         self.seconds: dict[str, float] = {}
-        self.folder = cache() / "run"
         self.wheels: dict[str, dict[str, Path]] = {}
         self.server: EmbeddedPostgres | None = None
         self.captures: list[Any] | None = None  # made by the first check that needs them
         self.service: tuple[int, str, Any] | None = None
+        self.merged: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.lakes: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.s3_control: tuple[str, str] | None = None
 
     def __enter__(self) -> Self:
+        require()
+        self.folder = cache() / "run"
         try:
             self.stack.enter_context(locked())
             self._fresh()
