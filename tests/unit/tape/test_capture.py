@@ -42,8 +42,9 @@ async def playing(folder: Path) -> AsyncIterator[tuple[Running, list[str]]]:
         yield running, [str(word) for pair in flags.items() for word in pair]
 
 
-async def capture(*arguments: str) -> asyncio.subprocess.Process:
+async def capture(*arguments: str, **settings: str) -> asyncio.subprocess.Process:
     environ = {name: text for name, text in os.environ.items() if not name.startswith("KT_")}
+    environ |= {f"KT_CAPTURE_{name.upper()}": text for name, text in settings.items()}
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tape.main", "capture", *arguments,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ,
@@ -75,7 +76,7 @@ async def test_a_capture_stopped_and_gone_on_with_is_the_truth(place: Path) -> N
         assert f"tape verify {out / 'lake'}" in told
         assert "private.pem  (--key-file)" in told
         assert "BEGIN" not in told
-        process = await capture(*flags)
+        process = await capture(*flags, rest_rate_per_s="20")
         await asyncio.sleep(15)
         process.send_signal(signal.SIGINT)
         code, told, err = await ended(process)

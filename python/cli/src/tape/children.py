@@ -62,7 +62,11 @@ class Child:
                 "-m",
                 self.module,
                 *self.arguments,
-                env={**os.environ, **self.environment},
+                # What a person has set for something else is no setting of this child.
+                env={
+                    **{n: v for n, v in os.environ.items() if not n.startswith("KT_")},
+                    **self.environment,
+                },
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
