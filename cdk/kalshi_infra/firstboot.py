@@ -14,7 +14,7 @@ from kalshi_infra.errors import SettingsError
 from kalshi_infra.site import Site
 
 SCRIPT_PATH = Path(__file__).with_name("firstboot.sh")
-SCRIPT_SHA256 = "18d1b1bd13109f53b3f2c6930c1f92924f9e5e5de244b02d29d170f822b26030"
+SCRIPT_SHA256 = "85a41767ef96b7752bed0f1b13e993f17672d6ed2bbc1f27fbdb0d174e8088e4"
 USER_DATA_BYTES_MAX = 16_384  # EC2 refuses more, before base64
 
 

@@ -2,6 +2,7 @@
 
 What it cannot show here: package installation (there is no way out for the role `production`, which
 is why that role is used), systemd (a stub records what is asked of it), and Debian's arm64 image.
+The first two are shown on a booted Debian 13 by tests/onhost/test_firstboot.py (`make onhost`).
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def test_nix_takes_signed_paths_only_and_builds_nothing(after: Path, chosen: Sit
     lines = text(after, "nix/nix.conf").splitlines()
     for line in ("max-jobs = 0", "require-sigs = true", "trusted-users = root"):
         assert line in lines
+    assert "build-users-group = root" in lines  # has no member, so no client can raise max-jobs
     assert any(chosen.nix_public_key in line for line in lines)
 
 
@@ -100,13 +102,22 @@ def test_the_deploy_user_may_speak_to_the_daemon_and_nothing_else(
     assert line == f'restrict,command="nix-daemon --stdio" {chosen.deploy_ssh_key}'
     (shadow,) = [s for s in text(after, "shadow").splitlines() if s.startswith("deploy:")]
     assert shadow.split(":")[1].startswith("!")
-    assert "PermitRootLogin no" in text(after, "ssh/sshd_config.d/10-kalshi.conf")
+    sshd = text(after, "ssh/sshd_config.d/10-kalshi.conf")
+    for setting in ("PermitRootLogin no", "PasswordAuthentication no", "DisableForwarding yes"):
+        assert setting in sshd
+    assert "ForceCommand nix-daemon --stdio" in sshd
 
 
 def test_upgrades_never_reboot_and_the_clock_comes_from_the_hypervisor(after: Path) -> None:
     """A reboot at night would be a gap in a recording."""
-    assert 'Automatic-Reboot "false"' in text(after, "apt/apt.conf.d/52-kalshi-upgrades")
-    assert "server 169.254.169.123" in text(after, "chrony/chrony.conf")
+    upgrades = text(after, "apt/apt.conf.d/52-kalshi-upgrades")
+    assert 'Automatic-Reboot "false"' in upgrades
+    assert "#clear Unattended-Upgrade::Origins-Pattern;" in upgrades
+    assert "label=Debian-Security" in upgrades
+    assert 'label=Debian"' not in upgrades  # point releases come when a person takes them
+    chrony = text(after, "chrony/chrony.conf")
+    assert "server 169.254.169.123" in chrony
+    assert "leapsec" not in chrony  # chrony.conf(5): clients of leap smearing servers must not
     assert text(after, "kalshi/role") == "production\n"
     assert "daemon-reload" in (after / "asked").read_text(encoding="utf-8")
 
