@@ -30,7 +30,7 @@ from tests.nix.host import (
 from tests.onhost.image import cache, locked
 from tests.rules.tree import ROOT
 
-NAMES = ("gatherer", "deduplicator", "postgres")
+NAMES = ("gatherer", "deduplicator", "cloudwatch", "postgres")
 LAYERS_KEPT = 4
 
 

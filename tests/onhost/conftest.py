@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from tests.nix.host import require
 from tests.onhost.image import image
 from tests.onhost.lab import Lab
+from tests.rules.tree import ROOT
 
+PAGE = ROOT / "docs" / "onhost.md"
 TOOLS = {"ip": "iproute2", "losetup": "mount", "mkfs.ext4": "e2fsprogs", "unshare": "util-linux"}
 
 
@@ -35,3 +38,11 @@ def lab(tree: Path) -> Iterator[Lab]:
     """A run whose every trace is gone afterwards; the test module fails if one is not."""
     with Lab() as made:
         yield made
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say after each run what it could not show, in the page's own words."""
+    section = PAGE.read_text(encoding="utf-8").partition("## What is not\n")[2]
+    terminalreporter.section("not shown by these tests (docs/onhost.md)")
+    for item in re.findall(r"(?ms)^- (.*?)(?=^- |\Z)", section):
+        terminalreporter.write_line("- " + " ".join(item.replace("**", "").split()))

@@ -78,6 +78,7 @@ class Cluster:
         gatherers = [name for name in GATHERERS if name in self.machines]
         machine = self.machine(DEDUPLICATOR)
         self._profile(machine, "deduplicator")
+        self._server_profile(machine)  # for pg_dump
         example = (ROOT / "systemd" / "deduplicator.env.example").read_text()
         if gatherers == list(GATHERERS[:1]):  # the lines for profile "small"
             assert "\n# KT_GATHERER" in example

@@ -20,12 +20,12 @@ from tests.onhost.closures import closures
 from tests.onhost.hosts import GATHERERS, Cluster, reader_verifier
 from tests.onhost.lab import Lab
 from tests.onhost.machine import Machine
-from tests.onhost.network import EXCHANGE, Network
+from tests.onhost.network import EXCHANGE, PRODUCTION, Network
 from tests.onhost.outside import Outside
 
 pytestmark = [pytest.mark.onhost, pytest.mark.timeout(900)]
 
-OURS = ("kalshi-gatherer", "kalshi-deduplicator")
+OURS = ("kalshi-gatherer", "kalshi-deduplicator", "kalshi-backup", "kalshi-cloudwatch")
 DATABASES = tuple(
     f"kalshi-{kind}{part}"
     for kind in ("timescaledb", "postgres")
@@ -78,8 +78,8 @@ def deduplicator(cluster: Cluster, host: Machine) -> Machine:
 
 def unit_text(cluster: Cluster, unit: str) -> str:
     """A unit file out of its closure."""
-    names = {"kalshi-gatherer": "gatherer", "kalshi-deduplicator": "deduplicator"}
-    closure = cluster.closures.paths[names.get(unit, "postgres")]
+    owners = {"kalshi-backup": "deduplicator", **{f"kalshi-{n}": n for n in cluster.closures.paths}}
+    closure = cluster.closures.paths[owners.get(unit, "postgres")]
     path = cluster.closures.layer / closure.lstrip("/") / "lib/systemd/system" / f"{unit}.service"
     return path.read_text()
 
@@ -120,7 +120,7 @@ def test_the_sandbox_refuses_everything(cluster: Cluster, host: Machine, unit: s
     said = probe(cluster, host, unit, unit_text(cluster, unit))
     reaches_out = said.pop("connect out")
     assert {name: word for name, word in said.items() if word not in REFUSED} == {}
-    # The exchange and S3 are anywhere; a database's unit talks to the deduplicator's address only.
+    # The exchange and AWS are anywhere; a database's unit talks to the deduplicator's address only.
     assert (reaches_out == "ok") == (unit in OURS), reaches_out
 
 
@@ -307,10 +307,10 @@ def test_a_key_that_the_exchange_does_not_know_is_not_ready(
 def test_a_clear_password_is_refused_as_the_readers(cluster: Cluster, host: Machine) -> None:
     unit = "kalshi-timescaledb-roles"
     cluster.give_credential(host, "kalshi-reader", "a clear password")
+    moment, refusal = now(), "holds no SCRAM-SHA-256 verifier"
     host.run("systemctl", "restart", unit, check=False)
-    assert "holds no SCRAM-SHA-256 verifier" in host.journal("kalshi-timescaledb") + host.journal(
-        unit
-    )
+    host.wait(lambda: refusal in host.journal(unit, moment), 60, "the refusal")
+    assert host.show(unit, "ActiveState")["ActiveState"] != "active"
     cluster.give_credential(host, "kalshi-reader", reader_verifier("another"))
     host.run("systemctl", "restart", unit)
     cluster.wait_active(host, unit)
@@ -331,8 +331,7 @@ def test_ready_is_the_recording_and_not_a_database(cluster: Cluster, host: Machi
         host.wait(lambda: json.loads(host.run(*asked).stdout)["spool_end"] > first, 60, "frames")
     finally:
         put_back(host, "kalshi-tls-key")
-    host.run("systemctl", "start", *databases, timeout_s=300)
-    for unit in databases:
+    for unit in databases:  # the gatherer wants them, and a failed start is tried again
         cluster.wait_active(host, unit)
 
 
@@ -389,3 +388,22 @@ def test_a_wrong_password_is_no_readiness(cluster: Cluster, deduplicator: Machin
         put_back(deduplicator, "kalshi-pgpass")
         deduplicator.run("systemctl", "restart", "--no-block", unit)
     cluster.wait_active(deduplicator, unit)
+
+
+def test_the_nightly_dump_reaches_the_bucket(
+    cluster: Cluster, deduplicator: Machine, tmp_path: Path
+) -> None:
+    """By its own unit, and it reads back what it wrote; with production away it fails."""
+    deduplicator.run("systemctl", "start", "kalshi-backup", timeout_s=300)
+    cluster.outside.fetch_lake(tmp_path)
+    dumps = [path for path in (tmp_path / "backups" / "rds").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in dumps) > 1000
+    production = cluster.machines[PRODUCTION]
+    production.run("systemctl", "stop", "postgresql@17-main")
+    try:
+        failed = deduplicator.run("systemctl", "start", "kalshi-backup", check=False, timeout_s=300)
+        assert failed.returncode != 0
+    finally:
+        production.run("systemctl", "start", "postgresql@17-main")
+        deduplicator.run("systemctl", "stop", "kalshi-backup", check=False)
+        deduplicator.run("systemctl", "reset-failed", "kalshi-backup", check=False)
