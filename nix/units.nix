@@ -105,8 +105,10 @@ let
   # A traceback of every thread goes to the journal when the watchdog aborts a hung process.
   python = ''
     Environment=PYTHONFAULTHANDLER=1
-    # The closure brings no certificate authorities of its own; the host's are kept current by its package system.
+    # Certificate authorities are the host's, which its package system keeps current.
     Environment=SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
+    # boto3, where it is, has its own and would never hear of a change.
+    Environment=AWS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt
   '';
 
   listening = ''
@@ -622,7 +624,9 @@ let
     Environment=KT_STATE_DIR=%S/kalshi-cloudwatch
     Environment=KT_DISK=/var/lib
     Environment=AWS_DEFAULT_REGION=${topology.region}
-    ${python}TimeoutStartSec=90
+    ${python}# The owner's own settings, if there are any.
+    EnvironmentFile=-/etc/kalshi/cloudwatch.env
+    TimeoutStartSec=90
     WatchdogSec=300
     TimeoutStopSec=30
     ${always 30}

@@ -39,7 +39,9 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
 }
 LIMIT = {name: 1.5 if name in SETTINGS else 2.0 for name in units.names()}
 # Variables of others that a unit may set.
-FOREIGN = {"PYTHONFAULTHANDLER", "SSL_CERT_FILE", "PGPASSFILE", "AWS_DEFAULT_REGION"}
+FOREIGN = {
+    "PYTHONFAULTHANDLER", "SSL_CERT_FILE", "AWS_CA_BUNDLE", "PGPASSFILE", "AWS_DEFAULT_REGION",
+}  # fmt: skip
 # Every unit has these. Beside each the check of systemd-analyze that names its absence, if any.
 HARDENING = {
     "NoNewPrivileges=yes": "NoNewPrivileges",

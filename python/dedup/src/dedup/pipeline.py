@@ -101,6 +101,9 @@ class Pipeline:
     def _held_up(self, why: str) -> None:
         """What holds the merge up; "" when nothing does. Known trouble that is tried again is no
         standstill: the watchdog must not kill us for a database that is away."""
+        before = self._health.get("production")
+        if why and (before is None or before.reason != why):
+            log.warning("held up", reason=why)
         self._health.set("production", "failing" if why else "ok", why)
         if why:
             self._progress()

@@ -109,12 +109,22 @@ async def server_identity(connection: Connection) -> int:
     return int(await connection.fetchval("SELECT system_identifier FROM pg_control_system()"))
 
 
+_TIMESCALE: Final = """
+SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')
+    OR (EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')
+        AND EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb.%'
+                    OR (name = 'shared_preload_libraries' AND setting LIKE '%timescaledb%'))
+        AND (SELECT rolsuper FROM pg_roles WHERE rolname = current_user))
+"""
+
+
 async def backend(connection: Connection) -> Literal["hypertable", "native"]:
-    """Which partitioning this server can do: asked of the server, never of the settings."""
-    found = await connection.fetchval(
-        "SELECT count(*) FROM pg_available_extensions WHERE name = 'timescaledb'"
-    )
-    return "hypertable" if found else "native"
+    """Which partitioning this server can do: asked of the server, never of the settings.
+
+    Hypertables where the extension is in the database, or is loaded and we may make it. One that is
+    installed and not loaded, or that only somebody else may make, would fail every migration.
+    """
+    return "hypertable" if await connection.fetchval(_TIMESCALE) else "native"
 
 
 @dataclass(frozen=True, slots=True)
