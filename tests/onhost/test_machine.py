@@ -18,8 +18,9 @@ pytestmark = [pytest.mark.onhost, pytest.mark.timeout(600)]
 
 # A process that opens a lab, boots a host in it, says so, and waits to be killed.
 VICTIM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 from tests.onhost.image import image
 from tests.onhost.lab import Lab
 from tests.onhost.machine import Machine

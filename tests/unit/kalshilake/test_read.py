@@ -217,3 +217,24 @@ def test_a_keyframe_whose_hash_is_not_that_of_its_levels_is_refused(tmp_path: Pa
     tamper.rewrite(tmp_path, key, other_hash, 4)
     with pytest.raises(LakeError, match="its levels give"):
         open_lake(tmp_path).book(world.markets[0].ticker)
+
+
+def test_an_event_that_stepped_back_behind_all_that_was_read_is_in_the_book(
+    tmp_path: Path,
+) -> None:
+    """World 51 ends an epoch with a step of 1.02 s back, past a keyframe at the moment asked for:
+    no later number shows that one is missing."""
+    world = make_world(51, hours=1, events=12)
+    write_world(tmp_path, world)
+    ticker = "KX-A-249"
+    (market,) = [m for m in world.markets if m.ticker == ticker]
+    before, last = market.epochs[-1].events[-2:]
+    assert before.us - last.us > 1_000_000
+    assert len(market.epochs[-1].events) - 1 in market.epochs[-1].keyframes
+    truth = world.book_at(ticker, before.us)
+    assert truth is not None
+    epoch, n, book = truth
+    view = open_lake(tmp_path).book(ticker, before.us)
+    assert (view.epoch, view.market_seq) == (epoch.number, n)
+    assert view.yes_bids == as_levels(book, 0)
+    assert view.no_bids == as_levels(book, 1)

@@ -378,7 +378,9 @@ class Lake:
         """(events, last): every event between the keyframe and the end of the prefix for `at_us`.
 
         Times may step back within an epoch, even over an hour's border, and a keyframe's time is
-        inferred: where a number is missing a wider stretch is read.
+        inferred: where a number is missing a wider stretch is read. The end of the prefix is known
+        only once the number after it was seen (an event may have stepped back before all that was
+        read): without it an hour more is read, which is where the search for it ends.
         """
         a, b = sorted((keyframe.exchange_us, at_us))
         missing: int | None = None
@@ -389,7 +391,8 @@ class Lake:
             events = _epoch_events(rows.filter(pc.equal(rows.column("epoch"), keyframe.epoch)))
             last = prefix_end(keyframe, events, at_us)
             missing = first_missing(keyframe, events, last)
-            if missing is None:
+            is_end_seen = margin > STEP_BACK_US[0] or last + 1 in events.market_seq
+            if missing is None and is_end_seen:
                 return events, last
         raise LakeError(
             f"{market}: event {missing} of epoch {keyframe.epoch} is missing",
