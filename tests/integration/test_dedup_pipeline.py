@@ -7,12 +7,13 @@ import random
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kalshilake import open_lake
 from runtime.embedded import EmbeddedPostgres
-from runtime.postgres import connect
+from runtime.postgres import Connection, connect
 from tests.databases import fresh_database, table_contents
 from tests.dedup_rig import (
     RESULT,
@@ -165,6 +166,33 @@ async def test_database_that_dies_is_waited_for(
             await task
         assert running.finished
         assert await table_contents(production, *RESULT) == result
+    assert lake_files(tmp_path / "disturbed") == files
+
+
+async def test_production_that_dies_in_an_export_changes_nothing(
+    postgres_server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The export is made again before anything else: later, it would see windows beyond its own."""
+    stream = make_stream(6, events=1_500, mean_gap_us=150_000)
+    made = await make_recordings(postgres_server, stream)
+    _, result, files = await finished(postgres_server, made, tmp_path / "undisturbed")
+    production = await fresh_database(postgres_server, "production")
+    running = pipeline(settings(made, production, tmp_path / "disturbed"))
+    export, calls = running.exporter.export, 0
+
+    async def cut_off(conn: Connection, *given: Any, **more: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            conn.terminate()
+        await export(conn, *given, **more)
+
+    monkeypatch.setattr(running.exporter, "export", cut_off)
+    async with asyncio.timeout(120):
+        await running.run()
+    assert running.finished
+    assert calls > 2, "an export in the middle, once cut off, and the last"
+    assert await table_contents(production, *RESULT) == result
     assert lake_files(tmp_path / "disturbed") == files
 
 

@@ -265,13 +265,15 @@ class Pipeline:
         await self.publishing.settled()  # an export has the connection and the tape to itself
         names: Mapping[int, str] = {market: ticker for ticker, market in standing.ids.items()}
         began_s = time.monotonic()
+        conn = await self.publisher.connection()
         try:
-            conn = await self.publisher.connection()
             with broken_once_failed(conn):
                 await self.exporter.export(
                     conn, standing.closed_to_us, standing.received_ns_max, names, final=final
                 )
         except (StorageError, LakeError, *_BROKEN) as error:
+            if conn.is_closed():
+                raise  # production went, not the lake: begun again from it, this export comes first
             self._export_tried_s = time.monotonic()
             self._health.set("lake", "degraded", f"export is tried again: {error}")
             log.warning("export failed", reason=str(error))
