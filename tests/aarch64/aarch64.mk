@@ -1,9 +1,10 @@
 # The hosts' processor under emulation: wheels, capture, Parquet, S3. See docs/aarch64.md.
 .PHONY: aarch64 aarch64-check aarch64-test aarch64-clean
 
-# As root on Debian 12 (x86_64). The first run fetches a Debian 13 tree, qemu and the wheels, and keeps them.
+# As root on Debian 12 (x86_64). Fetches a Debian 13 tree, qemu and the wheels; they are kept only in a cache that was named.
 aarch64: setup
-	nice -n 15 $(BIN)/python -m tests.aarch64
+	status=0; nice -n 15 $(BIN)/python -m tests.aarch64 || status=$$?; \
+	test -n "$(KT_AARCH64_CACHE)" || rm -rf /var/tmp/kalshi-tape-aarch64; exit $$status
 
 # The same checks as tests, and how a run ends that is interrupted or cannot be made.
 aarch64-test: setup aarch64-check
