@@ -219,6 +219,7 @@ def test_session_comes_to_rest_with_every_book_once_the_exchange_behaves(
     assert session.subscribed == expected
     assert set(world.exchange.books) >= session.subscribed
     assert session.n_waiting == 0
+    assert session.n_covered == len(expected)
     assert session.sid_of("trade") is not None
     world.settle()
     assert world.reconnects == reconnects

@@ -86,6 +86,7 @@ class Session:
         self._sids: dict[str, int] = {}  # channel -> sid
         self._ledger.reset()
         self._subscribed: dict[str, None] = {}  # acknowledged books
+        self._bare: set[str] = set()  # asked for, or touched by a gap, and no snapshot since
         self._adding: set[str] = set()  # in a subscribe or add under way, or in _batches
         self._deleting: set[str] = set()
         self._refused = Refusals(self.settings.refusal_ns)
@@ -113,6 +114,11 @@ class Session:
     def n_waiting(self) -> int:
         """Books that have been asked for a snapshot, or shall be."""
         return len(self._ledger.waiting.keys() | self._stale.keys())
+
+    @property
+    def n_covered(self) -> int:
+        """Subscribed books that had a snapshot and no gap since: recorded without a hole now."""
+        return len(self._subscribed) - sum(t in self._subscribed for t in self._bare)
 
     def sid_of(self, channel: str) -> int | None:
         """The sid of a channel on this connection."""
@@ -198,7 +204,9 @@ class Session:
             return self._give_up("gap_without_snapshots", effects)
         # Also those that wait for a snapshot already: it may have been lost in this very gap.
         touched = self._subscribed if tickers is None else tickers
-        self._stale |= dict.fromkeys(t for t in touched if t in self._subscribed)
+        fresh = dict.fromkeys(t for t in touched if t in self._subscribed)
+        self._stale |= fresh
+        self._bare |= fresh.keys()
         return self._pump(now_ns, effects)
 
     def on_timer(self, now_ns: int) -> Effects:
@@ -237,6 +245,7 @@ class Session:
         if is_book_sid and event.seq is not None and event.seq < self._gap_seq:
             return  # from before the last gap
         self._stale.pop(event.market, None)
+        self._bare.discard(event.market)
         self._ledger.got_snapshot(event.market)
 
     def _got_subscribed(self, event: events.Subscribed, now_ns: int, effects: Effects) -> None:
@@ -287,6 +296,7 @@ class Session:
             for ticker in command.asked:
                 self._subscribed.pop(ticker, None)
                 self._stale.pop(ticker, None)
+                self._bare.discard(ticker)
                 self._ledger.got_snapshot(ticker)
             self._deleting -= set(command.asked)
             report = ReportKind.MARKETS_REMOVED
@@ -399,6 +409,7 @@ class Session:
         self, tickers: tuple[str, ...], code: int | None, message: str, effects: Effects
     ) -> None:
         self._adding -= set(tickers)
+        self._bare -= set(tickers)
         self._refused.markets |= set(tickers)
         self._refused.renew(self._now_ns)
         effects.append(
@@ -428,6 +439,7 @@ class Session:
             self._batches.clear()
             self._gap_seq = 0
             self._subscribed.clear()
+            self._bare.clear()
             self._adding.clear()
             self._deleting.clear()
             self._stale.clear()
@@ -542,6 +554,7 @@ class Session:
                 break
             chunk, to_add = tuple(to_add[:size]), to_add[size:]
             self._adding |= set(chunk)
+            self._bare |= set(chunk)
             self._send("add" if has_sid else "subscribe", chunk, now_ns, effects)
         while to_delete and BOOK_CHANNEL in self._sids and self._ledger.has_room(now_ns):
             chunk, to_delete = tuple(to_delete[:size]), to_delete[size:]
