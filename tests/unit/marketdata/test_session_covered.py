@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.unit.marketdata.test_session import SID, Line, ready
-
 from marketdata import events
+from tests.unit.marketdata.test_session import SID, Line, ready
 
 
 def test_book_is_covered_from_its_snapshot_not_from_its_acknowledgement() -> None:
