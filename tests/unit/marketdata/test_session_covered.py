@@ -73,3 +73,41 @@ def test_new_connection_covers_nothing_until_its_snapshots() -> None:
     assert line.session.n_covered == 0
     line.snapshots("A", "B", "C")
     assert line.session.n_covered == 3
+
+
+S = 1_000_000_000
+
+
+def test_new_books_are_missing_only_after_their_grace() -> None:
+    line = Line(audit_interval_ns=0)
+    (command,) = line.open(["A", "B"])
+    line.subscribed(command)
+    assert line.session.n_missing(9 * S, 10 * S) == 0
+    assert line.session.n_missing(11 * S, 10 * S) == 2
+    line.snapshots("A")
+    assert line.session.n_missing(11 * S, 10 * S) == 1
+
+
+def test_books_that_were_covered_are_missing_at_once() -> None:
+    line = ready()
+    line.gap(tickers=["B"])
+    assert line.session.n_missing(line.now, 10 * S) == 1
+    line.snapshots("B")
+    assert line.session.n_missing(line.now, 10 * S) == 0
+    line.session.on_closed()
+    assert line.session.n_missing(line.now, 10 * S) == 3
+    (command,) = line.take(line.session.on_open(line.now))
+    line.subscribed(command)
+    assert line.session.n_missing(line.now, 10 * S) == 3
+    line.snapshots("A", "B", "C")
+    assert line.session.n_missing(line.now, 10 * S) == 0
+
+
+def test_refused_book_is_missing() -> None:
+    line = Line(audit_interval_ns=0)
+    (command,) = line.open(["A", "B"])
+    line.error(11, command, markets=["B"])
+    (rest,) = line.sent[-1:]
+    line.subscribed(rest)
+    line.snapshots("A")
+    assert (line.session.n_covered, line.session.n_missing(0, 10 * S)) == (1, 1)

@@ -77,6 +77,7 @@ class Session:
         self.state = SessionState.CONNECTING
         self._wanted: dict[str, None] = {}
         self._can_ask_snapshots = True  # of the exchange, not of a connection
+        self._ever: set[str] = set()  # books that were covered once: their absence is a hole
         self._ledger = Ledger(self.settings)
         self._now_ns = 0
         self._reset(0)
@@ -86,7 +87,7 @@ class Session:
         self._sids: dict[str, int] = {}  # channel -> sid
         self._ledger.reset()
         self._subscribed: dict[str, None] = {}  # acknowledged books
-        self._bare: set[str] = set()  # asked for, or touched by a gap, and no snapshot since
+        self._bare: dict[str, int] = {}  # no snapshot since they were asked for, or since a gap
         self._adding: set[str] = set()  # in a subscribe or add under way, or in _batches
         self._deleting: set[str] = set()
         self._refused = Refusals(self.settings.refusal_ns)
@@ -119,6 +120,14 @@ class Session:
     def n_covered(self) -> int:
         """Subscribed books that had a snapshot and no gap since: recorded without a hole now."""
         return len(self._subscribed) - sum(t in self._subscribed for t in self._bare)
+
+    def n_missing(self, now_ns: int, grace_ns: int) -> int:
+        """Wanted books that should be covered and are not: refused, cut off, touched by a gap, or
+        new ones still without a snapshot `grace_ns` after they were asked for."""
+        if self.state is not SessionState.OPEN:
+            return len(self._wanted)
+        late = sum(now_ns - since > grace_ns or t in self._ever for t, since in self._bare.items())
+        return late + len(self._refused.markets)
 
     def sid_of(self, channel: str) -> int | None:
         """The sid of a channel on this connection."""
@@ -206,7 +215,7 @@ class Session:
         touched = self._subscribed if tickers is None else tickers
         fresh = dict.fromkeys(t for t in touched if t in self._subscribed)
         self._stale |= fresh
-        self._bare |= fresh.keys()
+        self._bare |= dict.fromkeys(fresh, now_ns)
         return self._pump(now_ns, effects)
 
     def on_timer(self, now_ns: int) -> Effects:
@@ -245,7 +254,8 @@ class Session:
         if is_book_sid and event.seq is not None and event.seq < self._gap_seq:
             return  # from before the last gap
         self._stale.pop(event.market, None)
-        self._bare.discard(event.market)
+        self._bare.pop(event.market, None)
+        self._ever.add(event.market)
         self._ledger.got_snapshot(event.market)
 
     def _got_subscribed(self, event: events.Subscribed, now_ns: int, effects: Effects) -> None:
@@ -296,7 +306,8 @@ class Session:
             for ticker in command.asked:
                 self._subscribed.pop(ticker, None)
                 self._stale.pop(ticker, None)
-                self._bare.discard(ticker)
+                self._bare.pop(ticker, None)
+                self._ever.discard(ticker)
                 self._ledger.got_snapshot(ticker)
             self._deleting -= set(command.asked)
             report = ReportKind.MARKETS_REMOVED
@@ -409,7 +420,8 @@ class Session:
         self, tickers: tuple[str, ...], code: int | None, message: str, effects: Effects
     ) -> None:
         self._adding -= set(tickers)
-        self._bare -= set(tickers)
+        for ticker in tickers:
+            self._bare.pop(ticker, None)
         self._refused.markets |= set(tickers)
         self._refused.renew(self._now_ns)
         effects.append(
@@ -554,7 +566,7 @@ class Session:
                 break
             chunk, to_add = tuple(to_add[:size]), to_add[size:]
             self._adding |= set(chunk)
-            self._bare |= set(chunk)
+            self._bare |= dict.fromkeys(chunk, now_ns)
             self._send("add" if has_sid else "subscribe", chunk, now_ns, effects)
         while to_delete and BOOK_CHANNEL in self._sids and self._ledger.has_room(now_ns):
             chunk, to_delete = tuple(to_delete[:size]), to_delete[size:]
