@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import ssl
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Final
 
 from gatherer.auth import Signer, load_private_key
 from gatherer.discovery import Discovery, History
 from gatherer.feed import FeedConnection, FeedSettings
 from gatherer.intake import LiveIntake, recover
+from gatherer.observe import Observer, Parts
 from gatherer.packing import PackedBatch
 from gatherer.plan import SHARED_CHANNELS, Assignment, Plan
-from gatherer.progress import RecordingProgress
 from gatherer.rest import RestClient
 from gatherer.sink import Sink, SinkSettings
 from marketdata.errors import StorageError
@@ -40,11 +39,9 @@ from runtime.supervise import Supervisor
 NS_PER_S: Final = 1_000_000_000
 ID_EPOCH_NS: Final = 1_767_225_600 * NS_PER_S  # 2026-01-01
 IDS_PER_MINUTE: Final = 512
-OBSERVE_S: Final = 0.5  # state of the parts -> health and metrics
 HOUSEKEEPING_S: Final = 30.0  # compression and retention of sealed segments
 STALL_S: Final = 30.0
 HISTORY_STOP_S: Final = 2.0
-DISK_FREE_MIN: Final = 256 * 1024 * 1024
 
 log = logs.get("gatherer")
 
@@ -68,12 +65,11 @@ class Gatherer:
         self._signer = Signer(settings.key_id, load_private_key(settings.private_key_file))
         self._ssl = _ssl_context(settings)
         self.metrics = Metrics()
-        self.health = Health("gatherer", "exchange", "spool", "database", "metadata")
+        self.health = Health("gatherer", "exchange", "capture", "spool", "database", "metadata")
         self.feeds: dict[str, FeedConnection] = {}
         self._feed_tasks: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
-        self._counted: dict[str, int] = {}
-        self._recording = RecordingProgress()
+        self._n_unplaced = 0
 
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
         """Recover the spool, make the parts, listen on the health ports."""
@@ -130,14 +126,29 @@ class Gatherer:
             on_assignment=self._assigned,
             series=settings.series,
         )
+        self.observer = Observer(
+            Parts(
+                settings,
+                self.spool,
+                self.intake,
+                self.sink,
+                self.discovery,
+                self.feeds,
+                lambda: self._n_unplaced,
+            ),
+            self.health,
+            self.metrics,
+            clock,
+            self._supervisor,
+        )
         server = HealthServer(
             self.health,
             self.metrics,
             bind=settings.bind,
             health_port=settings.health_port,
             metrics_port=settings.metrics_port,
-            detail=self.numbers,
-            status=self.numbers,
+            detail=self.observer.numbers,
+            status=self.observer.numbers,
         )
         await stack.enter_async_context(server)
         self.health_port, self.metrics_port = server.health_port, server.metrics_port
@@ -148,7 +159,7 @@ class Gatherer:
         deadline_s = float(self.settings.drain_deadline_s)
         add = self._supervisor.add
         add("spool", self._run_spool, stop=self._stop_spool, deadline_s=deadline_s)
-        add("observe", self._observe)
+        add("observe", self.observer.run)
         add("sink", self.sink.run, stop=self._drain, deadline_s=deadline_s)
         add("feeds", self._run_feeds, stop=self._stop_feeds)
         add("history", self.history.run, stop=self.history.stop, deadline_s=HISTORY_STOP_S)
@@ -262,6 +273,7 @@ class Gatherer:
         self.metrics.gauge("markets_subscribed").set(
             sum(len(tickers) for tickers in assignment.books.values())
         )
+        self._n_unplaced = len(assignment.unplaced)
         if assignment.unplaced:
             log.error("markets beyond all connections", markets=len(assignment.unplaced))
 
@@ -280,152 +292,6 @@ class Gatherer:
 
     def _history_state(self, told: str) -> None:
         self.health.set("metadata", "degraded" if told else "ok", told)
-
-    # --- what it says about itself
-
-    def numbers(self) -> dict[str, Any]:
-        """Figures for /health and the screens that read it."""
-        now_ns = self._clock.wall_ns()
-        sink, intake, counts = self.sink.status, self.intake, self.intake.counts
-        open_now = [f for f in self.feeds.values() if f.status.state == "open"]
-        lag_ns = now_ns - sink.watermark_ns if sink.watermark_ns else 0
-        return {
-            "gatherer": self.settings.gatherer_name,
-            "frames": intake.frames,
-            "rows_committed": sink.rows,
-            "batches": sink.batches,
-            "gaps": counts["gap"],
-            "duplicates": counts["duplicate"],
-            "problems": sum(n for name, n in counts.items() if name.startswith("problem_")),
-            "audits": counts["snapshot_agrees"],
-            "audits_failed": counts["snapshot_differs"],
-            "resets": counts["snapshot_reset"],
-            "connections": len(open_now),
-            "markets": self.discovery.markets,
-            "books_subscribed": sum(len(f.session.subscribed) for f in open_now),
-            "snapshots_waited_for": sum(f.session.n_waiting for f in open_now),
-            "queue_rows": intake.held_rows,
-            "spills": intake.spills,
-            "spool_end": list(self.spool.end),
-            "cursor": list(sink.cursor),
-            "lag_ms": max(0, lag_ns) // 1_000_000,
-            "sink": sink.state,
-        }
-
-    async def _observe(self) -> None:
-        """Turn the parts' states into health, metrics and the watchdog's food."""
-        self.metrics.gauge("up").set(1)
-        ready = False
-        while True:
-            self._observe_exchange()
-            self._observe_spool()
-            self._observe_sink()
-            self._observe_counts()
-            self._observe_progress()
-            if not ready and self._is_recording():
-                ready = True
-                self._supervisor.ready("recording")
-            await asyncio.sleep(OBSERVE_S)
-
-    def _is_recording(self) -> bool:
-        """Whether frames reach the disk. The databases may be away: rows wait in the spool."""
-        parts = [self.health.get("exchange"), self.health.get("spool")]
-        return all(part is not None and part.state in ("ok", "degraded") for part in parts)
-
-    def _observe_progress(self) -> None:
-        """Feed the watchdog with what was really done."""
-        supervisor, recording, spool = self._supervisor, self._recording, self.spool
-        supervisor.progress("event loop")
-        if recording.spool(spool.durable, spool.end, spool.problem):
-            supervisor.progress("spool")
-        n_open = sum(feed.status.state == "open" for feed in self.feeds.values())
-        if recording.frames(self.intake.frames, n_open):
-            supervisor.progress("frames")
-
-    def _observe_exchange(self) -> None:
-        feeds = list(self.feeds.values())
-        refused = [f for f in feeds if f.status.state == "refused"]
-        shut = [f for f in feeds if f.status.state != "open"]
-        self.metrics.gauge("connections_open").set(len(feeds) - len(shut))
-        if refused:
-            reason = f"the exchange refuses the key: {refused[0].status.reason}"
-            self.health.set("exchange", "failing", reason)
-        elif shut:
-            told = ", ".join(f"{f.name} {f.status.reason or 'is connecting'}" for f in shut[:3])
-            started = any(f.status.connects for f in feeds)
-            self.health.set("exchange", "degraded" if started else "starting", told)
-        elif not self.discovery.rounds:
-            self.health.set("exchange", "starting", f"markets: {self.discovery.reason}")
-        else:
-            reason = f"markets: {self.discovery.reason}" if self.discovery.reason else ""
-            self.health.set("exchange", "degraded" if reason else "ok", reason)
-
-    def _observe_spool(self) -> None:
-        spool = self.spool
-        free = shutil.disk_usage(spool.directory).free
-        self.metrics.gauge("spool_disk_free_bytes").set(free)
-        self.metrics.gauge("spool_buffered_bytes").set(spool.buffered_bytes)
-        if spool.problem is not None:
-            state = "reading is paused" if spool.full else "frames wait in memory"
-            self.health.set("spool", "failing", f"disk: {spool.problem}; {state}")
-        elif free < DISK_FREE_MIN:
-            self.health.set("spool", "degraded", f"{free // 2**20} MiB free on the spool's disk")
-        elif spool.recovery.foreign:
-            names = ", ".join(spool.recovery.foreign[:3])
-            self.health.set("spool", "degraded", f"foreign files kept in the spool: {names}")
-        else:
-            self.health.set("spool", "ok")
-
-    def _observe_sink(self) -> None:
-        status = self.sink.status
-        self.metrics.gauge("sink_queue_rows").set(self.intake.held_rows)
-        if status.state == "live":
-            self.health.set("database", "ok")
-        elif status.state == "catching_up":
-            behind = f"catching up from {status.cursor} to {self.spool.end}"
-            self.health.set("database", "degraded", behind)
-        elif status.state == "database_down":
-            told = f"rows wait in the spool: {status.reason}"
-            self.health.set("database", "failing", told)
-
-    def _observe_counts(self) -> None:
-        """Counters that others keep as plain numbers."""
-        counts = self.intake.counts
-        spool = self.spool
-        self._follow("duplicates_total", counts["duplicate"])
-        self._follow("negative_levels_total", counts["negative"])
-        self._follow("gap_frames_total", counts["missing"], channel="orderbook_delta")
-        self._follow("spool_bytes_total", spool.bytes_appended)
-        self._follow("spool_commits_total", spool.commits)
-        self._follow("spool_errors_total", spool.commit_errors)
-        self._follow("spool_torn_total", len(spool.recovery.torn))
-        self.metrics.gauge("spool_lag_bytes").set(self.sink.lag_bytes())
-        self._follow("partitions_default_total", self.sink.status.left_to_default)
-        for name, count in list(counts.items()):
-            if name.startswith("problem_"):
-                self._follow("problems_total", count, reason=name.removeprefix("problem_"))
-            elif name.startswith("snapshot_"):
-                self._follow("snapshots_total", count, verdict=name.removeprefix("snapshot_"))
-        for feed in self.feeds.values():
-            channel = "shared" if feed.name == "shared" else "orderbook_delta"
-            self._follow(f"frames_total/{feed.name}", feed.status.frames, channel=channel)
-            self._follow(f"connects_total/{feed.name}", feed.status.connects)
-            self._follow(f"frame_bytes_total/{feed.name}", feed.status.frame_bytes)
-            requests = feed.status.snapshot_requests
-            self._follow(f"snapshot_requests_total/{feed.name}", requests, reason="any")
-            for status, count in feed.status.refusals.items():
-                name = f"reconnect_tries_total/{feed.name}"
-                self._follow(name, count, reason=str(status or "no_answer"))
-            for reason, count in feed.status.closes.items():
-                self._follow(f"closes_total/{feed.name}", count, reason=reason)
-
-    def _follow(self, name: str, value: int, **labels: str) -> None:
-        """Bring a counter up to a number that only grows."""
-        key = f"{name} {labels}"
-        before = self._counted.get(key, 0)
-        if value > before:
-            self._counted[key] = value
-            self.metrics.counter(name.split("/", maxsplit=1)[0], **labels).inc(value - before)
 
 
 def _ssl_context(settings: GathererSettings) -> ssl.SSLContext | None:
