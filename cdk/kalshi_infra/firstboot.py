@@ -14,7 +14,7 @@ from kalshi_infra.errors import SettingsError
 from kalshi_infra.site import Site
 
 SCRIPT_PATH = Path(__file__).with_name("firstboot.sh")
-SCRIPT_SHA256 = "85a41767ef96b7752bed0f1b13e993f17672d6ed2bbc1f27fbdb0d174e8088e4"
+SCRIPT_SHA256 = "186b713b3327b8e38078cf6b167006ffc34d383330890d8ef382a994c9827cb1"
 USER_DATA_BYTES_MAX = 16_384  # EC2 refuses more, before base64
 
 

@@ -143,10 +143,13 @@ if present chrony.service; then
 fi
 if present nix-daemon.socket; then
     systemctl stop nix-daemon.socket nix-daemon.service
-    systemctl enable --quiet --now nix-daemon.socket nix-daemon.service
+    systemctl reset-failed nix-daemon.socket nix-daemon.service # restarted too often just now is no reason to stay down
+    systemctl enable --quiet nix-daemon.socket nix-daemon.service
+    systemctl start nix-daemon.socket nix-daemon.service # apart, because --quiet also hides why a start failed
 fi
 if present apt-daily-upgrade.timer; then
-    systemctl enable --quiet --now apt-daily.timer apt-daily-upgrade.timer
+    systemctl enable --quiet apt-daily.timer apt-daily-upgrade.timer
+    systemctl start apt-daily.timer apt-daily-upgrade.timer
 fi
 
 # 9. Written last: a host without it did not come to the end, and this is to be run again.

@@ -242,6 +242,16 @@ def test_without_the_demand_for_signatures_an_unsigned_path_would_be_there(boote
     assert booted.copy(build(booted, "unsigned-again")).returncode != 0
 
 
+def test_a_daemon_that_was_restarted_too_often_comes_back(booted: World) -> None:
+    """Systemd refuses the sixth start within ten seconds, and `enable --quiet --now` does not say so."""
+    for _ in range(6):
+        last = booted.host.run("systemctl", "restart", "nix-daemon.service", check=False)
+    assert last.returncode != 0, "the limit was not reached: the test shows nothing"
+    booted.first_boot()
+    assert booted.host.run("systemctl", "is-active", "nix-daemon.socket").stdout.strip() == "active"
+    assert booted.host.run("nix", "store", "ping", "--store", "daemon").returncode == 0
+
+
 # ---- who may enter
 
 
