@@ -56,7 +56,7 @@ def test_open_socket_without_a_frame_lately_covers_nothing() -> None:
     found = states(replace(BOOKS, last_frame_ns=NOW - PROOF_NS - 1), OTHERS)
     assert found[BOOK_CHANNEL].covered == 0
     assert found[BOOK_CHANNEL].oldest_feed == "books-0"
-    assert found[BOOK_CHANNEL].oldest_proof_s == 60.0
+    assert found[BOOK_CHANNEL].oldest_proof_ms == 60_000
 
 
 def test_new_market_is_joining_and_excused() -> None:

@@ -83,9 +83,9 @@ class Observer:
         for name, channel in states.items():
             self.metrics.gauge("markets_to_cover", channel=name).set(channel.to_cover)
             self.metrics.gauge("markets_covered", channel=name).set(channel.covered)
-            if channel.oldest_proof_s is not None:
-                proof_s = self.metrics.gauge("oldest_proof_seconds", channel=name)
-                proof_s.set(channel.oldest_proof_s)
+            if channel.oldest_proof_ms is not None:
+                proof = self.metrics.gauge("oldest_proof_seconds", channel=name)
+                proof.set(channel.oldest_proof_ms / 1000)
         reasons = verdict(states, self._parts.spool.problem)
         if self._parts.discovery.rounds == 0:
             reasons.append("markets: the first round over the exchange's lists is under way")

@@ -73,6 +73,12 @@ class Gatherer:
 
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
         """Recover the spool, make the parts, listen on the health ports."""
+        self._open_spool()
+        await self._open_discovery(stack)
+        await self._listen(stack)
+        self._add_parts()
+
+    def _open_spool(self) -> None:
         settings, clock = self.settings, self._clock
         created_ns = clock.wall_ns()
         self.spool = SpoolWriter.open(
@@ -105,6 +111,9 @@ class Gatherer:
             on_commit=self._committed,
             on_retry=self._sink_retried,
         )
+
+    async def _open_discovery(self, stack: contextlib.AsyncExitStack) -> None:
+        settings, clock = self.settings, self._clock
         rest = await stack.enter_async_context(
             RestClient(
                 settings.rest_url,
@@ -126,6 +135,9 @@ class Gatherer:
             on_assignment=self._assigned,
             series=settings.series,
         )
+
+    async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
+        settings = self.settings
         self.observer = Observer(
             Parts(
                 settings,
@@ -138,7 +150,7 @@ class Gatherer:
             ),
             self.health,
             self.metrics,
-            clock,
+            self._clock,
             self._supervisor,
         )
         server = HealthServer(
@@ -153,7 +165,6 @@ class Gatherer:
         await stack.enter_async_context(server)
         self.health_port, self.metrics_port = server.health_port, server.metrics_port
         log.info("listening", health=server.health_port, metrics=server.metrics_port)
-        self._add_parts()
 
     def _add_parts(self) -> None:
         deadline_s = float(self.settings.drain_deadline_s)

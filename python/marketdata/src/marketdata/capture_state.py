@@ -50,7 +50,7 @@ class ChannelState:
     covered: int = 0
     joining: int = 0
     missing: int = 0
-    oldest_proof_s: float | None = None  # silence of its quietest feed
+    oldest_proof_ms: int | None = None  # silence of its quietest feed
     oldest_feed: str = ""
     reasons: list[str] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ class ChannelState:
             "covered": self.covered,
             "joining": self.joining,
             "missing": self.missing,
-            "oldest_proof_s": self.oldest_proof_s,
+            "oldest_proof_ms": self.oldest_proof_ms,
             "oldest_feed": self.oldest_feed,
             "reasons": self.reasons[:FEEDS_TOLD_MAX],
         }
@@ -134,9 +134,9 @@ def _trouble(feed: FeedState, now_ns: int) -> str:
 def _note_proof(state: ChannelState, feed: FeedState, now_ns: int) -> None:
     if not feed.last_frame_ns:
         return
-    age_s = round(max(0, now_ns - feed.last_frame_ns) / NS_PER_S, 3)
-    if state.oldest_proof_s is None or age_s > state.oldest_proof_s:
-        state.oldest_proof_s, state.oldest_feed = age_s, feed.name
+    age_ms = max(0, now_ns - feed.last_frame_ns) // 1_000_000
+    if state.oldest_proof_ms is None or age_ms > state.oldest_proof_ms:
+        state.oldest_proof_ms, state.oldest_feed = age_ms, feed.name
 
 
 def verdict(states: Mapping[str, ChannelState], spool_problem: str | None) -> list[str]:

@@ -11,7 +11,7 @@ Does not do: deciding what to send (session), encoding (wire).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -102,6 +102,64 @@ class Refusals:
         return True
 
 
+class Bare:
+    """Books without a snapshot since they were asked for, or since a gap touched them."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, int] = {}
+        self._ever: set[str] = set()  # were covered once: their absence is a hole
+
+    def asked(self, tickers: Iterable[str], now_ns: int) -> None:
+        """A snapshot of each is needed from now on."""
+        self._since |= dict.fromkeys(tickers, now_ns)
+
+    def anchored(self, ticker: str) -> None:
+        """Its snapshot came."""
+        self._since.pop(ticker, None)
+        self._ever.add(ticker)
+
+    def gone(self, ticker: str) -> None:
+        """Nobody wants it, or the exchange refuses it."""
+        self._since.pop(ticker, None)
+        self._ever.discard(ticker)
+
+    def lost(self) -> None:
+        """The subscription is dead; what was covered is still remembered."""
+        self._since.clear()
+
+    def count(self, among: Container[str]) -> int:
+        """How many of `among` are bare."""
+        return sum(ticker in among for ticker in self._since)
+
+    def late(self, now_ns: int, grace_ns: int) -> int:
+        """Bare books that were covered once, or were asked for longer ago than `grace_ns`."""
+        return sum(now_ns - at > grace_ns or t in self._ever for t, at in self._since.items())
+
+
+class AuditRounds:
+    """Which books are asked for a snapshot next: all of them once within the interval."""
+
+    def __init__(self, settings: SessionSettings) -> None:
+        self._settings = settings
+        self._round: deque[str] = deque()
+        self.due_ns = 0  # of the next batch
+
+    def restart(self, now_ns: int) -> None:
+        """A new connection: its books have just been asked for."""
+        self._round.clear()
+        self.due_ns = now_ns + self._settings.audit_interval_ns
+
+    def take(self, subscribed: Collection[str], now_ns: int) -> list[str]:
+        """The next books of the round; it is spread over the interval."""
+        if not self._round:
+            self._round.extend(subscribed)
+        size = self._settings.tickers_per_snapshot_command
+        n_batches = -(-len(subscribed) // size)
+        self.due_ns = now_ns + self._settings.audit_interval_ns // n_batches
+        batch = [self._round.popleft() for _ in range(min(size, len(self._round)))]
+        return [ticker for ticker in batch if ticker in subscribed]
+
+
 def more_than(times: deque[int], limit: int, now_ns: int) -> bool:
     """Note one more occurrence; whether there were more than `limit` within a minute."""
     times.append(now_ns)
@@ -160,6 +218,15 @@ class Ledger:
         self._commands[command_id] = command
         self._sent.append(now_ns)
         return SendCommand(command.encode(), command_id, kind)
+
+    def reissue(
+        self, batch: Batch, kind: Kind, channel: str, sid: int | None, now_ns: int
+    ) -> SendCommand:
+        """Enter a batch: a command that goes on with the tries of an earlier one."""
+        tries, first_ns = batch.tries, batch.first_sent_ns
+        return self.issue(
+            kind, channel, sid, batch.tickers, now_ns, tries=tries, first_sent_ns=first_ns
+        )
 
     def acknowledge(self, command: Command, now_ns: int) -> None:
         """The exchange did it; snapshots that are missing get their own deadline."""

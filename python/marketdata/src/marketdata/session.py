@@ -45,6 +45,8 @@ from marketdata.commands import (
     RETRY_CODES,
     TERMINAL_CODES,
     TICKER_CODES,
+    AuditRounds,
+    Bare,
     Batch,
     Command,
     Kind,
@@ -77,7 +79,8 @@ class Session:
         self.state = SessionState.CONNECTING
         self._wanted: dict[str, None] = {}
         self._can_ask_snapshots = True  # of the exchange, not of a connection
-        self._ever: set[str] = set()  # books that were covered once: their absence is a hole
+        self._bare = Bare()
+        self._audits = AuditRounds(self.settings)
         self._ledger = Ledger(self.settings)
         self._now_ns = 0
         self._reset(0)
@@ -87,7 +90,7 @@ class Session:
         self._sids: dict[str, int] = {}  # channel -> sid
         self._ledger.reset()
         self._subscribed: dict[str, None] = {}  # acknowledged books
-        self._bare: dict[str, int] = {}  # no snapshot since they were asked for, or since a gap
+        self._bare.lost()
         self._adding: set[str] = set()  # in a subscribe or add under way, or in _batches
         self._deleting: set[str] = set()
         self._refused = Refusals(self.settings.refusal_ns)
@@ -97,8 +100,7 @@ class Session:
         self._last_data_ns = now_ns
         self._probed_ns: int | None = None
         self._last_snapshot_ns = now_ns
-        self._audit_due_ns = now_ns + self.settings.audit_interval_ns
-        self._audit_round: deque[str] = deque()
+        self._audits.restart(now_ns)
         self._gaps: deque[int] = deque()
         self._losses: deque[int] = deque()
         self._gap_seq = 0  # of the book sid: the first number after its last gap
@@ -119,15 +121,14 @@ class Session:
     @property
     def n_covered(self) -> int:
         """Subscribed books that had a snapshot and no gap since: recorded without a hole now."""
-        return len(self._subscribed) - sum(t in self._subscribed for t in self._bare)
+        return len(self._subscribed) - self._bare.count(self._subscribed)
 
     def n_missing(self, now_ns: int, grace_ns: int) -> int:
         """Wanted books that should be covered and are not: refused, cut off, touched by a gap, or
         new ones still without a snapshot `grace_ns` after they were asked for."""
         if self.state is not SessionState.OPEN:
             return len(self._wanted)
-        late = sum(now_ns - since > grace_ns or t in self._ever for t, since in self._bare.items())
-        return late + len(self._refused.markets)
+        return self._bare.late(now_ns, grace_ns) + len(self._refused.markets)
 
     def sid_of(self, channel: str) -> int | None:
         """The sid of a channel on this connection."""
@@ -140,7 +141,7 @@ class Session:
         due = [command.deadline_ns for command in self._ledger]
         due.append(self._watchdog_due())
         if self._audits_run():
-            due.append(self._audit_due_ns)
+            due.append(self._audits.due_ns)
         if self._refused.due_ns is not None:
             due.append(self._refused.due_ns)
         # What is due already waits for a reply, not for the clock.
@@ -215,7 +216,7 @@ class Session:
         touched = self._subscribed if tickers is None else tickers
         fresh = dict.fromkeys(t for t in touched if t in self._subscribed)
         self._stale |= fresh
-        self._bare |= dict.fromkeys(fresh, now_ns)
+        self._bare.asked(fresh, now_ns)
         return self._pump(now_ns, effects)
 
     def on_timer(self, now_ns: int) -> Effects:
@@ -234,8 +235,10 @@ class Session:
                 return self._give_up("ack_timeout", effects)
             self._snapshots_overdue(command, now_ns, effects)
         self._is_dirty |= self._refused.forgive(now_ns)
-        if self._audits_run() and self._audit_due_ns <= now_ns:
-            self._audit(now_ns)
+        if self._audits_run() and self._audits.due_ns <= now_ns:
+            waiting = self._ledger.waiting
+            books = self._audits.take(self._subscribed, now_ns)
+            self._stale |= dict.fromkeys(t for t in books if t not in waiting)
         return self._pump(now_ns, effects)
 
     def close(self) -> None:
@@ -254,8 +257,7 @@ class Session:
         if is_book_sid and event.seq is not None and event.seq < self._gap_seq:
             return  # from before the last gap
         self._stale.pop(event.market, None)
-        self._bare.pop(event.market, None)
-        self._ever.add(event.market)
+        self._bare.anchored(event.market)
         self._ledger.got_snapshot(event.market)
 
     def _got_subscribed(self, event: events.Subscribed, now_ns: int, effects: Effects) -> None:
@@ -306,8 +308,7 @@ class Session:
             for ticker in command.asked:
                 self._subscribed.pop(ticker, None)
                 self._stale.pop(ticker, None)
-                self._bare.pop(ticker, None)
-                self._ever.discard(ticker)
+                self._bare.gone(ticker)
                 self._ledger.got_snapshot(ticker)
             self._deleting -= set(command.asked)
             report = ReportKind.MARKETS_REMOVED
@@ -421,7 +422,7 @@ class Session:
     ) -> None:
         self._adding -= set(tickers)
         for ticker in tickers:
-            self._bare.pop(ticker, None)
+            self._bare.gone(ticker)
         self._refused.markets |= set(tickers)
         self._refused.renew(self._now_ns)
         effects.append(
@@ -451,7 +452,7 @@ class Session:
             self._batches.clear()
             self._gap_seq = 0
             self._subscribed.clear()
-            self._bare.clear()
+            self._bare.lost()
             self._adding.clear()
             self._deleting.clear()
             self._stale.clear()
@@ -493,23 +494,8 @@ class Session:
             effects.append(Report(ReportKind.SNAPSHOTS_MISSING, BOOK_CHANNEL, command.sid, alone))
 
     def _audits_run(self) -> bool:
-        return (
-            self.settings.audit_interval_ns > 0
-            and self._can_ask_snapshots
-            and bool(self._subscribed)
-        )
-
-    def _audit(self, now_ns: int) -> None:
-        """The next books of the round; a round is spread over the interval."""
-        if not self._audit_round:
-            self._audit_round.extend(self._subscribed)
-        size = self.settings.tickers_per_snapshot_command
-        n_batches = -(-len(self._subscribed) // size)
-        self._audit_due_ns = now_ns + self.settings.audit_interval_ns // n_batches
-        for _ in range(min(size, len(self._audit_round))):
-            ticker = self._audit_round.popleft()
-            if ticker in self._subscribed and ticker not in self._ledger.waiting:
-                self._stale[ticker] = None
+        wanted = self.settings.audit_interval_ns > 0 and self._can_ask_snapshots
+        return wanted and bool(self._subscribed)
 
     # --- sending
 
@@ -542,16 +528,7 @@ class Session:
             if batch.due_ns > now_ns or not may or not self._ledger.has_room(now_ns):
                 left.append(batch)
                 continue
-            effect = self._ledger.issue(
-                kind,
-                BOOK_CHANNEL,
-                sid,
-                batch.tickers,
-                now_ns,
-                tries=batch.tries,
-                first_sent_ns=batch.first_sent_ns,
-            )
-            effects.append(effect)
+            effects.append(self._ledger.reissue(batch, kind, BOOK_CHANNEL, sid, now_ns))
         self._batches = left
 
     def _pump_books(self, now_ns: int, effects: Effects) -> None:
@@ -566,7 +543,7 @@ class Session:
                 break
             chunk, to_add = tuple(to_add[:size]), to_add[size:]
             self._adding |= set(chunk)
-            self._bare |= dict.fromkeys(chunk, now_ns)
+            self._bare.asked(chunk, now_ns)
             self._send("add" if has_sid else "subscribe", chunk, now_ns, effects)
         while to_delete and BOOK_CHANNEL in self._sids and self._ledger.has_room(now_ns):
             chunk, to_delete = tuple(to_delete[:size]), to_delete[size:]
