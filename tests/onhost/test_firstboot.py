@@ -243,7 +243,7 @@ def test_without_the_demand_for_signatures_an_unsigned_path_would_be_there(boote
 
 
 def test_a_daemon_that_was_restarted_too_often_comes_back(booted: World) -> None:
-    """Systemd refuses the sixth start within ten seconds, and `enable --quiet --now` does not say so."""
+    """Systemd refuses the sixth start within ten seconds; `enable --quiet --now` kept it quiet."""
     for _ in range(6):
         last = booted.host.run("systemctl", "restart", "nix-daemon.service", check=False)
     assert last.returncode != 0, "the limit was not reached: the test shows nothing"
