@@ -18,7 +18,7 @@ import asyncpg
 import pytest
 
 from dedup.metadata import read_markets
-from dedup.pull import Position, pull
+from dedup.pull import Position, pull, tell
 from runtime.partitions import Partitions
 from runtime.postgres import connect, migrate
 from tests.nix import units_files as units
@@ -170,6 +170,20 @@ async def test_the_deduplicator_reads_with_its_own_code(timescaledb: UnitCluster
         assert got.batch is not None
         assert got.rows == 1
         assert got.position.system_identifier != 0
+    finally:
+        await conn.close()
+
+
+async def test_the_deduplicator_tells_how_far_it_is_and_no_more(timescaledb: UnitCluster) -> None:
+    """The one function it may call writes its own row; the table stays shut."""
+    conn = await reader(timescaledb)
+    try:
+        await tell(conn, 17)
+        row = await conn.fetchrow("SELECT reader, batch_id FROM reader_cursor")
+        assert tuple(row) == (READER, 17)
+        await conn.execute("SET default_transaction_read_only = off")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await conn.execute("UPDATE reader_cursor SET batch_id = 18")
     finally:
         await conn.close()
 

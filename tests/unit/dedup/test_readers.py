@@ -103,3 +103,39 @@ async def test_a_cluster_that_lost_batches_is_refused_in_words(
     assert mine.state == "refused"
     assert "was replaced" in mine.reason
     await mine.close()
+
+
+async def test_tells_the_gatherer_what_is_stored(postgres_server: EmbeddedPostgres) -> None:
+    """The gatherer keeps its spool until then."""
+    dsn = await fresh_database(postgres_server, "gatherer_hot")
+    conn = await asyncpg.connect(dsn)
+    await write_batches(conn, record(make_stream(9), 0, seed=9))
+    times = iter(range(0, 100, 10))
+    mine = reader(0, dsn, monotonic=lambda: float(next(times)))
+    await mine.read()
+    assert await conn.fetchval("SELECT count(*) FROM reader_cursor") == 0
+    mine.stored(3)
+    await mine.read()
+    row = await conn.fetchrow("SELECT reader, batch_id FROM reader_cursor")
+    assert tuple(row) == (await conn.fetchval("SELECT session_user"), 3)
+    await mine.close()
+    await conn.close()
+
+
+async def test_a_gatherer_that_takes_no_word_is_read_on(postgres_server: EmbeddedPostgres) -> None:
+    """An older gatherer, or one that did not grant it: reading must not suffer."""
+    dsn = await fresh_database(postgres_server, "gatherer_hot")
+    conn = await asyncpg.connect(dsn)
+    made = record(make_stream(9), 0, seed=9)
+    await write_batches(conn, made)
+    await conn.execute("DROP FUNCTION tell_reader_cursor(integer)")
+    mine = reader(0, dsn, max_rows=50)
+    mine.stored(3)
+    rows = 0
+    while not mine.exhausted:
+        if (batch := await mine.read()) is not None:
+            rows += len(batch.deltas)
+    assert rows == sum(len(b.deltas) for b in made)
+    assert mine.errors == 0
+    await mine.close()
+    await conn.close()

@@ -235,6 +235,9 @@ class Pipeline:
         await self.publisher.commit(made, identifiers)
         self.exporter.published(made)
         self.tally.published(made)
+        for reader in self.readers:
+            if reader.index in made.positions:
+                reader.stored(made.positions[reader.index][0] - 1)
         self._metrics.counter("windows_total").inc(made.windows)
         self._metrics.counter("merged_rows_total", table="orderbook_delta").inc(len(made.deltas))
         self._metrics.counter("merged_rows_total", table="trade").inc(len(made.trades))

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import asyncpg
 import numpy as np
 import numpy.typing as npt
 
@@ -40,12 +41,14 @@ from marketdata.rows import (
     GathererBatch,
     SnapshotRow,
 )
-from runtime import pgcopy
+from runtime import logs, pgcopy
 from runtime.postgres import Connection, copy_out, server_identity
 
 # A read takes whole batches until this many rows; one batch is taken whatever its size.
 MAX_ROWS_PER_PULL: Final = 50_000
 MAX_BATCHES_PER_PULL: Final = 5_000
+
+log = logs.get("pull")
 
 # SQL text is put together from our own names and from integers only (noqa S608 below).
 
@@ -182,6 +185,18 @@ async def ended(conn: Connection, position: Position) -> bool:
     if last is None or last["kind"] != ControlKind.GATHERER_END:
         return False
     return bool(last["batch_id"] <= position.last_batch_id)
+
+
+async def tell(conn: Connection, batch_id: int) -> None:
+    """Tell the gatherer that everything up to this batch is stored here: its only use is that the
+    gatherer keeps its spool until then, so one that does not know the function is no trouble."""
+    try:
+        await conn.execute("BEGIN READ WRITE")
+        await conn.execute("SELECT tell_reader_cursor($1)", batch_id)
+        await conn.execute("COMMIT")
+    except (asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError) as error:
+        await conn.execute("ROLLBACK")
+        log.warning("a gatherer takes no word of how far we are", error=str(error))
 
 
 async def _moved(conn: Connection, here: int, last_batch_id: int) -> Position:

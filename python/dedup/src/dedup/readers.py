@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 import asyncpg
 
-from dedup.pull import MAX_ROWS_PER_PULL, Position, Pull, ended, pull, resume
+from dedup.pull import MAX_ROWS_PER_PULL, Position, Pull, ended, pull, resume, tell
 from marketdata.errors import StorageError
 from marketdata.rows import GathererBatch
 from runtime.postgres import TRANSIENT, Connection, backoff_s, connect
@@ -27,6 +27,7 @@ from runtime.postgres import TRANSIENT, Connection, backoff_s, connect
 READ_TIMEOUT_S: Final = 60.0
 CLOSE_TIMEOUT_S: Final = 1.0
 AHEAD_NS: Final = 10_000_000_000
+TELL_S: Final = 5.0  # between two words to a gatherer on how far we are
 
 State = Literal["starting", "reading", "idle", "ended", "down", "refused"]
 
@@ -60,6 +61,9 @@ class GathererReader:
         self._monotonic = monotonic
         self._conn: Connection | None = None
         self._failures = 0
+        self._stored = 0  # batches up to this one are on the tape
+        self._told = 0
+        self._told_s = 0.0
 
     @property
     def answering(self) -> bool:
@@ -74,6 +78,10 @@ class GathererReader:
     def silent_s(self) -> float:
         """Seconds since the database last answered; 0 while it does."""
         return 0.0 if self.answering else self._monotonic() - self.silent_since_s
+
+    def stored(self, batch_id: int) -> None:
+        """Everything up to this batch is on the tape: the gatherer may forget how it came."""
+        self._stored = batch_id
 
     async def read(self) -> GathererBatch | None:
         """The next batches; None when there is nothing or no answer (see `state`). Paced."""
@@ -112,6 +120,9 @@ class GathererReader:
         got = await pull(self._conn, self.index, self.position, max_rows=self._max_rows)
         if got.batch is None:
             self.state = "ended" if await ended(self._conn, got.position) else "idle"
+        if self._stored != self._told and self._monotonic() - self._told_s > TELL_S:
+            self._told, self._told_s = self._stored, self._monotonic()
+            await tell(self._conn, self._told)
         return got
 
     async def _failed(self, state: State, reason: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from gatherer.discovery import Discovery
 from gatherer.feed import FeedConnection
 from gatherer.intake import LiveIntake
+from gatherer.keeping import Keeper
 from gatherer.progress import RecordingProgress
 from gatherer.sink import Sink
 from marketdata.capture_state import (
@@ -46,6 +47,7 @@ class Parts:
     sink: Sink
     discovery: Discovery
     feeds: Mapping[str, FeedConnection]
+    keeper: Keeper
     unplaced: Callable[[], int]
 
 
@@ -128,6 +130,7 @@ class Observer:
             "spills": intake.spills,
             "spool_end": list(self._parts.spool.end),
             "cursor": list(sink.cursor),
+            "retention_waits": self._parts.keeper.reason,
             "lag_ms": max(0, lag_ns) // 1_000_000,
             "sink": sink.state,
             "complete": all(state.is_complete for state in channels.values()),
@@ -194,7 +197,9 @@ class Observer:
             state = "reading is paused" if spool.full else "frames wait in memory"
             self.health.set("spool", "failing", f"disk: {spool.problem}; {state}")
         elif free < DISK_FREE_MIN:
-            self.health.set("spool", "degraded", f"{free // 2**20} MiB free on the spool's disk")
+            held = self._parts.keeper.reason
+            told = f"; nothing is removed: {held}" if held else ""
+            self.health.set("spool", "degraded", f"{free // 2**20} MiB free on its disk{told}")
         elif spool.recovery.foreign:
             names = ", ".join(spool.recovery.foreign[:3])
             self.health.set("spool", "degraded", f"foreign files kept in the spool: {names}")

@@ -20,12 +20,12 @@ from gatherer.auth import Signer, load_private_key
 from gatherer.discovery import Discovery, History
 from gatherer.feed import FeedConnection, FeedSettings
 from gatherer.intake import LiveIntake, recover
+from gatherer.keeping import Keeper
 from gatherer.observe import Observer, Parts
 from gatherer.packing import PackedBatch
 from gatherer.plan import SHARED_CHANNELS, Assignment, Plan
 from gatherer.rest import RestClient
 from gatherer.sink import Sink, SinkSettings
-from marketdata.errors import StorageError
 from marketdata.session import Report, ReportKind, SessionSettings
 from runtime import logs
 from runtime.clock import Clock
@@ -33,13 +33,11 @@ from runtime.config import GathererSettings
 from runtime.health import Health, HealthServer
 from runtime.metrics import Metrics
 from runtime.spool import SpoolWriter
-from runtime.spool_files import compress_sealed, retain
 from runtime.supervise import Supervisor
 
 NS_PER_S: Final = 1_000_000_000
 ID_EPOCH_NS: Final = 1_767_225_600 * NS_PER_S  # 2026-01-01
 IDS_PER_MINUTE: Final = 512
-HOUSEKEEPING_S: Final = 30.0  # compression and retention of sealed segments
 STALL_S: Final = 30.0
 HISTORY_STOP_S: Final = 2.0
 
@@ -111,6 +109,7 @@ class Gatherer:
             on_commit=self._committed,
             on_retry=self._sink_retried,
         )
+        self.keeper = Keeper(settings, self.sink.status, clock)
 
     async def _open_discovery(self, stack: contextlib.AsyncExitStack) -> None:
         settings, clock = self.settings, self._clock
@@ -146,6 +145,7 @@ class Gatherer:
                 self.sink,
                 self.discovery,
                 self.feeds,
+                self.keeper,
                 lambda: self._n_unplaced,
             ),
             self.health,
@@ -175,7 +175,7 @@ class Gatherer:
         add("feeds", self._run_feeds, stop=self._stop_feeds)
         add("history", self.history.run, stop=self.history.stop, deadline_s=HISTORY_STOP_S)
         add("discovery", self.discovery.run)
-        add("housekeeping", self._keep_house)
+        add("housekeeping", self.keeper.run)
         self._supervisor.watch("event loop", STALL_S)
         self._supervisor.watch("spool", STALL_S)
         # Twice the session's patience with a silent feed, for it has given the feed up by then.
@@ -197,17 +197,6 @@ class Gatherer:
 
     async def _stop_spool(self) -> None:
         self._stopping.set()
-
-    async def _keep_house(self) -> None:
-        """Compress what every consumer has passed; remove the oldest beyond the limit."""
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_S)
-            cursor, directory = self.sink.status.cursor, self.spool.directory
-            try:
-                await asyncio.to_thread(compress_sealed, directory, cursor)
-                await asyncio.to_thread(retain, directory, cursor, self.settings.spool_retain_bytes)
-            except (OSError, StorageError) as error:
-                log.warning("spool housekeeping failed", error=str(error))
 
     # --- sink
 

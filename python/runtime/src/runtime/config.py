@@ -101,6 +101,9 @@ class GathererSettings(ServiceSettings):
     drain_deadline_s: Count = 20  # at a clean stop
     segment_bytes: Annotated[int, Field(ge=64 * 1024, le=SEGMENT_BYTES_MAX)] = SEGMENT_BYTES
     spool_retain_bytes: Amount = RETAIN_BYTES
+    spool_retain_hours: Count = 24 * 14  # older segments go although there is room
+    # Segments stay until the deduplicator has told that it stored their rows. False: nobody reads.
+    spool_await_reader: bool = True
     rest_rate_per_s: Annotated[float, Field(gt=0)] = 5.0
     # Series whose order books are recorded, a JSON list; empty: all. Trades and tickers are always
     # those of the whole exchange.

@@ -320,15 +320,19 @@ def compress_sealed(directory: Path, before: Position, count_max: int = 4) -> li
     return done
 
 
-def retain(directory: Path, before: Position, retain_bytes: int = RETAIN_BYTES) -> list[str]:
-    """Remove the oldest segments wholly before `before` while together they exceed the limit."""
+def retain(
+    directory: Path, before: Position, retain_bytes: int = RETAIN_BYTES, oldest_ns: int = 0
+) -> list[str]:
+    """Remove the oldest segments wholly before `before` while together they exceed the limit, or
+    while they were last written before `oldest_ns` (wall clock)."""
     passed = [(n, p) for n, p in sorted(look(directory).segments.items()) if n < before.segment]
     total = sum(path.stat().st_size for _, path in passed)
     removed: list[str] = []
     for _, path in passed:
-        if total <= retain_bytes:
+        found = path.stat()
+        if total <= retain_bytes and found.st_mtime_ns >= oldest_ns:
             break
-        total -= path.stat().st_size
+        total -= found.st_size
         path.unlink()
         removed.append(path.name)
     if removed:
