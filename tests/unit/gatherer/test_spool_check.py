@@ -14,6 +14,7 @@ from gatherer.spool_check import SegmentSummary, listed, meta_of, verified
 from marketdata import segment
 from marketdata.errors import StorageError
 from runtime.spool_files import compress, look
+from runtime.spool_index import write_index
 from tests.spool_world import FRAMES, write_spool
 
 
@@ -43,6 +44,18 @@ def test_compressed_segments_are_the_same(spool: Path) -> None:
         compress(path)
     assert [(each.records, each.frames, each.plain_bytes) for each in listed(spool)] == plain
     assert faults(spool) == []
+
+
+def test_an_index_of_other_bytes_is_a_fault(spool: Path) -> None:
+    bodies = {number: path.read_bytes() for number, path in look(spool).segments.items()}
+    write_index(spool, 1, bodies[1])
+    assert faults(spool) == []
+    assert next(iter(listed(spool))).markets
+    write_index(spool, 1, bodies[2])
+    assert faults(spool) == ["00000001.seg: 00000001.idx is the index of other bytes"]
+    (spool / "00000001.idx").write_bytes(b"x")
+    (fault,) = faults(spool)
+    assert "00000001.idx is damaged" in fault
 
 
 def test_the_end_of_a_spool_that_is_being_written_is_no_fault(spool: Path) -> None:

@@ -10,6 +10,8 @@ import asyncpg
 import pytest
 
 from runtime.embedded import EmbeddedPostgres
+from runtime.spool_files import look
+from runtime.spool_index import write_index
 from tests.spool_world import FRAMES, write_spool
 
 
@@ -43,6 +45,20 @@ def test_cat_gives_frames_as_they_came(run, spool: Path) -> None:
     assert {line["conn"] for line in one if "conn" in line} == {conns[0]}
     assert len(run("spool", "cat", spool, "--limit", 7)[1].splitlines()) == 7
     assert run("spool", "cat", spool, "--to", "2020-01-01T00:00:00Z")[1] == ""
+
+
+def test_cat_of_one_market_is_the_same_with_and_without_indexes(run, tmp_path: Path) -> None:
+    asyncio.run(write_spool(tmp_path / "spool"))
+    spool = tmp_path / "spool"
+    frames = [json.loads(x) for x in run("spool", "cat", spool)[1].splitlines()]
+    named = [(x["frame"].get("msg") or {}).get("market_ticker") for x in frames if "frame" in x]
+    market = next(ticker for ticker in reversed(named) if ticker)
+    without = run("spool", "cat", spool, "--market", market)
+    assert len(without[1].splitlines()) == named.count(market) > 0
+    for number, path in look(spool).segments.items():
+        write_index(spool, number, path.read_bytes())
+    assert run("spool", "cat", spool, "--market", market) == without
+    assert run("spool", "cat", spool, "--market", "KXNONE") == (0, "", "")
 
 
 def test_verify_ends_with_its_code(run, spool: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -19,9 +19,12 @@ from gatherer import spool_check
 from gatherer.spool_rebuild import rebuild as rebuild_database
 from kalshilake.read import moment_us
 from marketdata import segment
+from marketdata.segment_index import ticker_of
 from marketdata.units import format_ts_us
 from runtime.clock import Clock
-from runtime.spool import START, SpoolReader
+from runtime.spool import Position, SpoolReader
+from runtime.spool_files import look
+from runtime.spool_index import read_index
 from tape.output import EXIT_FOUND, guarded, print_rows
 
 NS_PER_US: Final = 1_000
@@ -63,6 +66,7 @@ def list_segments(
 def cat(
     spool: Directory,
     conn: Annotated[int | None, typer.Option(help="only this connection's")] = None,
+    market: Annotated[str | None, typer.Option(help="only this market's frames")] = None,
     start: Annotated[str | None, typer.Option("--from", help="received from here on (UTC)")] = None,
     end: Annotated[str | None, typer.Option("--to", help="received before this (UTC)")] = None,
     limit: Annotated[int, typer.Option(min=0, help="lines at most; 0: all")] = 0,
@@ -72,7 +76,7 @@ def cat(
     def run() -> None:
         since = moment_us(start) * NS_PER_US if start else 0
         until = moment_us(end) * NS_PER_US if end else 1 << 63
-        for count, line in enumerate(_lines(spool, conn, since, until)):
+        for count, line in enumerate(_lines(spool, Wanted(conn, market, since, until))):
             if limit and count >= limit:
                 break
             sys.stdout.write(line + "\n")
@@ -80,31 +84,57 @@ def cat(
     raise typer.Exit(guarded(run))
 
 
-def _lines(spool: Path, conn: int | None, since_ns: int, until_ns: int) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which records and frames `cat` prints."""
+
+    conn: int | None
+    market: str | None
+    since_ns: int
+    until_ns: int
+
+
+def _lines(spool: Path, wanted: Wanted) -> Iterator[str]:
     spool_check.meta_of(spool)
-    reader = SpoolReader(spool, START)
+    for number in sorted(look(spool).segments):
+        index = read_index(spool, number)
+        if index is None or index.may_hold(wanted.market, wanted.since_ns, wanted.until_ns):
+            yield from _segment_lines(spool, number, wanted)
+
+
+def _segment_lines(spool: Path, number: int, wanted: Wanted) -> Iterator[str]:
+    reader = SpoolReader(spool, Position(number, 0))
     try:
         while records := reader.read():
             for record in records:
-                if record.kind == segment.KIND_CONTROL:
-                    control = json.loads(record.payload.tobytes())
-                    is_wanted = conn in (None, control.get("conn"))
-                    if is_wanted and since_ns <= int(control.get("received_ns", 0)) < until_ns:
-                        yield json.dumps({"control": control})
+                if record.at.segment != number:
+                    return
+                if record.kind == segment.KIND_CONTROL and wanted.market is None:
+                    yield from _control(record.payload, wanted)
                 elif record.kind == segment.KIND_FRAMES:
-                    yield from _frames(record.payload, conn, since_ns, until_ns)
+                    yield from _frames(record.payload, wanted)
+    finally:
         for damage in reader.damage:
             sys.stderr.write(f"tape: {damage}\n")
-    finally:
         reader.close()
 
 
-def _frames(payload: memoryview, conn: int | None, since_ns: int, until_ns: int) -> Iterator[str]:
+def _control(payload: memoryview, wanted: Wanted) -> Iterator[str]:
+    control = json.loads(payload.tobytes())
+    is_wanted = wanted.conn in (None, control.get("conn"))
+    if is_wanted and wanted.since_ns <= int(control.get("received_ns", 0)) < wanted.until_ns:
+        yield json.dumps({"control": control})
+
+
+def _frames(payload: memoryview, wanted: Wanted) -> Iterator[str]:
     batch = segment.decode_frames(payload)
-    if conn not in (None, batch.conn):
+    if wanted.conn not in (None, batch.conn):
         return
     for n, (frame, received_ns) in enumerate(zip(batch.frames, batch.received_ns, strict=True)):
-        if since_ns <= received_ns < until_ns:
+        if wanted.since_ns <= received_ns < wanted.until_ns and wanted.market in (
+            None,
+            ticker_of(frame),
+        ):
             head = json.dumps(
                 {"conn": batch.conn, "ordinal": batch.ordinal + n, "received_ns": received_ns}
             )

@@ -20,14 +20,15 @@ from typing import Final
 import asyncpg
 
 from gatherer.sink import SinkStatus
-from marketdata.errors import StorageError
+from marketdata.errors import StorageError, TapeError
 from runtime import logs
 from runtime.clock import Clock
 from runtime.config import GathererSettings
 from runtime.postgres import TRANSIENT, connect
 from runtime.spool_files import Position, compress_sealed, retain
+from runtime.spool_index import index_compressed
 
-HOUSEKEEPING_S: Final = 30.0
+HOUSEKEEPING_S: Final = 30
 MARKS_MAX: Final = 100_000
 """Segments remembered with their batches; at 64 MiB each more than any disk holds."""
 HOUR_S: Final = 3600
@@ -100,7 +101,7 @@ class Keeper:
             await asyncio.sleep(HOUSEKEEPING_S)
             try:
                 await self.once()
-            except (OSError, StorageError) as error:
+            except (OSError, TapeError) as error:
                 log.warning("spool housekeeping failed", error=str(error))
 
     async def once(self) -> None:
@@ -110,6 +111,7 @@ class Keeper:
         directory = settings.spool_dir
         done = await asyncio.to_thread(compress_sealed, directory, cursor)
         self.compressed += len(done)
+        await asyncio.to_thread(index_compressed, directory, cursor)
         before = min(cursor, await self._read_until())
         oldest_ns = self._clock.wall_ns() - settings.spool_retain_hours * HOUR_S * 1_000_000_000
         removed = await asyncio.to_thread(

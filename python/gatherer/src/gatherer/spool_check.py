@@ -2,15 +2,17 @@
 
 Purpose: one summary a segment for `tape spool ls`, and every fault with its file for `verify`.
 What is checked: each segment's header and number; each record's checksum (the scanner's); seals and
-their counts; that no number is missing; that every STATE record is exactly the state to which the
-records of the segment before it lead, so that a reader may begin at any segment; that the ids which
-the spool gave out are those that its frames give.
+their counts; that no number is missing; that an index is that of its segment's bytes; that every
+STATE record is exactly the state to which the records of the segment before it lead, so that a
+reader may begin at any segment; that the ids which the spool gave out are those that its frames
+give.
 Works on a spool that is being written: the last segment may then end in the middle of a record.
 Does not do: changing anything (the writer moves torn tails), databases (spool_rebuild).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -23,7 +25,8 @@ from marketdata import segment
 from marketdata.continuity import Continuity
 from marketdata.errors import SegmentError, StorageError
 from runtime.spool import Position, SpoolRecord
-from runtime.spool_files import SpoolMeta, load, look, read_meta
+from runtime.spool_files import SpoolMeta, index_name, load, look, read_meta
+from runtime.spool_index import read_index
 
 DECODED_NOW = 200  # records between two times that rows are let go
 
@@ -41,6 +44,7 @@ class SegmentSummary:
     first_ns: int = 0
     last_ns: int = 0
     sealed: bool = False
+    markets: int | None = None  # by its index; None: it has none
     faults: list[str] = field(default_factory=list)
 
 
@@ -63,7 +67,22 @@ def bodies(directory: Path) -> Iterator[tuple[SegmentSummary, bytes]]:
             summary.faults.append(str(error))
             body = b""
         summary.plain_bytes = len(body)
+        summary.markets = _indexed(directory, summary, body)
         yield summary, body
+
+
+def _indexed(directory: Path, summary: SegmentSummary, body: bytes) -> int | None:
+    """How many markets the index names; an index of other bytes is a fault."""
+    try:
+        index = read_index(directory, summary.number)
+    except StorageError as error:
+        summary.faults.append(str(error))
+        return None
+    if index is None:
+        return None
+    if body and index.plain_sha256 != hashlib.sha256(body).hexdigest():
+        summary.faults.append(f"{index_name(summary.number)} is the index of other bytes")
+    return len(index.markets)
 
 
 def records_of(summary: SegmentSummary, body: bytes, *, is_last: bool) -> Iterator[SpoolRecord]:

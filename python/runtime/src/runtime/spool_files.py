@@ -39,7 +39,8 @@ LOOKS_MAX: Final = 100  # a listing is repeated when a file vanished while it wa
 RETAIN_BYTES: Final = 20 * 1024**3  # of segments that every consumer has passed
 
 _SEGMENT: Final = re.compile(r"^(\d{8})\.seg(\.zst)?$")
-_UNFINISHED: Final = re.compile(r"^(\d{8}\.seg\.zst|SPOOL\.json)\.part$")
+_INDEX: Final = re.compile(r"^\d{8}\.idx$")
+_UNFINISHED: Final = re.compile(r"^(\d{8}\.(seg\.zst|idx)|SPOOL\.json)\.part$")
 
 
 class Position(NamedTuple):
@@ -84,6 +85,11 @@ class Recovery:
 def segment_name(number: int) -> str:
     """File name of a segment that is being written or is not compressed."""
     return f"{number:08d}.seg"
+
+
+def index_name(number: int) -> str:
+    """File name of a segment's index (runtime.spool_index)."""
+    return f"{number:08d}.idx"
 
 
 def sync_directory(directory: Path) -> None:
@@ -168,7 +174,8 @@ def _look_once(directory: Path) -> SpoolFiles:
         path = directory / name
         match = _SEGMENT.match(name)
         if match is None or path.is_dir():
-            if name not in {META_NAME, LOCK_NAME, TORN_NAME} and _UNFINISHED.match(name) is None:
+            ours = name in {META_NAME, LOCK_NAME, TORN_NAME} or _UNFINISHED.match(name)
+            if not ours and _INDEX.match(name) is None:
                 found.foreign.append(name)
         elif match[2] is None and not _is_ours(path):
             found.foreign.append(name)
@@ -328,12 +335,13 @@ def retain(
     passed = [(n, p) for n, p in sorted(look(directory).segments.items()) if n < before.segment]
     total = sum(path.stat().st_size for _, path in passed)
     removed: list[str] = []
-    for _, path in passed:
+    for number, path in passed:
         found = path.stat()
         if total <= retain_bytes and found.st_mtime_ns >= oldest_ns:
             break
         total -= found.st_size
         path.unlink()
+        (directory / index_name(number)).unlink(missing_ok=True)
         removed.append(path.name)
     if removed:
         sync_directory(directory)
