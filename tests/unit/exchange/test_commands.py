@@ -41,6 +41,20 @@ def test_one_command_for_two_channels_gets_two_sids(venue: Venue) -> None:
     ]
 
 
+def test_a_command_with_id_0_is_answered_without_an_id(venue: Venue) -> None:
+    """0 means that the client wants no correlation: no answer of any kind names it."""
+    connection = venue.open("0" * 16, 1)
+    channels = ["ticker", "orderbook_delta", "no such"]
+    frames = ask(venue, connection, "subscribe", id=0, channels=channels, market_ticker=T0)
+    frames += ask(venue, connection, "subscribe", id=0, channels=["ticker"], market_ticker=T1)
+    frames += ask(venue, connection, "list_subscriptions", id=0)
+    frames += ask(venue, connection, "unsubscribe", id=0, sids=[1, 2, 9])
+    frames += ask(venue, connection, "no such", id=0)
+    kinds = {frame["type"] for frame in frames}
+    assert kinds == {"subscribed", "orderbook_snapshot", "ok", "unsubscribed", "error"}
+    assert all("id" not in frame for frame in frames)
+
+
 def test_an_unknown_channel_is_an_error_beside_the_good_ones(venue: Venue) -> None:
     """A partial success, as recorded."""
     connection = venue.open("0" * 16, 1)

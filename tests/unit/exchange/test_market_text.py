@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import json
 
-from exchange.market_text import ticker_text, trade_texts
+from exchange.market_text import (
+    creation_details,
+    ending_details,
+    made_up_result,
+    ticker_text,
+    trade_texts,
+)
+from tests.exchange_worlds import START_US, spec
 
 
 def test_a_trade_has_equal_values_in_both_forms() -> None:
@@ -45,3 +52,19 @@ def test_a_never_traded_market_without_bids_asks_one_dollar() -> None:
     )
     assert (msg["yes_bid_dollars"], msg["yes_ask_dollars"]) == ("0.0000", "1.0000")
     assert msg["time"] == "2026-08-29T10:40:00Z"
+
+
+def test_lifecycle_details_carry_what_their_event_type_promises() -> None:
+    """`determined` tells the result REST shows; `settled` only its second."""
+    created = creation_details(spec(0))
+    assert created["open_ts"] == START_US // 1_000_000 - 1
+    assert created["additional_metadata"]["event_ticker"] == "KXTEST-26"
+    determined = ending_details("KXTEST-26-T0", "determined", START_US)
+    result = made_up_result("KXTEST-26-T0")
+    assert determined == {
+        "determination_ts": START_US // 1_000_000,
+        "result": result,
+        "settlement_value": {"yes": "1.0000", "no": "0.0000"}[result],
+    }
+    assert ending_details("x", "settled", START_US) == {"settled_ts": START_US // 1_000_000}
+    assert {made_up_result(f"KXTEST-26-T{n}") for n in range(20)} == {"yes", "no"}

@@ -83,6 +83,9 @@ async def test_events_nest_their_markets_and_series_exist(caller: Caller) -> Non
     status, one = await caller.get(f"/events/{event['event_ticker']}")
     assert status == 200
     assert one["event"]["event_ticker"] == event["event_ticker"]
+    assert "markets" not in one["event"]
+    _, whole = await caller.get(f"/events/{event['event_ticker']}?with_nested_markets=true")
+    assert whole["event"]["markets"] == whole["markets"] == one["markets"]
     assert (await caller.get(f"/series/{event['series_ticker']}"))[0] == 200
     assert (await caller.get("/series"))[1]["series"]
     for path in ("/series/KXNONE", "/events/KXNONE", "/markets/KXNONE", "/nothing"):
@@ -121,6 +124,42 @@ async def test_order_books_need_a_signature_and_equal_each_other(caller: Caller)
     assert [row["ticker"] for row in many["orderbooks"]] == tickers
     assert many["orderbooks"][0]["orderbook_fp"] == one["orderbook_fp"]
     assert (await caller.get("/markets/orderbooks", signed=True))[0] == 400
+
+
+async def test_depth_takes_the_best_levels(caller: Caller) -> None:
+    """Ascending, the best bid last: so the end of each list; 0 is all of it."""
+    ticker = json.loads((caller.running.truth / "markets.json").read_bytes())[0]
+    path = f"/markets/{ticker}/orderbook"
+    whole = (await caller.get(path, signed=True))[1]["orderbook_fp"]
+    assert (await caller.get(f"{path}?depth=0", signed=True))[1]["orderbook_fp"] == whole
+    top = (await caller.get(f"{path}?depth=2", signed=True))[1]["orderbook_fp"]
+    assert len(whole["yes_dollars"]) > 2
+    assert top == {side: levels[-2:] for side, levels in whole.items()}
+    assert (await caller.get(f"{path}?depth=101", signed=True))[0] == 400
+
+
+async def test_a_market_shows_its_newest_ticker_and_its_best_levels(caller: Caller) -> None:
+    """REST and the ticker channel are two views of one state; a result comes with its status."""
+    lines = (caller.running.truth / "tickers.jsonl").read_text().splitlines()
+    told = {row["market_ticker"]: row for row in map(json.loads, lines)}
+    _, page = await caller.get("/markets?limit=1000")
+    compared = 0
+    for market in page["markets"]:
+        newest = told.get(market["ticker"])
+        if newest is not None:
+            assert market["last_price_dollars"] == newest["price_dollars"]
+            for name in ("volume_fp", "open_interest_fp"):
+                assert market[name] == newest[name]
+            compared += 1
+        has_result = market["status"] in ("determined", "finalized")
+        assert (market["result"] != "") == has_result
+    assert compared
+    first = next(market for market in page["markets"] if market["status"] == "active")
+    _, body = await caller.get(f"/markets/{first['ticker']}/orderbook?depth=1", signed=True)
+    ((yes_price, yes_size),) = body["orderbook_fp"]["yes_dollars"]
+    ((no_price, no_size),) = body["orderbook_fp"]["no_dollars"]
+    assert (first["yes_bid_dollars"], first["yes_bid_size_fp"]) == (yes_price, yes_size)
+    assert (first["no_bid_dollars"], first["yes_ask_size_fp"]) == (no_price, no_size)
 
 
 async def test_too_many_calls_get_429_without_headers(caller: Caller) -> None:

@@ -35,7 +35,7 @@ ERROR_TEXTS: Final = {
     11: "Invalid parameter",
     12: "Exactly one subscription ID is required",
     13: "Unsupported action",
-    14: "Market ticker required",
+    14: "Market Ticker required",
     15: "Action required",
 }
 LATE_ALL_UP_TO: Final = 3  # markets; of a longer list only some come late
@@ -77,9 +77,16 @@ def _carry_out_one(venue: Venue, connection: Connection, text: bytes) -> None:
         command_id = command.id
         _ACTS.get(command.name, _unknown)(venue, connection, command)
     except CommandFault as fault:
-        msg = {"code": fault.code, "msg": str(fault)}
-        row: dict[str, Any] = {"type": "error", "msg": msg}
-        connection.reply({"id": command_id, **row} if command_id else row)
+        _refuse(connection, command_id, fault.code)
+
+
+def _reply(connection: Connection, command_id: int, **row: Any) -> None:
+    """An answer without seq. Id 0 means that the command had none."""
+    connection.reply({"id": command_id, **row} if command_id else row)
+
+
+def _refuse(connection: Connection, command_id: int, code: int) -> None:
+    _reply(connection, command_id, type="error", msg={"code": code, "msg": ERROR_TEXTS[code]})
 
 
 def _read(text: bytes) -> Command:
@@ -144,8 +151,7 @@ def _subscribe(venue: Venue, connection: Connection, command: Command) -> None:
             _check_channel(channel, tickers)
             _subscribe_one(venue, connection, command, channel, tickers)
         except CommandFault as fault:
-            msg = {"code": fault.code, "msg": str(fault)}
-            connection.reply({"id": command.id, "type": "error", "msg": msg})
+            _refuse(connection, command.id, fault.code)
 
 
 def _subscribe_one(
@@ -168,7 +174,7 @@ def _subscribe_one(
         connection.by_sid[subscription.sid] = subscription
         connection.by_channel[channel] = subscription
         msg = {"channel": channel, "sid": subscription.sid}
-        connection.reply({"id": command.id, "type": "subscribed", "msg": msg})
+        _reply(connection, command.id, type="subscribed", msg=msg)
         if wanted is None:
             venue.attach(subscription, None)
         else:
@@ -223,8 +229,7 @@ def _ok(venue: Venue, subscription: Subscription, command_id: int) -> None:
         tail = b',"msg":%b}' % orjson.dumps(row)
         subscription.emit(head, tail, -1, -1, SEND_REPLY)
     else:
-        answer = {"id": command_id, "sid": subscription.sid, "type": "ok", "msg": row}
-        subscription.connection.reply(answer)
+        _reply(subscription.connection, command_id, sid=subscription.sid, type="ok", msg=row)
 
 
 def _update(venue: Venue, connection: Connection, command: Command) -> None:
@@ -283,22 +288,21 @@ def _unsubscribe(venue: Venue, connection: Connection, command: Command) -> None
     for sid in sids:
         subscription = connection.by_sid.get(sid) if isinstance(sid, int) else None
         if subscription is None:
-            msg = {"code": 7, "msg": ERROR_TEXTS[7]}
-            connection.reply({"id": command.id, "type": "error", "msg": msg})
+            _refuse(connection, command.id, 7)
             continue
         subscription.seal()
         if subscription.sequenced:
             head = frame_head("unsubscribed", sid, command_id=command.id)
             subscription.emit(head, b"}", -1, -1, SEND_REPLY)
         else:
-            connection.reply({"id": command.id, "sid": sid, "type": "unsubscribed"})
+            _reply(connection, command.id, sid=sid, type="unsubscribed")
         venue.unsubscribe(subscription)
 
 
 def _list(venue: Venue, connection: Connection, command: Command) -> None:  # noqa: ARG001
     subscriptions = sorted(connection.by_sid.items())
     msg = [{"channel": held.channel, "sid": sid} for sid, held in subscriptions]
-    connection.reply({"id": command.id, "type": "ok", "msg": msg})
+    _reply(connection, command.id, type="ok", msg=msg)
 
 
 _ACTS: Final[dict[str, Callable[[Venue, Connection, Command], None]]] = {

@@ -1,19 +1,27 @@
-"""Texts of made-up trade and ticker messages (the `msg` of a frame, and the REST form of a trade).
+"""Texts of made-up trade, ticker and lifecycle messages, and the REST form of a trade.
 
 Purpose: exact JSON of integers in the exchange's present form. Does not do: recorded messages,
-which keep their own text (replay), deltas and snapshots (frames).
+which keep their own text (replay), deltas and snapshots (frames), other REST bodies (rest).
 """
 
 from __future__ import annotations
 
-from typing import Final
+import zlib
+from typing import Any, Final
 
 import orjson
 
 from exchange.frames import SIZE_SCALE, price_text, size_text, time_text
+from exchange.timeline import MarketSpec
 
 PRICE_WHOLE: Final = 1_000_000
 SECOND_US: Final = 1_000_000
+EXCHANGE_INDEX: Final = 0
+PRICE_LEVELS: Final[dict[str, Any]] = {
+    "price_level_structure": "linear_cent",
+    "price_ranges": [{"start": "0.0000", "end": "1.0000", "step": "0.0100"}],
+}
+SETTLEMENT_VALUES: Final = {"yes": "1.0000", "no": "0.0000"}
 
 
 def trade_texts(
@@ -80,3 +88,41 @@ def ticker_text(
             "time": time_text(exchange_us),
         }
     )
+
+
+def made_up_result(ticker: str) -> str:
+    """How a market ends, yes or no: from its name, so that every message says the same."""
+    return "yes" if zlib.crc32(ticker.encode()) & 1 else "no"
+
+
+def creation_details(spec: MarketSpec) -> dict[str, Any]:
+    """What a `created` lifecycle message says besides ticker and event type."""
+    return {
+        "exchange_index": EXCHANGE_INDEX,
+        "open_ts": spec.open_us // SECOND_US,
+        "close_ts": spec.close_us // SECOND_US,
+        **PRICE_LEVELS,
+        "additional_metadata": {
+            "name": spec.title,
+            "title": spec.title,
+            "yes_sub_title": spec.title,
+            "no_sub_title": spec.title,
+            "rules_primary": "",
+            "rules_secondary": "",
+            "can_close_early": True,
+            "event_ticker": spec.event_ticker,
+            "expected_expiration_ts": spec.close_us // SECOND_US,
+        },
+    }
+
+
+def ending_details(ticker: str, event_type: str, now_us: int) -> dict[str, Any]:
+    """What a `determined` or `settled` lifecycle message says besides ticker and event type."""
+    if event_type == "settled":
+        return {"settled_ts": now_us // SECOND_US}
+    result = made_up_result(ticker)
+    return {
+        "determination_ts": now_us // SECOND_US,
+        "result": result,
+        "settlement_value": SETTLEMENT_VALUES[result],
+    }

@@ -20,7 +20,13 @@ import orjson
 from aiohttp import web
 
 from exchange.auth import KEY_HEADER, SIGNATURE_HEADER, Verifier
-from exchange.frames import price_text, time_text
+from exchange.frames import price_text, size_text, time_text
+from exchange.market_text import (
+    EXCHANGE_INDEX,
+    PRICE_LEVELS,
+    SETTLEMENT_VALUES,
+    made_up_result,
+)
 from exchange.timeline import NO, YES
 from exchange.venue import PRICE_WHOLE, Market, Venue
 
@@ -35,7 +41,9 @@ STATUS_FILTERS: Final = {
 EVENTS_LIMIT: Final = (200, 200)  # default, most
 MARKETS_LIMIT: Final = (100, 1000)
 TRADES_LIMIT: Final = (100, 1000)
+RESULT_STATUSES: Final = ("determined", "disputed", "amended", "finalized")
 ORDERBOOK_TICKERS_MAX: Final = 100
+DEPTH_MAX: Final = 100
 TOKENS_PER_S: Final = 200
 TOKENS_MAX: Final = 400
 CALL_TOKENS: Final = 10
@@ -138,7 +146,7 @@ class Rest:
             "trading_active": active,
             "intra_exchange_transfers_active": active,
         }
-        shard = {"exchange_index": 0, "description": "simulated", **flags}
+        shard = {"exchange_index": EXCHANGE_INDEX, "description": "simulated", **flags}
         resume = None if active else time_text(self._venue.now_us)
         return {
             **flags,
@@ -163,15 +171,16 @@ class Rest:
             "frequency": "custom",
             "title": ticker,
             "category": "Simulated",
+            "categories": ["Simulated"],
             "tags": [],
             "settlement_sources": [],
             "contract_url": "",
             "contract_terms_url": "",
-            "product_metadata": None,
+            "product_metadata": {},
             "fee_type": "quadratic",
             "fee_multiplier": 1,
             "additional_prohibitions": [],
-            "exchange_index": 0,
+            "exchange_index": EXCHANGE_INDEX,
         }
 
     async def _series_list(self, request: web.Request) -> web.Response:
@@ -195,9 +204,12 @@ class Rest:
             "collateral_return_type": "",
             "mutually_exclusive": False,
             "category": "Simulated",
+            "strike_period": "",
+            "available_on_brokers": False,
+            "product_metadata": {},
             "settlement_sources": [],
             "last_updated_ts": time_text(spec.open_us),
-            "exchange_index": 0,
+            "exchange_index": EXCHANGE_INDEX,
         }
         if nested:
             body["markets"] = [_market_body(market) for market in markets]
@@ -229,7 +241,8 @@ class Rest:
         if not markets:
             raise web.HTTPNotFound
         rows = [_market_body(market) for market in markets]
-        return _json({"event": self._event_body(markets, nested=False), "markets": rows})
+        nested = request.query.get("with_nested_markets") == "true"
+        return _json({"event": self._event_body(markets, nested=nested), "markets": rows})
 
     async def _markets(self, request: web.Request) -> web.Response:
         query = request.query
@@ -278,7 +291,10 @@ class Rest:
 
     async def _orderbook(self, request: web.Request) -> web.Response:
         market = self._found(request.match_info["ticker"])
-        body = f'{{"orderbook_fp":{self._venue.orderbook_json(market.number)}}}'
+        depth = _number(request.query.get("depth"), 0)
+        if depth > DEPTH_MAX:
+            raise web.HTTPBadRequest(reason="depth is more than 100")
+        body = f'{{"orderbook_fp":{self._venue.orderbook_json(market.number, depth)}}}'
         return web.Response(text=body, content_type="application/json")
 
     async def _orderbooks(self, request: web.Request) -> web.Response:
@@ -326,10 +342,43 @@ def _page(
     return rows[start:end], cursor
 
 
-def _market_body(market: Market) -> dict[str, Any]:
-    spec = market.spec
+def _quotes(market: Market) -> dict[str, Any]:
+    """Best prices from the book; what trading left behind as the newest ticker message told it."""
     yes = max(market.book[YES], default=0)
     no = max(market.book[NO], default=0)
+    told: dict[str, Any] = orjson.loads(market.told) if market.told else {}
+    return {
+        "yes_bid_dollars": price_text(yes),
+        "yes_bid_size_fp": size_text(market.book[YES].get(yes, 0)),
+        "yes_ask_dollars": price_text(PRICE_WHOLE - no),
+        "yes_ask_size_fp": size_text(market.book[NO].get(no, 0)),
+        "no_bid_dollars": price_text(no),
+        "no_ask_dollars": price_text(PRICE_WHOLE - yes),
+        "last_price_dollars": told.get("price_dollars") or price_text(0),
+        "volume_fp": told.get("volume_fp", size_text(0)),
+        "volume_24h_fp": told.get("volume_fp", size_text(0)),
+        "open_interest_fp": told.get("open_interest_fp", size_text(0)),
+        # A day ago: no play is that long.
+        "previous_yes_bid_dollars": price_text(0),
+        "previous_yes_ask_dollars": price_text(0),
+        "previous_price_dollars": price_text(0),
+    }
+
+
+def _settlement(market: Market) -> dict[str, Any]:
+    """The result of a market that has one; "" before."""
+    if market.status not in RESULT_STATUSES:
+        return {"result": "", "expiration_value": ""}
+    result = made_up_result(market.spec.ticker)
+    return {
+        "result": result,
+        "expiration_value": result,
+        "settlement_value_dollars": SETTLEMENT_VALUES[result],
+    }
+
+
+def _market_body(market: Market) -> dict[str, Any]:
+    spec = market.spec
     return {
         "ticker": spec.ticker,
         "event_ticker": spec.event_ticker,
@@ -342,23 +391,21 @@ def _market_body(market: Market) -> dict[str, Any]:
         "updated_time": time_text(spec.open_us),
         "open_time": time_text(spec.open_us),
         "close_time": time_text(spec.close_us),
+        "expected_expiration_time": time_text(spec.close_us),
         "expiration_time": time_text(spec.close_us),
         "latest_expiration_time": time_text(spec.close_us),
         "settlement_timer_seconds": 60,
+        "settlement_bounds_type": "default",
         "status": market.status,
-        "yes_bid_dollars": price_text(yes),
-        "yes_ask_dollars": price_text(PRICE_WHOLE - no),
-        "no_bid_dollars": price_text(no),
-        "no_ask_dollars": price_text(PRICE_WHOLE - yes),
+        **_quotes(market),
         "notional_value_dollars": "1.0000",
         "liquidity_dollars": "0.0000",
-        "result": "",
+        **_settlement(market),
         "can_close_early": True,
         "rules_primary": "",
         "rules_secondary": "",
-        "price_level_structure": "linear_cent",
-        "price_ranges": [{"start": "0.0000", "end": "1.0000", "step": "0.0100"}],
+        **PRICE_LEVELS,
         "is_provisional": False,
-        "exchange_index": 0,
+        "exchange_index": EXCHANGE_INDEX,
         **spec.details,
     }

@@ -27,6 +27,7 @@ from exchange.capture import held_levels
 from exchange.connection import Connection, Outgoing, Subscription
 from exchange.faults import FaultPlan, TimeKind
 from exchange.frames import delta_head, delta_tail, frame_head, levels_json, snapshot_tail
+from exchange.market_text import creation_details, ending_details
 from exchange.timeline import (
     NO,
     YES,
@@ -89,6 +90,7 @@ class Market:
     tickers: dict[Subscription, None] = field(default_factory=dict)
     yes_priced: int = 0  # subscribers that want no-side prices on the yes scale
     head: bytes = b""
+    told: bytes = b""  # the newest ticker message, for REST
     snapshot: bytes | None = None  # tail of the present book, made when asked for
 
     def levels(self) -> tuple[Levels, Levels]:
@@ -419,6 +421,7 @@ class Venue:
         line = self.tickers_told
         self.tickers_told += 1
         self.ledger.raw_line("tickers", item.msg)
+        self.markets[item.market].told = item.msg
         tail = b',"msg":%b}' % item.msg
         self._broadcast("ticker", Outgoing(tail, item.market, line, SEND_TICKER, item.at_us))
 
@@ -435,7 +438,8 @@ class Venue:
         market.status = item.status
         event_type = LIFECYCLE_EVENT.get(item.status)
         if event_type is not None:
-            self._lifecycle(market, event_type, {})
+            details = ending_details(market.spec.ticker, event_type, self.now_us)
+            self._lifecycle(market, event_type, details)
 
     # -- listing, lifecycle, holes -------------------------------------------------------------
 
@@ -456,13 +460,7 @@ class Venue:
         self.ledger.line("books", row)
 
     def _announce(self, market: Market) -> None:
-        spec = market.spec
-        details = {
-            "open_ts": spec.open_us // PRICE_WHOLE,
-            "close_ts": spec.close_us // PRICE_WHOLE,
-            "additional_metadata": {"title": spec.title, "event_ticker": spec.event_ticker},
-        }
-        self._lifecycle(market, "created", details)
+        self._lifecycle(market, "created", creation_details(market.spec))
 
     def _lifecycle(self, market: Market, event_type: str, details: dict[str, Any]) -> None:
         msg = {"market_ticker": market.spec.ticker, "event_type": event_type, **details}
@@ -558,7 +556,7 @@ class Venue:
         subscription.emit(head, tail, -1, -1, SEND_REPLY)
         self.unsubscribe(subscription)
 
-    def orderbook_json(self, number: int) -> str:
-        """The `orderbook_fp` object of REST."""
-        yes, no = self.markets[number].levels()
+    def orderbook_json(self, number: int, depth: int = 0) -> str:
+        """The `orderbook_fp` object of REST; `depth` best levels a side, 0 for all."""
+        yes, no = (levels[-depth:] for levels in self.markets[number].levels())
         return "{" + levels_json(yes, no, ("yes_dollars", "no_dollars")) + "}"
