@@ -234,6 +234,10 @@ class LiveIntake:
         """The newest exchange time seen on any channel; 0 before the first."""
         return self._continuity.latest_us()
 
+    def latest_us_of(self, conn_id: int) -> int:
+        """The newest exchange time seen on one connection; 0 before the first."""
+        return self._continuity.latest_us_of(conn_id)
+
     def next_conn_id(self) -> int:
         """The id for the next connection."""
         return self._continuity.next_conn_id

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gatherer.discovery import Discovery
+from gatherer.exchange_watch import ExchangeWatch
 from gatherer.feed import FeedConnection
 from gatherer.intake import LiveIntake
 from gatherer.keeping import Keeper
@@ -26,6 +27,7 @@ from marketdata.capture_state import (
     channel_states,
     verdict,
 )
+from marketdata.message_age import AgeTrack
 from runtime.clock import Clock
 from runtime.config import GathererSettings
 from runtime.health import Health
@@ -48,6 +50,7 @@ class Parts:
     discovery: Discovery
     feeds: Mapping[str, FeedConnection]
     keeper: Keeper
+    watch: ExchangeWatch
     unplaced: Callable[[], int]
 
 
@@ -70,6 +73,7 @@ class Observer:
         self._counted: dict[str, int] = {}
         self._recording = RecordingProgress()
         self._was_complete = False
+        self._ages: dict[str, AgeTrack] = {}
 
     def channels(self) -> dict[str, ChannelState]:
         """What may be said of each channel now."""
@@ -173,20 +177,43 @@ class Observer:
         refused = [f for f in feeds if f.status.state == "refused"]
         shut = [f for f in feeds if f.status.state != "open"]
         self.metrics.gauge("connections_open").set(len(feeds) - len(shut))
+        slow = self._look_at_ages()
         if refused:
             reason = f"the exchange refuses the key: {refused[0].status.reason}"
             self.health.set("exchange", "failing", reason)
         elif shut:
             told = ", ".join(f"{f.name} {f.status.reason or 'is connecting'}" for f in shut[:3])
             started = any(f.status.connects for f in feeds)
+            told = "; ".join(text for text in (self._parts.watch.reason, told) if text)
             self.health.set("exchange", "degraded" if started else "starting", told)
         elif not self._parts.discovery.rounds:
             self.health.set("exchange", "starting", f"markets: {self._parts.discovery.reason}")
         else:
-            reason = (
-                f"markets: {self._parts.discovery.reason}" if self._parts.discovery.reason else ""
-            )
+            told = self._parts.discovery.reason
+            reasons = [self._parts.watch.reason, f"markets: {told}" if told else "", *slow]
+            reason = "; ".join(text for text in reasons if text)
             self.health.set("exchange", "degraded" if reason else "ok", reason)
+
+    def _look_at_ages(self) -> list[str]:
+        """Connections whose messages grow older: what error 25 announces itself with."""
+        slow, oldest_ms = [], 0
+        for feed in self._parts.feeds.values():
+            status = feed.status
+            track = self._ages.setdefault(feed.name, AgeTrack())
+            track.look(
+                status.conn_id,
+                status.last_frame_ns,
+                self._parts.intake.latest_us_of(status.conn_id),
+            )
+            age = track.age()
+            if age is None:
+                continue
+            oldest_ms = max(oldest_ms, age.age_ms)
+            if age.is_slow:
+                grows = f"and grow {age.permille} ms older every second"
+                slow.append(f"{feed.name}: messages are {age.age_ms} ms old {grows}")
+        self.metrics.gauge("message_age_seconds").set(oldest_ms / 1000)
+        return slow
 
     def _observe_spool(self) -> None:
         spool = self._parts.spool

@@ -39,11 +39,18 @@ class RestError(TapeError):
     reason = "rest"
 
     def __init__(
-        self, message: str, *, status: int = 0, code: str = "", hint: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        code: str = "",
+        body: bytes = b"",
+        hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.status = status
         self.code = code
+        self.body = body  # of the refusal
 
 
 class TokenBucket:
@@ -112,10 +119,13 @@ class RestClient:
             await self._session.close()
             self._session = None
 
-    async def get(self, path: str, params: Params | None = None) -> dict[str, Any]:
-        """The JSON object at `path`. RestError after ATTEMPTS_MAX, or on a refusal."""
+    async def get(
+        self, path: str, params: Params | None = None, *, tries: int | None = None
+    ) -> dict[str, Any]:
+        """The JSON object at `path`. RestError after `tries` (ATTEMPTS_MAX), or on a refusal."""
+        tries = ATTEMPTS_MAX if tries is None else tries
         last = RestError(f"GET {path}: no attempt was made")
-        for attempt in range(ATTEMPTS_MAX):
+        for attempt in range(tries):
             wait_ns = self._bucket.reserve_ns()
             if wait_ns:
                 await asyncio.sleep(wait_ns / 1e9)
@@ -127,7 +137,7 @@ class RestClient:
                 last = error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 last = RestError(f"GET {path}: {type(error).__name__}: {error}")
-            if attempt + 1 < ATTEMPTS_MAX:
+            if attempt + 1 < tries:
                 await asyncio.sleep(
                     backoff_s(attempt, base_s=BACKOFF_BASE_S, cap_s=BACKOFF_CAP_S, rng=self._rng)
                 )
@@ -179,6 +189,7 @@ class RestClient:
                     f"GET {path}: status {told}",
                     status=response.status,
                     code=refusal.code,
+                    body=bytes(body),
                 )
         try:
             decoded: object = orjson.loads(body)

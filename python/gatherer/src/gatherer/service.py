@@ -18,6 +18,7 @@ from typing import Final
 
 from gatherer.auth import Signer, load_private_key
 from gatherer.discovery import Discovery, History
+from gatherer.exchange_watch import ExchangeWatch
 from gatherer.feed import FeedConnection, FeedSettings
 from gatherer.intake import LiveIntake, recover
 from gatherer.keeping import Keeper
@@ -124,6 +125,7 @@ class Gatherer:
                 ssl_context=self._ssl,
             )
         )
+        self.watch = ExchangeWatch(rest, self.intake, clock)
         self.history = History(settings.postgres_dsn, on_state=self._history_state)
         self.discovery = Discovery(
             rest,
@@ -146,6 +148,7 @@ class Gatherer:
                 self.discovery,
                 self.feeds,
                 self.keeper,
+                self.watch,
                 lambda: self._n_unplaced,
             ),
             self.health,
@@ -176,6 +179,7 @@ class Gatherer:
         add("history", self.history.run, stop=self.history.stop, deadline_s=HISTORY_STOP_S)
         add("discovery", self.discovery.run)
         add("housekeeping", self.keeper.run)
+        add("exchange", self.watch.run)
         self._supervisor.watch("event loop", STALL_S)
         self._supervisor.watch("spool", STALL_S)
         # Twice the session's patience with a silent feed, for it has given the feed up by then.

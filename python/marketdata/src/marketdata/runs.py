@@ -115,6 +115,11 @@ class Runs:
                 latest = max(latest, scope.last_us)
         return latest
 
+    def latest_us_of(self, conn_id: int) -> int:
+        """The latest exchange time on one connection; 0 before the first."""
+        life = self._lives.get(conn_id)
+        return max((s.last_us for s in life.scopes.values()), default=0) if life else 0
+
     # --- sequence and runs
 
     def _consume(

@@ -85,6 +85,7 @@ capture_complete | 1 | | 1 while all that is known is recorded without a hole
 markets_to_cover | markets | channel | markets to record (1 where the channel has no filter)
 markets_covered | markets | channel | of them, recorded without a hole now
 oldest_proof_seconds | seconds | channel | silence of the quietest connection
+message_age_seconds | seconds | | from a message's exchange time to its receipt, worst
 spool_buffered_bytes | bytes | | appended and not yet durable
 spool_disk_free_bytes | bytes | | free space where the spool lies
 spool_lag_bytes | bytes | | between the sink's cursor and the end of the spool
