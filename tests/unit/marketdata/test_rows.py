@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from enum import IntFlag
+
 import numpy as np
+import pytest
 
 from marketdata.rows import (
     DELTA_ROW,
+    GATHERERS_MAX,
     MERGED_ROW,
+    SOURCE_REST,
+    TRADE_ROW,
     ControlKind,
     ControlRow,
     DeltaFlag,
     GathererBatch,
     Side,
     SnapshotVerdict,
+    TradeFlag,
 )
 
 
@@ -27,11 +34,17 @@ def test_rows_are_packed_without_holes_and_aligned_for_their_widest_columns() ->
     assert all(DELTA_ROW[name].kind in "iu" for name in DELTA_ROW.names or ())
 
 
-def test_every_flag_is_one_bit_and_fits_its_column() -> None:
-    bits = [flag.value for flag in DeltaFlag]
+@pytest.mark.parametrize(("flags", "row"), [(DeltaFlag, DELTA_ROW), (TradeFlag, TRADE_ROW)])
+def test_every_flag_is_one_bit_and_fits_its_column(flags: type[IntFlag], row: np.dtype) -> None:
+    bits = [flag.value for flag in flags]
     assert all(bit.bit_count() == 1 for bit in bits)
     assert len(set(bits)) == len(bits)
-    assert max(bits) < np.iinfo(DELTA_ROW["flags"]).max
+    assert max(bits) < np.iinfo(row["flags"]).max
+
+
+def test_bits_of_sources_are_gatherers_or_rest_and_fit_a_smallint() -> None:
+    assert SOURCE_REST.bit_length() - 1 == GATHERERS_MAX
+    assert np.iinfo(MERGED_ROW["sources"]).max > SOURCE_REST
 
 
 def test_codes_that_are_stored_never_change() -> None:
@@ -54,7 +67,7 @@ def test_codes_that_are_stored_never_change() -> None:
 
 def test_control_kinds_are_distinct() -> None:
     kinds = [value for name, value in vars(ControlKind).items() if name.isupper()]
-    assert len(kinds) == len(set(kinds)) == 7
+    assert len(kinds) == len(set(kinds)) == 9
 
 
 def test_batches_and_control_rows_share_no_mutable_default() -> None:

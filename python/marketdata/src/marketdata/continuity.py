@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from marketdata import events
+from marketdata import events, rest_trades
 from marketdata.book import CONSTANTS, MASK, hash_levels, pack_levels
 from marketdata.chain import DELTA_PACK, Chain, Life, Scope, pack_ticker, pack_trade
 from marketdata.events import TsPrecision
@@ -81,8 +81,8 @@ class Continuity(Runs):
     # --- control records
 
     def control(self, record: Mapping[str, Any]) -> None:
-        """A CONTROL record: connect, close, subscribe (a command as sent), error. A note says
-        nothing to the tape."""
+        """A CONTROL record: connect, close, subscribe (a command as sent), error, rest_trades,
+        rest_window. A note says nothing to the tape."""
         received_ns = int(record["received_ns"])
         self.last_received_ns = max(self.last_received_ns, received_ns)
         kind, conn_id = record["k"], int(record.get("conn", 0))
@@ -95,6 +95,40 @@ class Continuity(Runs):
         elif kind == "error":
             reason, detail = str(record.get("reason", "error")), dict(record.get("detail") or {})
             self._problem(conn_id, self.life(conn_id), reason, detail, received_ns)
+        elif kind == "rest_trades":
+            self._rest_trades(record, received_ns)
+        elif kind == "rest_window":
+            self._control_row(
+                ControlKind.REST_WINDOW,
+                received_ns,
+                0,
+                exchange_us=self.latest_us(),
+                reason=str(record.get("reason", "")),
+                detail=rest_trades.window_detail(record),
+            )
+
+    def _rest_trades(self, record: Mapping[str, Any], received_ns: int) -> None:
+        """Trades that REST listed and no frame had brought. Their run is this one record: it links
+        each row to its request, and proves nothing of any time."""
+        run_id = self._next_run_id
+        self._next_run_id += 1
+        read = rest_trades.read_trades(record.get("trades"))
+        for place, trade in read.trades:
+            market_id = self.market_id(trade.market)
+            self.rows.trades += rest_trades.pack_rest_trade(
+                trade, place, received_ns, market_id, run_id
+            )
+        self.counts["rest_trades_stored"] += len(read.trades)
+        if read.refused:
+            self.counts["problem_rest_trade"] += read.refused
+        self._control_row(
+            ControlKind.REST_TRADES,
+            received_ns,
+            0,
+            run_id=run_id,
+            exchange_us=self.latest_us(),
+            detail=rest_trades.trades_detail(record, read),
+        )
 
     def end(self) -> None:
         """The END record: a clean stop; nothing more comes before the next connect."""

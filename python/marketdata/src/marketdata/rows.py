@@ -38,6 +38,20 @@ class DeltaFlag(IntFlag):
     DISPUTED = 128  # production only: gatherers contradict each other and no audit decides
 
 
+class TradeFlag(IntFlag):
+    """Bits of `flags` on a trade row, at the gatherer and in production alike."""
+
+    BLOCK = 1  # off book: no change of a level goes with it
+    REST = 2  # no frame brought it: REST listed it afterwards; run_id names the request
+
+
+GATHERERS_MAX: Final = 14
+"""Bits 0 to 13 of `sources` are gatherers."""
+
+SOURCE_REST: Final = 1 << 14
+"""Bit of `sources` on a merged trade: no gatherer's frames had it, those named found it by REST."""
+
+
 class SnapshotVerdict(IntEnum):
     """What a snapshot said about the running book."""
 
@@ -61,6 +75,12 @@ class ControlKind:
     # a frame kept but not understood; reason = TapeError.reason, detail {...}
     PROBLEM: Final = "problem"
     GATHERER_END: Final = "gatherer_end"  # clean stop: nothing more comes until the next conn_open
+    # trades that REST listed and no frame had brought; run_id = that of their rows, exchange_us =
+    # latest seen before, detail: rest_trades.trades_detail
+    REST_TRADES: Final = "rest_trades"
+    # a window of seconds compared with REST to its end; reason "" or why it was left out; detail as
+    # rest_trades.window_detail makes it
+    REST_WINDOW: Final = "rest_window"
 
 
 # One row of the gatherer's orderbook_delta, native byte order, times already as Unix integers.
@@ -170,7 +190,10 @@ class SnapshotRow:
 
 @dataclass(slots=True)
 class TradeRow:
-    """A public trade. `taker_side`: 0 yes, 1 no, -1 not told. `flags` bit 1: block trade."""
+    """A public trade. `taker_side`: 0 yes, 1 no, -1 not told. `flags`: TradeFlag.
+
+    Of a trade that came by REST `seq` is its place in the answer's page.
+    """
 
     exchange_us: int
     received_ns: int
