@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from exchange.commands import carry_out
-from exchange.server import Gate
+from exchange.server import Client, Gate
+from exchange.switches import Switches
 from exchange.truth import BUFFER_BYTES, TruthWriter
 from exchange.venue import Pause
 
@@ -42,8 +43,11 @@ class Pace:
 class Conductor:
     """Runs the play once, then answers commands until it is cancelled."""
 
-    def __init__(self, gate: Gate, pace: Pace, truth: TruthWriter) -> None:
+    def __init__(
+        self, gate: Gate, pace: Pace, truth: TruthWriter, switches: Switches | None = None
+    ) -> None:
         self._gate = gate
+        self._switches = switches
         self._venue = gate.venue
         self._pace = pace
         self._truth = truth
@@ -112,11 +116,22 @@ class Conductor:
             await self._tick(IDLE_S)
 
     async def _uncongested(self) -> None:
-        """Waits while any client has too much unread (WINDOW_BYTES)."""
-        while any(client.congested for client in self._gate.clients.values()):
+        """Waits while any client has too much unread (WINDOW_BYTES), as long as the switch allows:
+        then the client is cut off, as a real exchange would."""
+        began_s = time.monotonic()
+        while slow := [c for c in self._gate.clients.values() if c.congested]:
             self.waiting_for = "slow client"
+            self._cut_off(slow, time.monotonic() - began_s)
             await self._tick(IDLE_S)
         self.waiting_for = ""
+
+    def _cut_off(self, slow: list[Client], waited_s: float) -> None:
+        switches = self._switches
+        if switches is None or switches.slow_client_s is None or waited_s < switches.slow_client_s:
+            return
+        for client in slow:
+            if client.connection is not None:
+                switches.too_slow(client.connection)
 
     async def _wait_for_crew(self, reason: str, limit_s: float) -> None:
         until_s = time.monotonic() + limit_s
@@ -146,6 +161,8 @@ class Conductor:
         """Carries out commands, writes frames, heartbeats and truth."""
         self._gate.wake.clear()
         now_s = time.monotonic()
+        if self._switches is not None:
+            self._switches.attend(now_s)
         beat = now_s - self._heartbeat_s >= HEARTBEAT_S
         if beat:
             self._heartbeat_s = now_s

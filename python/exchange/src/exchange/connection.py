@@ -23,6 +23,7 @@ import orjson
 
 from exchange.faults import FrameKind, Slot
 from exchange.frames import frame_head
+from exchange.poison import HARMLESS, mangled
 from exchange.truth import (
     FAULT_DROPPED,
     FAULT_DUPLICATE,
@@ -153,6 +154,7 @@ class Subscription:
     pending: list[Outgoing] = field(default_factory=list)
     late: set[int] = field(default_factory=set)  # markets whose first snapshot is still to come
     dropping: int = 0
+    poison: list[str] = field(default_factory=list)  # how the next frames are mangled
     head: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,6 +173,8 @@ class Subscription:
             for frame in pending:
                 self._unsequenced(frame)
             return
+        if self.poison:
+            pending = self._poisoned(pending)
         quiet = slot is None or slot.frames + len(pending) < slot.next_fault_frame
         if not quiet or self.dropping or connection.holds is not None:
             for frame in pending:
@@ -186,6 +190,17 @@ class Subscription:
             records.append(pack_send(number, sid, seq, market, event, kind, FAULT_SENT))
         connection.ledger.sends += b"".join(records)
         self.seq = seq
+
+    def _poisoned(self, pending: list[Outgoing]) -> list[Outgoing]:
+        """Sends the first frames mangled, one for each name; returns the others."""
+        names, self.poison = self.poison[: len(pending)], self.poison[len(pending) :]
+        for name, frame in zip(names, pending, strict=False):
+            self.seq += 1
+            event, kind = (frame.event, frame.kind) if name in HARMLESS else (-1, SEND_REPLY)
+            record = (self.connection.number, self.sid, self.seq, frame.market, event, kind)
+            text = mangled(name, b"%b%d%b" % (self.head, self.seq, frame.tail))
+            self.connection.put(text, (*record, FAULT_SENT))
+        return pending[len(names) :]
 
     def _interleaved(self, pending: list[Outgoing]) -> list[Outgoing]:
         """The same frames with markets shifted against each other by some places (EXCH-9)."""

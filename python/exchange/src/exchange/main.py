@@ -13,6 +13,7 @@ import asyncio
 import signal
 import ssl
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from exchange.faults import SECOND_US, FaultLevel, FaultPlan
 from exchange.replay import replay_source
 from exchange.rest import Rest
 from exchange.server import Client, Gate
+from exchange.switches import Switches
 from exchange.synthetic import DEFAULT_SECONDS, SyntheticSource
 from exchange.timeline import Source
 from exchange.truth import Ledger, TruthWriter
@@ -159,6 +161,7 @@ class Exchange:
         self._truth.drain(ledger)
         self._rest = Rest(self.venue, verifier, self.status)
         self._verifier = verifier
+        self._switches = Switches(self.venue, verifier)
         self._gate: Gate | None = None
         self._conductor: Conductor | None = None
         self.port = 0
@@ -189,7 +192,9 @@ class Exchange:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; the truth log is complete when this returns."""
-        runner = web.AppRunner(self._rest.application(), access_log=None)
+        application = self._rest.application()
+        add_switches(application, self._switches)
+        runner = web.AppRunner(application, access_log=None)
         try:
             await runner.setup()
             rest_server = runner.server
@@ -215,7 +220,7 @@ class Exchange:
     async def _play(self, gate: Gate, stop: asyncio.Event) -> None:
         """Conducts until `stop`; a failure of the conductor is raised again."""
         pace = Pace(self._flags.rate, self._flags.start_timeout_s)
-        self._conductor = Conductor(gate, pace, self._truth)
+        self._conductor = Conductor(gate, pace, self._truth, self._switches)
         playing = asyncio.create_task(self._conductor.run())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((playing, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -250,6 +255,30 @@ class Exchange:
         beside = flags.ready_file.with_name(flags.ready_file.name + ".new")
         beside.write_bytes(orjson.dumps(row))
         beside.replace(flags.ready_file)
+
+
+def add_switches(application: web.Application, switches: Switches) -> None:
+    """`POST /sim/switch`, and what the switch of REST does to every other call."""
+
+    @web.middleware
+    async def gate(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if switches.rest == "up" or request.path.startswith("/sim/"):
+            return await handler(request)
+        if switches.rest == "drop" and request.transport is not None:
+            request.transport.abort()
+        return web.json_response({"error": "service unavailable"}, status=503)
+
+    async def turn(request: web.Request) -> web.Response:
+        try:
+            switches.turn(orjson.loads(await request.read()))
+        except (ConfigError, orjson.JSONDecodeError) as fault:
+            return web.json_response({"error": str(fault)}, status=400)
+        return web.json_response({})
+
+    application.middlewares.insert(0, gate)
+    application.router.add_post("/sim/switch", turn)
 
 
 def _tls_context(tls: tuple[Path, Path] | None) -> ssl.SSLContext | None:
