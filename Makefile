@@ -17,6 +17,7 @@ help:
 	@echo "make bench       speed and size as ratios (add ARGS=--json)"
 	@echo "make nix-check   every Nix output evaluates (make nix-build builds them; as root)"
 	@echo "make aarch64     the hosts' processor, emulated: wheels, capture, Parquet, S3 (as root)"
+	@echo "make thirdparty  clients that others wrote, against the simulated exchange (about a minute)"
 	@echo "make lock        resolve the dependencies again"
 
 # --no-deps: the lock is the whole answer. pip would resolve extras again and stop at a newer release it has no hash for.
@@ -34,7 +35,7 @@ demo: setup
 	$(BIN)/tape demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" --ignore tests/nix --ignore tests/onhost --ignore tests/aarch64 $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/nix --ignore tests/onhost --ignore tests/aarch64 --ignore tests/thirdparty $(ARGS)
 
 check: setup
 	$(BIN)/ruff check python tests
@@ -63,3 +64,4 @@ clean:
 -include nix/nix.mk
 -include tests/onhost/onhost.mk
 -include tests/aarch64/aarch64.mk
+-include tests/thirdparty/thirdparty.mk
