@@ -91,3 +91,58 @@ def test_a_missing_or_huge_file_is_refused(tmp_path: Path) -> None:
 def test_the_key_does_not_show_in_a_repr() -> None:
     """Objects end up in logs."""
     assert repr(auth.Signer("id-1", KEY)) == "Signer(key_id='id-1')"
+
+
+def _public(signer: auth.Signer) -> object:
+    return signer._key.public_key().public_numbers()
+
+
+def test_a_rotated_file_is_taken_up_at_the_next_attempt_with_its_id(tmp_path: Path) -> None:
+    """An exchange's new key has a new id: both come in one file, so never one without the other."""
+    path = tmp_path / "key.pem"
+    path.write_bytes(_pem(KEY, PKCS8))
+    signer = auth.FileSigner("first", path)
+    assert signer.headers("GET", URL, 1)[auth.HEADER_KEY] == "first"
+    new = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    beside = tmp_path / "new"
+    beside.write_bytes(b"# key-id: second\n" + _pem(new, PKCS1))
+    beside.replace(path)
+    assert signer.headers("GET", URL, 1)[auth.HEADER_KEY] == "second"
+    assert _public(signer) == new.public_key().public_numbers()
+    assert repr(signer) == "Signer(key_id='second')"
+    path.write_bytes(_pem(KEY, PKCS8))
+    assert signer.headers("GET", URL, 1)[auth.HEADER_KEY] == "first"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN PRIVATE KEY-----\nAAA"])
+def test_a_file_that_cannot_be_used_leaves_the_key_in_use_and_is_tried_again(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    """Half a file is seen by whoever reads while it is written: no reason to stop recording."""
+    path = tmp_path / "key.pem"
+    path.write_bytes(_pem(KEY, PKCS8))
+    signer = auth.FileSigner("first", path)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert signer.headers("GET", URL, 1)[auth.HEADER_KEY] == "first"
+    assert str(path) in signer.problem
+    assert signer.problem in auth.refusal_hint(signer, "key_expired")
+    new = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    path.write_bytes(b"Key-Id: second\r\n" + _pem(new, PKCS8))
+    assert signer.headers("GET", URL, 1)[auth.HEADER_KEY] == "second"
+    assert signer.problem == ""
+
+
+def test_an_id_inside_the_pem_text_or_of_absurd_length_is_no_id() -> None:
+    """Only what stands before the key names it."""
+    assert auth.key_id_in(b"-----BEGIN X-----\nkey-id: no\n") is None
+    assert auth.key_id_in(b"key-id: " + b"x" * 201 + b"\n-----BEGIN") is None
+    assert auth.key_id_in(b"note\nKEY-ID:  a-1 \n-----BEGIN") == "a-1"
+
+
+def test_the_hint_tells_a_wrong_clock_from_a_wrong_key() -> None:
+    """Who renews a key because the clock is wrong has two problems."""
+    signer = auth.Signer("id-1", KEY)
+    assert "clock" in auth.refusal_hint(signer, "header_timestamp_expired: too far")
+    assert "without a restart" in auth.refusal_hint(signer, "key_expired")

@@ -23,7 +23,7 @@ from typing import Final
 
 import orjson
 
-from gatherer.auth import Signer, handshake_of
+from gatherer.auth import Signer, handshake_of, refusal_hint
 from gatherer.intake import Absorbed, LiveIntake
 from gatherer.rest import backoff_s
 from gatherer.transport import Closed, Connection, UpgradeRefusedError, connect
@@ -165,8 +165,10 @@ class FeedConnection:
             return
 
     def _refused(self, error: UpgradeRefusedError) -> None:
-        self.status.state = "refused" if error.status in KEY_REFUSED else "connecting"
-        self.status.reason = str(error)
+        is_key = error.status in KEY_REFUSED
+        self.status.state = "refused" if is_key else "connecting"
+        hint = f"; {refusal_hint(self._signer, error.body)}" if is_key else ""
+        self.status.reason = f"{error}{hint}"
         refusals = self.status.refusals
         refusals[error.status] = refusals.get(error.status, 0) + 1
         log.warning("connect failed", feed=self.name, status=error.status, error=str(error))

@@ -16,7 +16,7 @@ import ssl
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from gatherer.auth import Signer, load_private_key
+from gatherer.auth import FileSigner
 from gatherer.discovery import Discovery, History
 from gatherer.exchange_watch import ExchangeWatch
 from gatherer.feed import FeedConnection, FeedSettings
@@ -61,7 +61,7 @@ class Gatherer:
         self.settings = settings
         self._clock = clock
         self._supervisor = supervisor
-        self._signer = Signer(settings.key_id, load_private_key(settings.private_key_file))
+        self._signer = FileSigner(settings.key_id, settings.private_key_file)
         self._ssl = _ssl_context(settings)
         self.metrics = Metrics()
         self.health = Health("gatherer", "exchange", "capture", "spool", "database", "metadata")
