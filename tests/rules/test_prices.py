@@ -30,6 +30,7 @@ DURATIONS = {
     "gatherer.discovery": "seconds between rounds",
     "gatherer.feed": "seconds of timers and of the reconnect's backoff",
     "gatherer.observe": "seconds for the metrics",
+    "gatherer.reconcile": "seconds between looks",
     "gatherer.rest": "seconds of the token bucket and of retries",
     "gatherer.service": "deadlines in seconds, lag in seconds for the metrics",
     "gatherer.sink": "flush interval and commit duration in seconds",

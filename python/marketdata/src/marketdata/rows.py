@@ -192,7 +192,7 @@ class SnapshotRow:
 class TradeRow:
     """A public trade. `taker_side`: 0 yes, 1 no, -1 not told. `flags`: TradeFlag.
 
-    Of a trade that came by REST `seq` is its place in the answer's page.
+    Of a trade that came by REST `seq` is its place in the record.
     """
 
     exchange_us: int
