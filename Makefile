@@ -7,7 +7,7 @@ DATA ?= ../shared/data
 SEEDS ?= 1 2 3
 SYNTHETIC_SEEDS ?= $(shell seq 1 20)
 
-.PHONY: setup demo test check bench acceptance acceptance-short lock clean help
+.PHONY: setup demo test check bench bench-live soak acceptance acceptance-short lock clean help
 
 help:
 	@echo "make demo        record, merge and prove a made-up exchange on this machine (about a minute)"
@@ -15,6 +15,8 @@ help:
 	@echo "make check       ruff, mypy --strict, the rule tests"
 	@echo "make acceptance  every recorded capture and twenty made-up exchanges (about an hour)"
 	@echo "make bench       speed and size as ratios (add ARGS=--json)"
+	@echo "make bench-live  a whole gatherer under steady rates: loss, lag, cost (about 12 minutes)"
+	@echo "make soak        thirty minutes at 5,000 frames/s and a picture of what might grow"
 	@echo "make nix-check   every Nix output evaluates (make nix-build builds them; as root)"
 	@echo "make aarch64     the hosts' processor, emulated: wheels, capture, Parquet, S3 (as root)"
 	@echo "make thirdparty  clients that others wrote, against the simulated exchange (about a minute)"
@@ -51,6 +53,12 @@ acceptance-short: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-live: setup
+	$(BIN)/python -m tests.bench.live $(ARGS)
+
+soak: setup
+	$(BIN)/python -m tests.bench.live --soak 30 $(ARGS)
 
 # Needs uv. The lock names versions and hashes only, never an address.
 lock:

@@ -32,6 +32,7 @@ WIRES = ("plain", "tls")
 TARGETS = {
     "rows per s": Target("at least", 5),
     "cpu per row": Target("at most", 0.2),
+    "decode": Target("at most", 0.4),
     "pipeline": Target("at most", 0.6),
     "merge": Target("at least", 0.5),
     "hot": Target("at most", 90),
@@ -68,6 +69,7 @@ def cases(plan: Plan) -> list[Case]:
             Case(f"ours picows {wire}", wire, transport="picows"),
             Case(f"ours websockets {wire}", wire, transport="websockets"),
             Case(f"bare picows {wire}", wire, peer="bare-picows", uvloop=True),
+            Case(f"receive and decode {wire}", wire, peer="receive-decode", uvloop=True),
             Case(f"usual {wire}", wire, peer="usual", frames=few),
         ]
     plain = Case("usual no index plain", "plain", peer="usual-no-index", frames=few)
@@ -97,6 +99,10 @@ def client_lines(rounds: Sequence[dict[str, Any]]) -> list[Line]:
             for quantity, unit in (("frames_per_s", "frames/s"), ("us_per_frame", "us CPU/frame")):
                 lines.append(line(section, case, of_rounds(rounds, name, quantity), unit))
         usual, bare = f"usual {wire}", f"bare websockets {wire}"
+        seen = ratios(rounds, f"receive and decode {wire}", bare, "us_per_frame")
+        target = TARGETS["decode"] if wire == "tls" else None
+        name = "picows: receive + decode, CPU per frame / (a)"
+        lines.append(line(section, name, seen, "x", target))
         for transport in ("picows", "websockets"):
             ours = f"ours {transport} {wire}"
             # The targets are for the transport that is meant for speed; the other is shown.

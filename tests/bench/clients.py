@@ -1,7 +1,8 @@
 """The peers that the recorder is measured against, in a process of their own.
 
 `bare-websockets`, `bare-picows`: receive and decode with orjson, store nothing (the limit of a
-client on that library). `usual`, `usual-no-index`: what public collectors do: websockets,
+client on that library). `receive-decode`: our transport (picows) and our typed decoding, nothing
+kept. `usual`, `usual-no-index`: what public collectors do: websockets,
 json.loads, executemany of 500 rows awaited in the loop, with and without an index; they
 ask for no initial snapshots and so get none.
 Reads one JSON object a line: mode, url, frames (expected on each connection), dsn, uvloop. Answers
@@ -28,6 +29,9 @@ import psutil
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 from websockets.asyncio.client import connect
+
+from gatherer.transport import connect as gatherer_connect
+from marketdata import wire
 
 SUBSCRIBE = b'{"id":1,"cmd":"subscribe","params":{"channels":["orderbook_delta","trade","ticker"]}}'
 SUBSCRIBE_USUAL = SUBSCRIBE.replace(b"]}", b'],"send_initial_snapshot":false}')
@@ -157,6 +161,34 @@ async def bare_picows(url: str, frames: list[int], tls: ssl.SSLContext | None) -
     await asyncio.gather(*(one(n) for n in frames))
 
 
+async def receive_decode(url: str, frames: list[int], tls: ssl.SSLContext | None) -> None:
+    """Our own first two steps: a frame becomes a typed value, as on the way to a row."""
+    decoder = wire.Decoder()
+    typed = decoder.typed.frame
+
+    async def one(expected: int) -> None:
+        left, done = expected + 3, asyncio.Event()
+
+        def take(batch: list[bytes], _stamp_ns: int) -> None:
+            nonlocal left
+            for payload in batch:
+                try:
+                    typed(payload)
+                except ValueError:  # no form of the hot path: as there, the long way
+                    decoder.decode(payload)
+            left -= len(batch)
+            if left <= 0:
+                done.set()
+
+        connection = await gatherer_connect("picows", url, {}, take, time.time_ns, ssl_context=tls)
+        connection.send(SUBSCRIBE)
+        await done.wait()
+        connection.abort()
+        await connection.closed()
+
+    await asyncio.gather(*(one(n) for n in frames))
+
+
 def _when(msg: dict[str, Any]) -> datetime:
     if isinstance(msg.get("ts"), str):
         return datetime.fromisoformat(str(msg["ts"]))
@@ -224,7 +256,11 @@ async def run(asked: Task) -> dict[str, float]:
     if asked.mode.startswith("usual"):
         measured = await usual(asked, tls, watch)
     else:
-        bare = bare_websockets if asked.mode == "bare-websockets" else bare_picows
+        bare = {
+            "bare-websockets": bare_websockets,
+            "bare-picows": bare_picows,
+            "receive-decode": receive_decode,
+        }[asked.mode]
         watch.begin()
         await bare(asked.url, asked.frames, tls)
         measured = {**watch.read(), "rows": 0}

@@ -46,7 +46,7 @@ def markets_of(stream: int) -> list[str]:
     return [ticker_name(number) for number in range(first, first + MARKETS_EACH)]
 
 
-def _text_frame(body: bytes) -> bytes:
+def text_frame(body: bytes) -> bytes:
     if len(body) < 126:
         return bytes([0x81, len(body)]) + body
     if len(body) < 1 << 16:
@@ -144,6 +144,20 @@ def client_texts(buffer: bytes) -> tuple[list[bytes], bytes, bool]:
     return texts, buffer, False
 
 
+def upgrade_answer(head: bytes) -> bytes:
+    """The answer to an upgrade request whose head this is."""
+    key = next(
+        line.split(b":", 1)[1].strip()
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"sec-websocket-key:")
+    )
+    accept = base64.b64encode(hashlib.sha1(key + GUID).digest())
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+    )
+
+
 class Flood(asyncio.Protocol):
     """One client: upgrade, answers to its subscribes, then the whole stream of its markets.
 
@@ -179,16 +193,7 @@ class Flood(asyncio.Protocol):
     def upgrade(self) -> None:
         assert self.transport is not None
         head, self.buffer = self.buffer.split(b"\r\n\r\n", 1)
-        key = next(
-            line.split(b":", 1)[1].strip()
-            for line in head.split(b"\r\n")
-            if line.lower().startswith(b"sec-websocket-key:")
-        )
-        accept = base64.b64encode(hashlib.sha1(key + GUID).digest())
-        self.transport.write(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-        )
+        self.transport.write(upgrade_answer(head))
         self.upgraded = True
 
     def command(self, asked: dict[str, Any]) -> None:
@@ -199,7 +204,7 @@ class Flood(asyncio.Protocol):
             self.channels.add(channel)
             msg = {"channel": channel, "sid": SIDS[channel]}
             answer = {"id": asked["id"], "type": "subscribed", "msg": msg}
-            self.transport.write(_text_frame(json.dumps(answer).encode()))
+            self.transport.write(text_frame(json.dumps(answer).encode()))
         self.wants_books &= asked["params"].get("send_initial_snapshot") is not False
         named = asked["params"].get("market_tickers")
         if named:
@@ -228,8 +233,8 @@ class Flood(asyncio.Protocol):
 async def serve(frames: int, connections: int, ready: Path, tls: ssl.SSLContext | None) -> None:
     """Serve until killed. `frames` is per connection; each connection gets its own stream."""
     streams = [make_frames(frames, n) for n in range(connections)]
-    wires = [b"".join(_text_frame(b) for b in bodies) for bodies in streams]
-    books = [sum(len(_text_frame(b)) for b in bodies[:MARKETS_EACH]) for bodies in streams]
+    wires = [b"".join(text_frame(b) for b in bodies) for bodies in streams]
+    books = [sum(len(text_frame(b)) for b in bodies[:MARKETS_EACH]) for bodies in streams]
     turn = itertools.count()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Flood(wires, books, turn), "127.0.0.1", 0, ssl=tls)

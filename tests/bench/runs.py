@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import ipaddress
 import json
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from runtime.embedded import EmbeddedPostgres
 from tests.bench.generator import CONNECTIONS, MARKETS_EACH
 
 READY_WITHIN_S = 60
+ADDRESS = ipaddress.ip_address("127.0.0.1")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -42,7 +44,7 @@ class Case:
     @property
     def stores(self) -> bool:
         """Whether it commits rows."""
-        return not self.peer.startswith("bare")
+        return not self.peer.startswith(("bare", "receive"))
 
 
 class Answering:
@@ -99,6 +101,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ADDRESS)]), critical=False)
         .sign(key, hashes.SHA256())
     )
     paths = folder / "bench.crt", folder / "bench.key"

@@ -118,6 +118,7 @@ class Observer:
         return {
             "gatherer": self._parts.settings.gatherer_name,
             "frames": intake.frames,
+            "tasks": len(asyncio.all_tasks()),
             "rows_committed": sink.rows,
             "batches": sink.batches,
             "gaps": counts["gap"],
@@ -237,7 +238,7 @@ class Observer:
         status = self._parts.sink.status
         self.metrics.gauge("sink_queue_rows").set(self._parts.intake.held_rows)
         if status.state == "live":
-            self.health.set("database", "ok")
+            self.health.set("database", "degraded" if status.refusal else "ok", status.refusal)
         elif status.state == "catching_up":
             behind = f"catching up from {status.cursor} to {self._parts.spool.end}"
             self.health.set("database", "degraded", behind)
