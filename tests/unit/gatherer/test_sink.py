@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 
 from gatherer import sink as module
@@ -240,3 +241,54 @@ async def test_the_distance_counts_segments(tmp_path: Path, dsn: str) -> None:
         assert made.sink._distance(end) == 0
         assert made.sink._distance(Position(end.segment - 1, 16)) == end.offset
         assert made.sink._distance(Position(end.segment - 2, 16)) > module.JOIN_BYTES
+
+
+async def test_a_refused_row_does_not_hold_up_what_came_after_it(tmp_path: Path, dsn: str) -> None:
+    """Kept aside, counted, told for a while; the sink stays live."""
+    told: list[int] = []
+    async with rig(tmp_path / "spool", dsn) as made:
+        made.sink._on_refused = lambda rows: told.append(len(rows))
+        made.send(20)
+        await made.committed()
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(
+            "ALTER TABLE orderbook_delta ADD CONSTRAINT poison CHECK (seq <> 33)"
+        )
+        await connection.close()
+        made.send(40)
+        await made.committed()
+        made.send(10)
+        await made.committed()
+        status = made.sink.status
+        assert (status.state, status.refused) == ("live", 1)
+        assert "refused_row" in status.refusal
+        assert made.live.counts["problem_refused_row"] == sum(told) == 1
+    assert [seq for _, seq in await _rows(dsn)] == [n for n in range(2, 71) if n != 33]
+
+
+async def test_a_database_that_does_not_answer_is_told_and_given_up_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped, not dead: nothing ever comes back on the connection."""
+    monkeypatch.setattr(module, "SILENT_S", 0.05)
+    monkeypatch.setattr(module, "GIVE_UP_S", 0.2)
+    async with EmbeddedPostgres() as server, rig(tmp_path / "spool", server.dsn()) as made:
+        made.send(20)
+        await made.committed()
+        frozen = psutil.Process(server.pid)
+        stopped = [*frozen.children(recursive=True), frozen]
+        for process in stopped:
+            process.suspend()
+        made.send(20)
+        async with asyncio.timeout(60):
+            while "no answer" not in made.sink.status.reason:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            while made.sink.status.retries == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert made.sink.status.state == "database_down"
+        for process in stopped:
+            process.resume()
+        made.send(20)
+        await made.committed()
+        rows = await _rows(server.dsn())
+    assert [seq for _, seq in rows] == list(range(2, 61))

@@ -108,8 +108,10 @@ async def test_days_are_named_and_bounded_by_utc_days(connection: asyncpg.Connec
 
 def test_migrations_become_hypertables_where_timescaledb_is() -> None:
     """The same columns, keys and indexes; no default partition, no index that nobody asked for."""
-    for folder, count in (("gatherer_hot", 1), ("production", 4), ("gatherer_meta", 0)):
-        for migration in postgres.migrations(folder):
+    for folder, total in (("gatherer_hot", 1), ("production", 4), ("gatherer_meta", 0)):
+        found = [m.sql.count("PARTITION BY RANGE") for m in postgres.migrations(folder)]
+        assert sum(found) == total
+        for migration, count in zip(postgres.migrations(folder), found, strict=True):
             sql = as_hypertables(migration.sql, "1 hour")
             assert sql.count("SELECT create_hypertable(") == count
             assert sql.count("create_default_indexes => false") == count

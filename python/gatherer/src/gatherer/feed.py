@@ -29,6 +29,7 @@ from gatherer.rest import backoff_s
 from gatherer.transport import Closed, Connection, UpgradeRefusedError, connect
 from marketdata import events
 from marketdata.session import (
+    BOOK_CHANNEL,
     Effect,
     Reconnect,
     Report,
@@ -123,6 +124,13 @@ class FeedConnection:
         wanted = tuple(tickers)
         self.status.wanted = len(wanted)
         self._carry_out(self._session.want(wanted, self._clock.monotonic_ns()))
+
+    def renew(self, tickers: Iterable[str]) -> None:
+        """Ask for fresh snapshots of books whose stored rows have a hole that the wire had not."""
+        sid = self._session.sid_of(BOOK_CHANNEL)
+        mine = self._session.subscribed.intersection(tickers)
+        if sid is not None and mine:
+            self._carry_out(self._session.on_gap(sid, self._clock.monotonic_ns(), sorted(mine)))
 
     async def run(self) -> None:
         """Connect, and again, until `stop`."""

@@ -4,6 +4,7 @@ Invariants:
 - One transaction holds the rows of every table, one `ingest_batch` row and the spool cursor. The
   cursor is moved first, only from the place where it was read: a commit whose answer was lost, or a
   second writer, can never store the same rows twice.
+- A batch that is refused for the content of a row is stored without that row (refusal).
 Runs in the event loop of `runtime.loop_thread`, all of it: the main loop belongs to the sockets.
 Does not do: deciding what is committed when (sink), making rows (intake), bytes of rows (packing).
 """
@@ -19,6 +20,7 @@ import asyncpg
 
 from gatherer.intake import RowBatch
 from gatherer.packing import PackedBatch, pack
+from gatherer.refusal import REFUSALS, UNPACKABLE, RefusedRow, store_isolated
 from marketdata.errors import StorageError
 from runtime.partitions import Partitions
 from runtime.postgres import connect, copy_in, migrate
@@ -59,6 +61,8 @@ class HotDatabase:
         self._on_retry = on_retry
         self._partitions = Partitions()
         self._connection: asyncpg.Connection[Any] | None = None
+        self.refused: list[RefusedRow] = []
+        """Rows of the last commit that no table took."""
 
     @property
     def left_to_default(self) -> int:
@@ -89,31 +93,67 @@ class HotDatabase:
 
     async def commit(self, batch: RowBatch, last_batch_id: int) -> PackedBatch:
         """One transaction: cursor, rows, batch row. The cursor goes first: it is the lock."""
+        self.refused = []
+        try:
+            packed = pack(batch, last_batch_id + 1, self._uid)
+            await self._ensure_partitions(packed)
+            await self._transact(batch, last_batch_id, packed)
+        except CursorMovedError:
+            raise
+        except (*REFUSALS, *UNPACKABLE) as error:
+            self._on_retry(f"{type(error).__name__}: {error}")
+            packed = await self._commit_isolated(batch, last_batch_id)
+        return packed
+
+    async def _ensure_partitions(self, packed: PackedBatch) -> None:
         connection = self._connection
         assert connection is not None, "a commit needs a connection"
-        packed = pack(batch, last_batch_id + 1, self._uid)
         if packed.n_deltas:
             await self._partitions.ensure(
                 connection, "orderbook_delta", packed.min_exchange_us, packed.max_exchange_us
             )
+
+    async def _transact(self, batch: RowBatch, last_batch_id: int, packed: PackedBatch) -> None:
+        connection = self._connection
+        assert connection is not None, "a commit needs a connection"
         async with connection.transaction():
-            moved = await connection.execute(
-                _MOVE_CURSOR, self._uid, *batch.end, packed.batch_id, *batch.start, last_batch_id
-            )
-            if moved != "UPDATE 1":
-                raise CursorMovedError(f"the cursor is not at {batch.start} any more")
+            await self._move_cursor(batch, last_batch_id)
             for layout, body in packed.tables:
                 await copy_in(connection, layout, body)
-            await connection.execute(
-                _BATCH,
-                packed.batch_id,
-                packed.batch_uid,
-                packed.n_deltas,
-                packed.n_rows,
-                packed.min_received_ns,
-                packed.max_received_ns,
-            )
+            await self._note_batch(packed)
+
+    async def _commit_isolated(self, batch: RowBatch, last_batch_id: int) -> PackedBatch:
+        """The same without the rows that the database refuses."""
+        connection = self._connection
+        assert connection is not None, "a commit needs a connection"
+        async with connection.transaction():
+            await self._move_cursor(batch, last_batch_id)
+            packed, refused = await store_isolated(connection, batch, last_batch_id + 1, self._uid)
+            await self._note_batch(packed)
+        self.refused = refused
         return packed
+
+    async def _move_cursor(self, batch: RowBatch, last_batch_id: int) -> None:
+        connection = self._connection
+        assert connection is not None, "a commit needs a connection"
+        moved = await connection.execute(
+            _MOVE_CURSOR, self._uid, *batch.end, last_batch_id + 1, *batch.start, last_batch_id
+        )
+        if moved != "UPDATE 1":
+            raise CursorMovedError(f"the cursor is not at {batch.start} any more")
+
+    async def _note_batch(self, packed: PackedBatch) -> None:
+        connection = self._connection
+        assert connection is not None, "a commit needs a connection"
+        await connection.execute(
+            _BATCH,
+            packed.batch_id,
+            packed.batch_uid,
+            packed.n_deltas,
+            packed.n_rows,
+            packed.min_received_ns,
+            packed.max_received_ns,
+        )
 
     async def close(self) -> None:
         """Let the connection go at once, whatever it is doing."""

@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import zlib
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -229,6 +229,10 @@ class LiveIntake:
     def last_received_ns(self) -> int:
         """Receive stamp of the newest record."""
         return self._continuity.last_received_ns
+
+    def tickers_of(self, market_ids: Collection[int]) -> list[str]:
+        """The tickers of these ids; looks through all, for rare use."""
+        return [t for t, given in self._continuity.market_ids.items() if given in market_ids]
 
     def latest_exchange_us(self) -> int:
         """The newest exchange time seen on any channel; 0 before the first."""

@@ -60,11 +60,11 @@ def pack(batch: RowBatch, batch_id: int, spool_uid: uuid.UUID) -> PackedBatch:
     deltas = np.frombuffer(rows.deltas, DELTA_ROW)
     tables: list[tuple[CopyLayout, bytearray]] = []
     if rows.markets:
-        tables.append((MARKET_COPY, _markets(rows.markets, batch_id)))
+        tables.append((MARKET_COPY, pack_markets(rows.markets, batch_id)))
     if len(deltas):
         tables.append((DELTA_COPY, pack_rows(DELTA_COPY, deltas, batch_id=batch_id)))
     if rows.snapshots:
-        tables.append((SNAPSHOT_COPY, _snapshots(rows.snapshots, batch_id)))
+        tables.append((SNAPSHOT_COPY, pack_snapshots(rows.snapshots, batch_id)))
     if rows.trades:
         trades = np.frombuffer(rows.trades, TRADE_ROW)
         tables.append((TRADE_COPY, pack_rows(TRADE_COPY, trades, batch_id=batch_id)))
@@ -72,10 +72,10 @@ def pack(batch: RowBatch, batch_id: int, spool_uid: uuid.UUID) -> PackedBatch:
         tickers = np.frombuffer(rows.tickers, TICKER_ROW)
         tables.append((TICKER_COPY, pack_rows(TICKER_COPY, tickers, batch_id=batch_id)))
     if rows.controls:
-        tables.append((CONTROL_COPY, _controls(rows.controls, batch_id)))
+        tables.append((CONTROL_COPY, pack_controls(rows.controls, batch_id)))
     return PackedBatch(
         batch_id=batch_id,
-        batch_uid=uuid.uuid5(spool_uid, f"{batch_id} {batch.start} {batch.end}"),
+        batch_uid=uid_of(batch, batch_id, spool_uid),
         tables=tuple(tables),
         counts=rows.counts(),
         n_deltas=len(deltas),
@@ -87,7 +87,13 @@ def pack(batch: RowBatch, batch_id: int, spool_uid: uuid.UUID) -> PackedBatch:
     )
 
 
-def _markets(markets: list[tuple[int, str]], batch_id: int) -> bytearray:
+def uid_of(batch: RowBatch, batch_id: int, spool_uid: uuid.UUID) -> uuid.UUID:
+    """Names a batch: refuses that it is stored twice."""
+    return uuid.uuid5(spool_uid, f"{batch_id} {batch.start} {batch.end}")
+
+
+def pack_markets(markets: list[tuple[int, str]], batch_id: int) -> bytearray:
+    """COPY rows of new market ids."""
     return pack_values(MARKET_COPY, [(given, batch_id, ticker) for given, ticker in markets])
 
 
@@ -96,7 +102,8 @@ def _signed(bits: int) -> int:
     return bits - _WRAP if bits >= _SIGN else bits
 
 
-def _snapshots(rows: list[SnapshotRow], batch_id: int) -> bytearray:
+def pack_snapshots(rows: list[SnapshotRow], batch_id: int) -> bytearray:
+    """COPY rows of snapshots."""
     return pack_values(
         SNAPSHOT_COPY,
         [
@@ -118,7 +125,8 @@ def _snapshots(rows: list[SnapshotRow], batch_id: int) -> bytearray:
     )
 
 
-def _controls(rows: list[ControlRow], batch_id: int) -> bytearray:
+def pack_controls(rows: list[ControlRow], batch_id: int) -> bytearray:
+    """COPY rows of control rows, numbered in their order."""
     return pack_values(
         CONTROL_COPY,
         [

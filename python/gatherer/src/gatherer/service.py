@@ -25,6 +25,7 @@ from gatherer.keeping import Keeper
 from gatherer.observe import Observer, Parts
 from gatherer.packing import PackedBatch
 from gatherer.plan import SHARED_CHANNELS, Assignment, Plan
+from gatherer.refusal import RefusedRow
 from gatherer.rest import RestClient
 from gatherer.sink import Sink, SinkSettings
 from marketdata.session import Report, ReportKind, SessionSettings
@@ -109,6 +110,7 @@ class Gatherer:
             clock,
             on_commit=self._committed,
             on_retry=self._sink_retried,
+            on_refused=self._rows_refused,
         )
         self.keeper = Keeper(settings, self.sink.status, clock)
 
@@ -221,6 +223,12 @@ class Gatherer:
     def _sink_retried(self, told: str) -> None:
         self.metrics.counter("sink_retries_total", reason=told.split(":", maxsplit=1)[0][:60]).inc()
         log.warning("database", error=told)
+
+    def _rows_refused(self, refused: list[RefusedRow]) -> None:
+        log.warning("rows refused", rows=len(refused), table=refused[-1].table)
+        tickers = self.intake.tickers_of({row.market_id for row in refused})
+        for feed in self.feeds.values():
+            feed.renew(tickers)
 
     # --- feeds
 

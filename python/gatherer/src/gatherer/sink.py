@@ -4,7 +4,8 @@ Invariants:
 - Only rows whose records are durable in the spool are committed.
 - Batch ids ascend without a hole; `max_received_ns` never goes back (the readers' watermark).
 - The database may be away for any time: frames go on into the spool and the rows are made again
-  from there. Late, never lost.
+  from there. Late, never lost. One that does not answer at all is told, and given up in the end.
+- A row that the database refuses is kept aside and told (refusal); what came after it goes on.
 - The transaction runs in a thread with an event loop of its own: a flood of frames must not delay
   it by a turn of the main loop at each of its steps.
 Does not do: making rows (intake), deciding what a row says (continuity), SQL (hot_database).
@@ -13,15 +14,16 @@ Does not do: making rows (intake), deciding what a row says (continuity), SQL (h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import asyncpg
 
 from gatherer.hot_database import HotDatabase
 from gatherer.intake import Decoding, LiveIntake, RecordStream, RowBatch, apply_ready, begin
 from gatherer.packing import PackedBatch
+from gatherer.refusal import REASON, RefusedRow
 from marketdata.errors import StorageError
 from runtime.clock import Clock
 from runtime.loop_thread import LoopThread
@@ -34,6 +36,16 @@ CATCH_UP_READ_BYTES: Final = 256 * 1024
 """Taken from the spool between two turns of the event loop: about 10 ms of decoding."""
 JOIN_BYTES: Final = 4 * 1024 * 1024
 """When no more than this is left to read, new rows are held in memory again."""
+SILENT_S: Final = 5.0
+"""A database that has not answered for so long is told to be away."""
+GIVE_UP_S: Final = 120.0
+"""After so long without an answer the connection is given up: its other end may be gone without a
+word. Doubled each time in a row, so that a slow database gets its commit through."""
+GIVE_UP_MAX_S: Final = 3_600.0
+REFUSED_TOLD_NS: Final = 30_000_000_000
+"""How long a refused row stays in the words about the database."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,8 @@ class SinkStatus:
     watermark_ns: int = 0  # everything received up to here is committed
     commit_seconds: float = 0.0
     left_to_default: int = 0
+    refused: int = 0  # rows kept aside since the start of this process
+    refusal: str = ""  # the last of them in words, for a while
 
 
 class Sink:
@@ -75,6 +89,7 @@ class Sink:
         *,
         on_commit: Callable[[PackedBatch, float], None] | None = None,
         on_retry: Callable[[str], None] | None = None,
+        on_refused: Callable[[list[RefusedRow]], None] | None = None,
     ) -> None:
         self.status = SinkStatus()
         self._settings = settings
@@ -83,6 +98,9 @@ class Sink:
         self._clock = clock
         self._on_commit = on_commit
         self._on_retry = on_retry
+        self._on_refused = on_refused
+        self._refused_at_ns = 0
+        self._give_up_s = GIVE_UP_S
         self._draining = False
         self._committed_at_ns = 0
         self._thread = LoopThread("sink")
@@ -239,7 +257,8 @@ class Sink:
     async def _commit(self, batch: RowBatch) -> None:
         status = self.status
         began_ns = self._clock.monotonic_ns()
-        packed = await self._thread.run(self._database.commit(batch, status.batch_id))
+        packed = await self._answer(self._database.commit(batch, status.batch_id))
+        self._give_up_s = GIVE_UP_S
         status.cursor, status.batch_id = batch.end, packed.batch_id
         status.batches += 1
         status.rows += packed.n_rows
@@ -248,8 +267,48 @@ class Sink:
         status.left_to_default = self._database.left_to_default
         self._committed_at_ns = self._clock.monotonic_ns()
         status.commit_seconds = (self._committed_at_ns - began_ns) / 1e9
+        self._tell_refused(self._database.refused)
         if self._on_commit is not None:
             self._on_commit(packed, status.commit_seconds)
+
+    async def _answer(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the database answers. While it is silent that is its state; TimeoutError in the
+        end: whether the transaction went through, the cursor tells the next connection."""
+        state, reason = self.status.state, self.status.reason
+        answer = asyncio.ensure_future(self._thread.run(work))
+        waited_s = 0.0
+        try:
+            while not (await asyncio.wait({answer}, timeout=SILENT_S))[0]:
+                waited_s += SILENT_S
+                told = f"no answer to a commit for {waited_s:.0f} s"
+                self.status.state, self.status.reason = "database_down", told
+                if waited_s >= self._give_up_s:
+                    self._give_up_s = min(2 * self._give_up_s, GIVE_UP_MAX_S)
+                    raise TimeoutError(told)
+        finally:
+            if not answer.done():
+                answer.cancel()
+                await asyncio.wait({answer})
+        if waited_s:
+            self.status.state, self.status.reason = state, reason
+        return answer.result()
+
+    def _tell_refused(self, refused: list[RefusedRow]) -> None:
+        """Count and say what was kept aside; forget the words when it was long ago."""
+        status, now_ns = self.status, self._clock.monotonic_ns()
+        if refused:
+            self._refused_at_ns = now_ns
+            status.refused += len(refused)
+            self._intake.counts[f"problem_{REASON}"] += len(refused)
+            last = refused[-1]
+            status.refusal = (
+                f"{status.refused} rows refused and kept in refused_row, the last one of"
+                f" {last.table}: {last.reason}"
+            )
+            if self._on_refused is not None:
+                self._on_refused(refused)
+        elif status.refusal and now_ns - self._refused_at_ns > REFUSED_TOLD_NS:
+            status.refusal = ""
 
 
 @dataclass(slots=True)
