@@ -26,6 +26,7 @@ from marketdata.rows import (
     SnapshotRow,
     SnapshotVerdict,
     TickerRow,
+    TradeFlag,
     TradeRow,
 )
 
@@ -35,6 +36,7 @@ QUICK = ArbiterSettings(
     window_us=1_000_000, grace_ns=0, idle_hold_ns=5_000_000_000, float_hold_ns=5_000_000_000,
     patience_ns=10_000_000_000,
 )  # fmt: skip
+REQUEST_RUNS = 1_000_000  # runs of REST records lie apart from those of subscriptions
 Book = dict[int, int]
 
 
@@ -76,6 +78,7 @@ class Hand:
     tickers: list[TickerRow] = field(default_factory=list)
     state: dict[str, _Market] = field(default_factory=dict)
     latest_us: int = T0_US
+    requests: int = 0
 
     def _tick(self, ms: float | None = None) -> int:
         if ms is not None:
@@ -157,6 +160,18 @@ class Hand:
                      self.markets.index(market) + 1, self.run_id, self.seq, 0,
                      500_000, 500_000, 0, 0)
         )  # fmt: skip
+
+    def by_rest(self, market: str, *found: tuple[float, int]) -> None:
+        """REST listed trades (ms, number) that no frame had brought."""
+        self.requests += 1
+        run_id = REQUEST_RUNS + self.requests
+        for place, (ms, number) in enumerate(found):
+            self.trades.append(
+                TradeRow(us(ms) + 123, self._tick(), number.to_bytes(16, "big"), 100,
+                         self.markets.index(market) + 1, run_id, place, 0,
+                         500_000, 500_000, 0, int(TradeFlag.REST))
+            )  # fmt: skip
+        self.control("rest_trades", run_id=run_id, exchange_us=self.latest_us)
 
     def ticker(self, ms: float, market: str, key: int) -> None:
         self.tickers.append(

@@ -38,7 +38,15 @@ from dedup.naive import naive_blocks
 from dedup.output import ArbiterSettings, MergedSnapshot, WindowOutput
 from dedup.runs import Market, Run, Standing
 from dedup.state import ArbiterState, RunKey
-from dedup.union import Bits, Memory, encode_keys, gathered, union_tickers, union_trades
+from dedup.union import (
+    Bits,
+    Memory,
+    encode_keys,
+    gathered,
+    trades_once,
+    union_tickers,
+    union_trades,
+)
 from dedup.window import PairRows, RunTimes, WindowSink
 from marketdata.coverage import TRADE, RunProgress
 from marketdata.rows import (
@@ -71,8 +79,8 @@ COUNTS: Final = (
     "trades",
     "tickers_in",
     "tickers",
-    "late_trades",  # too late to tell from a repeat: kept aside
-    "late_tickers",
+    "late_trades",  # too late to tell from a repeat here: the publisher looks their ids up
+    "late_tickers",  # too late to tell from a repeat: kept aside
 )
 
 
@@ -340,7 +348,10 @@ class Arbiter(ArbiterState):
         states: TickerRows,
     ) -> None:
         rows = joined(sink.blocks) if sink.blocks else np.empty(0, MERGED_ROW)
-        named = np.concatenate((rows["market_id"], trades["market"], states["market"]))
+        late = output.late_trades
+        named = np.concatenate(
+            (rows["market_id"], trades["market"], states["market"], late["market"])
+        )
         present = np.flatnonzero(np.bincount(named)).tolist()
         output.tickers = sorted(
             {s.ticker for s in sink.snapshots} | {self.tickers[i] for i in present}
@@ -358,7 +369,8 @@ class Arbiter(ArbiterState):
             for s in sorted(sink.snapshots, key=lambda s: (s.ticker, s.epoch, s.position))
         ]  # fmt: skip
         # The unions ascend by identity: what follows puts that behind market and time.
-        trades["market"], states["market"] = table[trades["market"]], table[states["market"]]
+        for part in (trades, states, late):
+            part["market"] = table[part["market"]]
         output.trades = picked(trades, np.lexsort((trades["exchange_us"], trades["market"])))
         output.ticker_rows = picked(states, stable_order(states["market"]))
         output.epochs = sorted(sink.epochs, key=lambda e: (e.ticker, e.epoch))
@@ -384,7 +396,9 @@ class Arbiter(ArbiterState):
         rows, bits = gathered([cut.trades for cut in cuts])
         late = rows["exchange_us"] < (self.trade_keys.floor + 1) * self.settings.window_us
         if late.any():
-            self._late(sink, "trades", rows[late], bits[late], rows["run_id"][late].tolist())
+            sink.counts["late_trades"] += int(late.sum())
+            self._prove_less(rows[late], bits[late])
+            output.late_trades = trades_once(rows[late], bits[late])
             rows, bits = rows[~late], bits[~late]
         made, keys = union_trades(rows, bits, self.trade_keys)
         self._remember(output, "trades", self.trade_keys, window, set(keys))
@@ -396,30 +410,24 @@ class Arbiter(ArbiterState):
         rows, bits = gathered([cut.tickers for cut in cuts])
         late = rows["exchange_us"] < (self.ticker_keys.floor + 1) * self.settings.window_us
         if late.any():
-            self._late(sink, "tickers", rows[late], bits[late], [0] * int(late.sum()))
+            self._late(sink, rows[late], bits[late])
             rows, bits = rows[~late], bits[~late]
         made, keys = union_tickers(rows, bits, self.ticker_keys, self.tickers)
         self._remember(output, "tickers", self.ticker_keys, window, set(keys))
         return made
 
-    def _late(
-        self,
-        sink: WindowSink,
-        kind: str,
-        rows: TradeRows | TickerRows,
-        bits: Bits,
-        run_ids: list[int],
-    ) -> None:
-        """Kept aside; `run_ids`: the run of each row, 0 where it has none."""
-        found = zip(
-            rows["market_id"].tolist(), rows["exchange_us"].tolist(), bits.tolist(), run_ids,
-            strict=True,
-        )  # fmt: skip
-        for market, us, bit, run_id in found:
-            gatherer = bit.bit_length() - 1
-            sink.late(self.tickers[market], gatherer, run_id, us, kind)
-            run = self.inflows[gatherer].runs.get(run_id)
-            if run is not None:  # it proves nothing of the time of its late trades
+    def _late(self, sink: WindowSink, rows: TickerRows, bits: Bits) -> None:
+        """Ticker states that are kept aside."""
+        found = (rows["market_id"].tolist(), rows["exchange_us"].tolist(), bits.tolist())
+        for market, us, bit in zip(*found, strict=True):
+            sink.late(self.tickers[market], bit.bit_length() - 1, 0, us, "tickers")
+
+    def _prove_less(self, rows: TradeRows, bits: Bits) -> None:
+        """A run proves nothing of the time of its late trades."""
+        found = (rows["run_id"].tolist(), rows["exchange_us"].tolist(), bits.tolist())
+        for run_id, us, bit in zip(*found, strict=True):
+            run = self.inflows[bit.bit_length() - 1].runs.get(run_id)
+            if run is not None:
                 run.first_us = max(run.first_us, us)
 
     def _remember(

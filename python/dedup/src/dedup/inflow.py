@@ -14,6 +14,7 @@ Does not do: merging, evidence, deciding when to close (arbitrate.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -41,6 +42,7 @@ from marketdata.rows import (
 UNTIMED: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
 FLOATING: Final = int(DeltaFlag.FLOATING)
 LOW: Final = 0xFFFFFFFF  # the run in a pair key
+NOTHING: Final[Mapping[int, int]] = {}
 _TABLE_MAX: Final = 1 << 22  # market ids below it are looked up in a table
 
 
@@ -385,7 +387,7 @@ class Inflow:
         )  # fmt: skip
 
     def _trades_and_tickers(self, batch: GathererBatch) -> None:
-        trades, window = self._with_windows(batch.trades)
+        trades, window = self._with_windows(batch.trades, _found_us(batch.controls))
         if trades.size:
             for run_id, mine in by_run(trades["run_id"]):
                 run = self.runs.get(run_id)
@@ -394,9 +396,17 @@ class Inflow:
         self.trades.add(trades, window)
         self.tickers.add(*self._with_windows(batch.tickers))
 
-    def _with_windows(self, rows: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.void], I64]:
-        """The rows that were not taken before a restart, by market index; the window of each."""
+    def _with_windows(
+        self, rows: npt.NDArray[np.void], found_us: Mapping[int, int] = NOTHING
+    ) -> tuple[npt.NDArray[np.void], I64]:
+        """The rows that were not taken before a restart, by market index; the window of each.
+
+        `found_us`: of runs that REST told of, the exchange's time when it did. Their rows belong to
+        that window: their own has closed, and which one is next depends on when it is asked.
+        """
         window = rows["exchange_us"] // self.window_us
+        for run_id, mine in by_run(rows["run_id"]) if found_us and rows.size else ():
+            window[mine] = np.maximum(window[mine], found_us.get(run_id, 0) // self.window_us)
         if rows.size and window.min() <= self.reread[0]:
             new = (window > self.reread[0]) | (rows["batch_id"] > self.reread[1])
             keep = np.flatnonzero(new)
@@ -469,6 +479,11 @@ class Inflow:
             self.floats.pop(key, None)
             self.anchors.pop(key, None)
         self.held = [s for s in self.held if s.row.run_id != run.run_id]
+
+
+def _found_us(controls: Iterable[ControlRow]) -> dict[int, int]:
+    """run_id of trades that came by REST -> the exchange's time when they did."""
+    return {c.run_id: c.exchange_us for c in controls if c.kind == ControlKind.REST_TRADES}
 
 
 def _channel(name: object) -> str:

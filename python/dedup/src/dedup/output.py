@@ -178,6 +178,8 @@ class WindowOutput:
     deltas: DeltaRows = field(default_factory=lambda: np.empty(0, MERGED_ROW))
     snapshots: list[MergedSnapshot] = field(default_factory=list)
     trades: TradeRows = field(default_factory=lambda: np.empty(0, MERGED_TRADE))
+    # Each once, ascending by id; whether one is in production already, production is asked.
+    late_trades: TradeRows = field(default_factory=lambda: np.empty(0, MERGED_TRADE))
     ticker_rows: TickerRows = field(default_factory=lambda: np.empty(0, MERGED_TICKER))
     epochs: list[EpochRow] = field(default_factory=list)
     gaps: list[GapRow] = field(default_factory=list)

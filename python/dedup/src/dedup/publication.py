@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from dedup.columns import copied, joined
+from dedup.columns import copied, joined, picked
 from dedup.output import MERGED_TICKER, MERGED_TRADE, QuarantineRow, WindowOutput
 from dedup.tape_rows import TICKER_ROW, TRADE_ROW, Rows
 from marketdata.coverage import OPEN_US, MarketClaim, RunProgress
@@ -69,6 +69,7 @@ class Publication:
     deltas: Rows  # MERGED_ROW
     snapshots: list[tuple[int, int, int, int, int, int, int, bytes]]  # tape_rows.SNAPSHOT_COPY
     trades: Rows  # tape_rows.TRADE_ROW
+    late_trades: Rows  # the same; only those whose id production does not have are written
     tickers: Rows  # tape_rows.TICKER_ROW
     epochs: list[tuple[int, int, int, int, str]]
     gaps: list[tuple[int, int, int, int, int, int, str]]
@@ -126,6 +127,8 @@ def publication_of(
             made.counts[name] = made.counts.get(name, 0) + value
     made.deltas = joined(deltas)
     made.trades = _columns([o.trades for o in outputs], MERGED_TRADE, given, TRADE_ROW)
+    late = _columns([o.late_trades for o in outputs], MERGED_TRADE, given, TRADE_ROW)
+    made.late_trades = _first_of_each(late)
     made.tickers = _columns([o.ticker_rows for o in outputs], MERGED_TICKER, given, TICKER_ROW)
     for rows in (made.deltas, made.trades, made.tickers):
         if len(rows):
@@ -135,6 +138,14 @@ def publication_of(
         name = f"witnesses_{int(sources).bit_count()}"
         made.counts[name] = made.counts.get(name, 0) + int(seen)
     return made
+
+
+def _first_of_each(trades: Rows) -> Rows:
+    """The first row of each trade id, in the order of the rows."""
+    seen: dict[bytes, int] = {}
+    for at, trade_id in enumerate(trades["trade_id"].tolist()):
+        seen.setdefault(trade_id, at)
+    return picked(trades, np.array(list(seen.values()), np.int64))
 
 
 def _empty(outputs: Sequence[WindowOutput]) -> Publication:
@@ -147,6 +158,7 @@ def _empty(outputs: Sequence[WindowOutput]) -> Publication:
         deltas=np.empty(0, MERGED_ROW),
         snapshots=[],
         trades=np.empty(0, TRADE_ROW),
+        late_trades=np.empty(0, TRADE_ROW),
         tickers=np.empty(0, TICKER_ROW),
         epochs=[],
         gaps=[],

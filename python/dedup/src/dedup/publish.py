@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -23,11 +24,13 @@ import asyncpg
 import numpy as np
 
 from dedup import tape_rows
+from dedup.columns import picked
 from dedup.output import GathererPosition
 from dedup.publication import HOUR_US, Publication
 from dedup.tape_rows import Rows
 from marketdata.coverage import RunProgress
 from marketdata.errors import ConfigError, StorageError
+from runtime import logs
 from runtime.partitions import Partitions
 from runtime.pgcopy import CopyLayout, pack_rows, pack_values
 from runtime.postgres import TRANSIENT, Connection, commit_once, connect, copy_in, migrate
@@ -35,6 +38,11 @@ from runtime.postgres import TRANSIENT, Connection, commit_once, connect, copy_i
 MERGER_LOCK: Final = 0x4B54_4D52  # "KTMR"
 LOCK_POLL_S: Final = 0.2
 DAY_US: Final = 24 * HOUR_US
+LATE_MARGIN_US: Final = 1_000_000
+"""Around the time of a late trade, where its id is looked for: a frame has the milliseconds of it,
+REST the microseconds."""
+
+log = logs.get("publish")
 
 
 @dataclass(slots=True)
@@ -202,7 +210,7 @@ class Publisher:
         times = {
             "orderbook_delta": made.deltas["exchange_us"],
             "orderbook_snapshot": np.array([s[0] for s in made.snapshots], "i8"),
-            "trade": made.trades["exchange_us"],
+            "trade": np.concatenate((made.trades["exchange_us"], made.late_trades["exchange_us"])),
             "ticker": made.tickers["exchange_us"],
         }
         for table, exchange_us in times.items():
@@ -239,10 +247,33 @@ async def _write_rows(conn: Connection, made: Publication) -> None:
     await _insert(conn, "market", "market_id ticker first_us", made.new_markets)
     await _copy(conn, tape_rows.DELTA_COPY, made.deltas)
     await _copy(conn, tape_rows.TRADE_COPY, made.trades)
+    await _write_late_trades(conn, made)
     await _copy(conn, tape_rows.TICKER_COPY, made.tickers)
     if made.snapshots:
         layout = tape_rows.SNAPSHOT_COPY
         await copy_in(conn, layout, pack_values(layout, made.snapshots))
+
+
+async def _write_late_trades(conn: Connection, made: Publication) -> None:
+    """Trades whose window has long closed: those that production has are left out."""
+    rows = made.late_trades
+    if not len(rows):
+        return
+    ids = rows["trade_id"].tolist()
+    times = rows["exchange_us"]
+    found = await conn.fetch(
+        "SELECT trade_id FROM trade WHERE trade_id = ANY($1::uuid[])"
+        " AND exchange_ts BETWEEN 'epoch'::timestamptz + $2 * interval '1 microsecond'"
+        " AND 'epoch'::timestamptz + $3 * interval '1 microsecond'",
+        [uuid.UUID(bytes=trade_id) for trade_id in ids],
+        int(times.min()) - LATE_MARGIN_US,
+        int(times.max()) + LATE_MARGIN_US,
+    )
+    known = {row["trade_id"].bytes for row in found}
+    new = picked(rows, np.array([n for n, i in enumerate(ids) if i not in known], np.int64))
+    await _copy(conn, tape_rows.TRADE_COPY, new)
+    made.touched.rows_at(np.unique(new["exchange_us"] // HOUR_US * HOUR_US).tolist())
+    log.info("late trades", looked_up=len(ids), stored=len(new))
 
 
 async def _insert(conn: Connection, table: str, columns: str, rows: Sequence[Any]) -> None:

@@ -6,7 +6,8 @@ recognised by the keys of the last `MEMORY_WINDOWS` windows that had some. What 
 cannot be told from a repeat: it is kept aside as late.
 
 Invariants: INV-U1 a key is published once. INV-U2 the smallest received_ns and every witness of one
-window are kept.
+window are kept. INV-U3 a trade that a gatherer's frames brought has the frame's values and only
+such gatherers as witnesses; one that only REST listed has SOURCE_REST and those who found it.
 
 Does not do: order-book events.
 """
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from dedup.columns import Rows, groups, joined, picked
 from dedup.output import MERGED_TICKER, MERGED_TRADE
+from marketdata.rows import SOURCE_REST, TradeFlag
 
 MEMORY_WINDOWS: Final = 24
 KEY_BYTES: Final = 16
@@ -93,9 +95,28 @@ def union_trades(rows: Rows, bits: Bits, memory: Memory) -> tuple[Rows, list[byt
     """
     if not rows.size:
         return np.empty(0, MERGED_TRADE), []
-    halves = np.ascontiguousarray(rows["trade_id"]).view(">u8").astype(np.uint64)
-    made = _once(MERGED_TRADE, rows, bits, (halves[::2], halves[1::2]))
+    made = trades_once(rows, bits)
     return _unpublished(made, made["trade_id"].tolist(), memory)
+
+
+def trades_once(rows: Rows, bits: Bits) -> Rows:
+    """One MERGED_TRADE of each trade, ascending by id, whether it was published before or not."""
+    by_rest = (rows["flags"] & TradeFlag.REST) != 0
+    if not by_rest.any():
+        return _once(MERGED_TRADE, rows, bits, _trade_identity(rows))
+    order = np.argsort(by_rest, kind="stable")  # frames first: their values count
+    rows, bits, by_rest = picked(rows, order), bits[order], by_rest[order]
+    made = _once(MERGED_TRADE, rows, bits, _trade_identity(rows))
+    framed = np.where(by_rest, 0, bits)
+    order, starts = groups(_trade_identity(rows))
+    witnesses = np.bitwise_or.reduceat(framed[order], starts)
+    made["sources"] = np.where(witnesses != 0, witnesses, made["sources"] | SOURCE_REST)
+    return made
+
+
+def _trade_identity(rows: Rows) -> Sequence[npt.NDArray[np.integer[Any]]]:
+    halves = np.ascontiguousarray(rows["trade_id"]).view(">u8").astype(np.uint64)
+    return halves[::2], halves[1::2]
 
 
 def union_tickers(

@@ -58,7 +58,7 @@ class WindowSink:
     counts: Counter[str] = field(default_factory=Counter)
 
     def late(self, ticker: str, gatherer: int, run_id: int, us: int, kind: str) -> None:
-        """A trade or ticker state that came too late to be told from a repeat."""
+        """A ticker state that came too late to be told from a repeat."""
         self.counts[f"late_{kind}"] += 1
         self.quarantine.append(
             QuarantineRow(ticker, gatherer, run_id, "late", us, us + 1, 1, np.empty(0, DELTA_ROW))

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from marketdata.errors import ConfigError
+from marketdata.rows import GATHERERS_MAX
 from runtime.postgres import plainly
 from runtime.spool import GROUP_COMMIT_MS, SEGMENT_BYTES
 from runtime.spool_files import RETAIN_BYTES, SEGMENT_BYTES_MAX
@@ -114,8 +115,8 @@ class DedupSettings(ServiceSettings):
     """`python -m dedup.main`. `gatherer_dsns` and `gatherer_meta_dsns` are JSON lists; the index is
     the gatherer's bit in `sources`."""
 
-    gatherer_dsns: Annotated[list[Dsn], Field(min_length=1, max_length=15)]
-    gatherer_meta_dsns: Annotated[list[Dsn], Field(max_length=15)] = Field(default_factory=list)
+    gatherer_dsns: Annotated[list[Dsn], Field(min_length=1, max_length=GATHERERS_MAX)]
+    gatherer_meta_dsns: Annotated[list[Dsn], Field(max_length=GATHERERS_MAX)] = Field(default_factory=list)
     production_dsn: Dsn
     lake_uri: Annotated[str, Field(min_length=1)]
     window_ms: Count = 5_000
