@@ -60,14 +60,14 @@ def recorded(n_gatherers: int = 2) -> list[Hand]:
 
 
 def batches(hands: list[Hand]) -> list[list[Any]]:
-    """What each gatherer commits, second by second; REST tells of a second two seconds later."""
+    """What each gatherer commits, second by second; REST tells of it when its window has closed."""
     made: list[list[Any]] = [[] for _ in hands]
     for second in range(1, 13):
         for hand in hands:
             hand.delta(1_000 * second, "A", 10_000 * second, 100)
             if second != 3 and (second != 5 or hand.gatherer == 1):
                 hand.trade(1_000 * second, "B", second)
-            lost = {5: (3,), 7: (5,), 8: (4,)}.get(second + hand.gatherer, ())
+            lost = {8: (3,), 10: (5,), 11: (4,)}.get(second + hand.gatherer, ())
             if lost:
                 hand.by_rest("B", *((1_000 * number, number) for number in lost))
             made[hand.gatherer].append(hand.commit())

@@ -116,7 +116,9 @@ class DedupSettings(ServiceSettings):
     the gatherer's bit in `sources`."""
 
     gatherer_dsns: Annotated[list[Dsn], Field(min_length=1, max_length=GATHERERS_MAX)]
-    gatherer_meta_dsns: Annotated[list[Dsn], Field(max_length=GATHERERS_MAX)] = Field(default_factory=list)
+    gatherer_meta_dsns: Annotated[list[Dsn], Field(max_length=GATHERERS_MAX)] = Field(
+        default_factory=list
+    )
     production_dsn: Dsn
     lake_uri: Annotated[str, Field(min_length=1)]
     window_ms: Count = 5_000
