@@ -7,7 +7,7 @@ DATA ?= ../shared/data
 SEEDS ?= 1 2 3
 SYNTHETIC_SEEDS ?= $(shell seq 1 20)
 
-.PHONY: setup demo test check bench bench-live soak acceptance acceptance-short lock clean help
+.PHONY: setup demo test check bench bench-live soak scale acceptance acceptance-short lock clean help
 
 help:
 	@echo "make demo        record, merge and prove a made-up exchange on this machine (about a minute)"
@@ -16,6 +16,7 @@ help:
 	@echo "make acceptance  every recorded capture and twenty made-up exchanges (about an hour)"
 	@echo "make bench       speed and size as ratios (add ARGS=--json)"
 	@echo "make bench-live  a whole gatherer under steady rates: loss, lag, cost (about 12 minutes)"
+	@echo "make scale       100,000 markets, 50 opening and closing a second (about 20 minutes)"
 	@echo "make soak        thirty minutes at 5,000 frames/s and a picture of what might grow"
 	@echo "make nix-check   every Nix output evaluates (make nix-build builds them; as root)"
 	@echo "make aarch64     the hosts' processor, emulated: wheels, capture, Parquet, S3 (as root)"
@@ -56,6 +57,10 @@ bench: setup
 
 bench-live: setup
 	$(BIN)/python -m tests.bench.live $(ARGS)
+
+# A hundred thousand markets on one gatherer, fifty opening and closing a second: about 20 minutes.
+scale: setup
+	$(BIN)/python -m tests.acceptance.scale $(ARGS)
 
 soak: setup
 	$(BIN)/python -m tests.bench.live --soak 30 $(ARGS)

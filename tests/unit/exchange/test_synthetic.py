@@ -15,6 +15,7 @@ from exchange.timeline import (
     DeltaItem,
     EmptySnapshotItem,
     ListingItem,
+    StatusItem,
     TickerItem,
     TradeItem,
 )
@@ -119,3 +120,15 @@ def test_the_smallest_exchanges_work(markets: int) -> None:
     """One market never closes; nothing divides by zero."""
     items = list(SyntheticSource(markets=markets, seconds=3, seed=1).items())
     assert any(isinstance(item, DeltaItem) for item in items)
+
+
+def test_turnover_opens_and_closes_as_many_a_second() -> None:
+    """What a whole exchange does all day: the recorded shares are those of one evening."""
+    source = SyntheticSource(markets=400, seconds=20, seed=3, events_per_s=50, turnover_per_s=10)
+    items = list(source.items())
+    opened = [item for item in items if isinstance(item, ListingItem)]
+    closed = {item.market for item in items if isinstance(item, StatusItem)}
+    assert 140 <= len(opened) <= 150
+    assert 140 <= len(closed) <= 150
+    usual = SyntheticSource(markets=400, seconds=20, seed=3, events_per_s=50)
+    assert sum(isinstance(item, ListingItem) for item in usual.items()) == 4

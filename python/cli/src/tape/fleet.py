@@ -43,6 +43,10 @@ class DemoPlan:
     transport: str
     window_ms: int
     markets_per_connection: int = 250  # a gap costs a snapshot of every market of its connection
+    events_per_s: float = 0.0  # of a made-up exchange; 0: one a market
+    turnover_per_s: int = 0  # markets that open, and as many that close
+    start_timeout_s: float = 60.0  # the play waits so long for full subscriptions
+    rest_rate_per_s: float = 200.0  # the simulated exchange asks for nothing gentler
 
 
 class Place(Protocol):
@@ -128,7 +132,9 @@ async def start_exchange(fleet: Fleet[DemoPlan], public_key: Path) -> None:
             *source, "--rate", plan.rate, "--faults", plan.faults, "--seed", str(plan.seed),
             "--seconds", str(plan.seconds), "--truth", str(plan.out / "truth"),
             "--public-key", str(public_key), "--port", "0", "--ready-file", str(ready),
-            "--expect-clients", str(plan.gatherers),
+            "--expect-clients", str(plan.gatherers), "--start-timeout", str(plan.start_timeout_s),
+            "--turnover-per-s", str(plan.turnover_per_s),
+            *(["--events-per-s", str(plan.events_per_s)] if plan.events_per_s else []),
         ],
         restart=False,
     )  # fmt: skip
@@ -166,13 +172,12 @@ async def start_gatherers(fleet: Fleet[DemoPlan], private_key: Path) -> None:
                 "KT_HEALTH_PORT": str(fleet.ports[name]),
                 "KT_METRICS_PORT": str(metrics),
                 "KT_TRANSPORT": fleet.plan.transport,
-                # The simulated exchange asks for nothing gentler, and a replay runs many times
-                # faster.
+                # A replay runs many times faster.
                 "KT_RECONNECT_BASE_MS": "50",
                 "KT_RECONNECT_CAP_MS": "1000",
                 "KT_AUDIT_INTERVAL_S": "20",
                 "KT_DATA_TIMEOUT_S": "10",
-                "KT_REST_RATE_PER_S": "200",
+                "KT_REST_RATE_PER_S": str(fleet.plan.rest_rate_per_s),
                 "KT_MARKETS_PER_CONNECTION": str(fleet.plan.markets_per_connection),
             },
         )

@@ -48,6 +48,7 @@ class Flags:
     synthetic: int
     seconds: float
     events_per_s: float | None
+    turnover_per_s: int
     rate: float | None
     faults: FaultLevel
     seed: int
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--synthetic", type=int, default=None, metavar="MARKETS")
     parser.add_argument("--seconds", type=float, default=0.0, help="engine seconds (0: all)")
     parser.add_argument("--events-per-s", type=float, default=None, help="synthetic, all markets")
+    parser.add_argument("--turnover-per-s", type=int, default=0, help="markets opening and closing")
     parser.add_argument("--rate", default="1", help="multiple of engine time, or max")
     parser.add_argument("--faults", choices=list(FaultLevel), default=FaultLevel.NONE)
     parser.add_argument("--seed", type=int, default=1)
@@ -100,6 +102,8 @@ def read_flags(arguments: list[str]) -> Flags:
     synthetic = named.synthetic or 0
     if named.frames is None and synthetic < 1:
         faults.append(f"--synthetic {synthetic} markets: at least 1 is needed")
+    if named.turnover_per_s < 0:
+        faults.append(f"--turnover-per-s {named.turnover_per_s} is negative")
     if named.seconds < 0:
         faults.append(f"--seconds {named.seconds} is negative")
     if (named.tls_cert is None) != (named.tls_key is None):
@@ -111,6 +115,7 @@ def read_flags(arguments: list[str]) -> Flags:
         synthetic=synthetic,
         seconds=named.seconds,
         events_per_s=named.events_per_s,
+        turnover_per_s=named.turnover_per_s,
         rate=rate,
         faults=FaultLevel(named.faults),
         seed=named.seed,
@@ -138,6 +143,7 @@ def build_venue(flags: Flags, ledger: Ledger) -> Venue:
             seed=flags.seed,
             events_per_s=flags.events_per_s,
             level=flags.faults,
+            turnover_per_s=flags.turnover_per_s,
         )
     end_us, expected = source.end_us, source.events_expected
     if flags.seconds:

@@ -54,6 +54,7 @@ ZIPF_EXPONENT: Final = 1.1
 START_US: Final = 1_788_274_770 * SECOND_US  # half a minute before a full hour
 CLOSES_SHARE: Final = 0.03
 LISTINGS_SHARE: Final = 0.01
+AGENDA_SHARE: Final = 0.75  # of the play, from its first tenth on: when markets close
 BLOCK_SHARE: Final = 0.02
 FORM_SHARE: Final = 0.02  # markets without ts_ms, and as many without ts
 MARKETS_PER_EVENT: Final = 5
@@ -99,7 +100,11 @@ class SyntheticSource:
         seed: int = 1,
         events_per_s: float | None = None,
         level: FaultLevel = FaultLevel.NONE,
+        turnover_per_s: int = 0,
     ) -> None:
+        """`turnover_per_s`: markets that open, and as many that close, in every second; 0: the
+        recorded shares."""
+        self.turnover_per_s = turnover_per_s
         self._seed = seed
         self._level = level
         self.start_us = START_US
@@ -260,13 +265,15 @@ class _World:
     def _set_agenda(self) -> None:
         rng, start_us = self._rng, self._source.start_us
         count = len(self.lives)
-        closing = rng.sample(self.lives, min(count - 1, max(2, int(count * CLOSES_SHARE))))
+        turnover = int(self._source.turnover_per_s * self._span_us / SECOND_US * AGENDA_SHARE)
+        closes = turnover or max(2, int(count * CLOSES_SHARE))
+        closing = rng.sample(self.lives, min(count - 1, closes))
         # In turn: snapshot alone, twice; burst; snapshot alone, once; burst.
         acts = (self._close_twice, self._close_with_burst, self._close_once, self._close_with_burst)
         for place, life in enumerate(closing):
-            at_us = start_us + int(self._span_us * rng.uniform(0.1, 0.85))
+            at_us = start_us + int(self._span_us * rng.uniform(0.1, 0.1 + AGENDA_SHARE))
             self._at(at_us, partial(acts[place % len(acts)], life))
-        for _ in range(max(1, int(count * LISTINGS_SHARE))):
+        for _ in range(turnover or max(1, int(count * LISTINGS_SHARE))):
             self._at(start_us + int(self._span_us * rng.uniform(0.1, 0.8)), self._list)
 
     # -- life and death ------------------------------------------------------------------------
