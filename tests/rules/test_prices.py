@@ -35,6 +35,7 @@ DURATIONS = {
     "gatherer.service": "deadlines in seconds, lag in seconds for the metrics",
     "gatherer.sink": "flush interval and commit duration in seconds",
     "gatherer.transport": "time-outs in seconds",
+    "gatherer.witness": "seconds between looks",
     "dedup.main": "deadlines in seconds",
     "dedup.pipeline": "patience and poll interval in seconds",
     "dedup.publish": "seconds between tries",

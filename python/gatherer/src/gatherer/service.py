@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import ssl
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Any, Final
 
 from gatherer.auth import FileSigner
 from gatherer.discovery import Discovery, History
@@ -28,6 +28,7 @@ from gatherer.plan import SHARED_CHANNELS, Assignment, Plan
 from gatherer.refusal import RefusedRow
 from gatherer.rest import RestClient
 from gatherer.sink import Sink, SinkSettings
+from gatherer.witness import Witness
 from marketdata.session import Report, ReportKind, SessionSettings
 from runtime import logs
 from runtime.clock import Clock
@@ -128,6 +129,10 @@ class Gatherer:
             )
         )
         self.watch = ExchangeWatch(rest, self.intake, clock)
+        self.witness = Witness(
+            settings, rest, self.spool, self.intake, self.sink.status, clock, self.health,
+            self.metrics,
+        )  # fmt: skip
         self.history = History(settings.postgres_dsn, on_state=self._history_state)
         self.discovery = Discovery(
             rest,
@@ -164,12 +169,15 @@ class Gatherer:
             bind=settings.bind,
             health_port=settings.health_port,
             metrics_port=settings.metrics_port,
-            detail=self.observer.numbers,
-            status=self.observer.numbers,
+            detail=self._numbers,
+            status=self._numbers,
         )
         await stack.enter_async_context(server)
         self.health_port, self.metrics_port = server.health_port, server.metrics_port
         log.info("listening", health=server.health_port, metrics=server.metrics_port)
+
+    def _numbers(self) -> dict[str, Any]:
+        return {**self.observer.numbers(), **self.witness.numbers()}
 
     def _add_parts(self) -> None:
         deadline_s = float(self.settings.drain_deadline_s)
@@ -182,6 +190,7 @@ class Gatherer:
         add("discovery", self.discovery.run)
         add("housekeeping", self.keeper.run)
         add("exchange", self.watch.run)
+        self.witness.add(self._supervisor)
         self._supervisor.watch("event loop", STALL_S)
         self._supervisor.watch("spool", STALL_S)
         # Twice the session's patience with a silent feed, for it has given the feed up by then.
@@ -211,6 +220,7 @@ class Gatherer:
         self.sink.drain()
 
     def _committed(self, packed: PackedBatch, seconds: float) -> None:
+        self.witness.committed(packed)
         metrics = self.metrics
         metrics.counter("sink_batches_total").inc()
         metrics.histogram("commit_seconds").observe(seconds)

@@ -106,6 +106,9 @@ class GathererSettings(ServiceSettings):
     # Segments stay until the deduplicator has told that it stored their rows. False: nobody reads.
     spool_await_reader: bool = True
     rest_rate_per_s: Annotated[float, Field(gt=0)] = 5.0
+    trade_window_s: Count = 30  # seconds of trades compared with REST at a time
+    trade_settle_s: Amount = 10  # that they have been over
+    trade_lookback_s: Count = 24 * 3600  # how far back after a start
     # Series whose order books are recorded, a JSON list; empty: all. Trades and tickers are always
     # those of the whole exchange.
     series: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)

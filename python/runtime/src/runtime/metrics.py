@@ -52,6 +52,11 @@ snapshots_total | snapshots | verdict | snapshots by what they said about the ru
 snapshot_requests_total | requests | reason | get_snapshot commands sent
 negative_levels_total | events | | levels that went below zero
 rest_requests_total | requests | status | REST answers by status class
+rest_windows_total | windows | | windows of trades compared with REST
+rest_trades_listed_total | trades | | trades that REST listed
+rest_trades_missing_total | trades | | of them, those that no frame had brought
+rest_trades_skipped_total | exchange seconds | | left out, longer ago than the look-back
+rest_windows_refused_total | windows | | old windows that the exchange does not list
 spool_bytes_total | bytes | | bytes appended to the spool
 spool_commits_total | commits | | group commits
 spool_errors_total | errors | | writes or syncs that the disk refused
@@ -91,6 +96,7 @@ spool_disk_free_bytes | bytes | | free space where the spool lies
 spool_lag_bytes | bytes | | between the sink's cursor and the end of the spool
 sink_queue_rows | rows | | rows waiting for commit in memory
 clock_offset_seconds | seconds | | of the wall clock against the exchange's Date header
+rest_trades_behind_seconds | seconds | | of the exchange's time, not yet compared with REST
 watermark_age_seconds | seconds | | age of the merge watermark
 gatherer_lag_seconds | seconds | gatherer | between a gatherer's last commit and now
 gatherers_waited_for | gatherers | | gatherers that keep the next window open
