@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import orjson
@@ -62,6 +63,8 @@ FIRST_BOOKS: tuple[Levels, Levels] = (
 SENT: tuple[int | str, ...] = ("A", "B", 0, 1, 2, 3, 4, 5, 6, 7, "A", "B", 8, 9)
 LOST_SEQS = ({5, 9}, {9})  # of the first and of the second gatherer
 TRADE_ID = bytes(range(16))
+REST_TRADE_ID = bytes(range(1, 17))  # no frame brought it; the first gatherer found it by REST
+SOURCE_REST = 1 << 14
 TICKER_MSG = {
     "market_ticker": TICKERS[A],
     "ts_ms": START // 1000 + 7_000,
@@ -83,6 +86,9 @@ class Flaws:
     keyframe_delta: int = 0  # error in the first level of KX-A's keyframes
     gap_called_complete: bool = False
     without_trade: bool = False
+    without_rest_trade: bool = False
+    trade_twice: bool = False
+    foreign_trade: bool = False  # one that never happened
     without_ticker: bool = False
     stranger: bool = False  # a market that the exchange never had
 
@@ -127,6 +133,8 @@ def write_truth(folder: Path) -> None:
     for market, book in enumerate(FIRST_BOOKS):
         yes, no = ([[p, q] for (s, p), q in book.items() if s == side] for side in (YES, NO))
         ledger.line("books", {"at": 0, "market": market, "yes": yes, "no": no})
+    for trade_id in (TRADE_ID, REST_TRADE_ID):
+        ledger.line("trades", {"trade_id": str(UUID(bytes=trade_id)), "market_ticker": TICKERS[A]})
     TruthWriter(folder).close(ledger)
 
 
@@ -161,6 +169,9 @@ def write_spool(folder: Path, gatherer: int) -> int:
     whole = segment.encode_header(1)
     whole += segment.encode_record(segment.KIND_CONTROL, orjson.dumps(handshake))
     whole += segment.encode_record(segment.KIND_FRAMES, body)
+    if gatherer == 0:
+        told = {"k": "rest_trades", "trades": [{"trade_id": str(UUID(bytes=REST_TRADE_ID))}]}
+        whole += segment.encode_record(segment.KIND_CONTROL, orjson.dumps(told))
     if gatherer:
         (folder / "00000001.seg.zst").write_bytes(zstandard.compress(whole))
     else:
@@ -220,6 +231,20 @@ def _ticker_values() -> dict[str, np.ndarray]:
     return absent | {name: np.array([units]) for name, units in seen.items()}
 
 
+def _trades(flaws: Flaws) -> list[tuple[bytes, int]]:
+    """(id, sources) of the tape's trades."""
+    trades = []
+    if not flaws.without_trade:
+        trades.append((TRADE_ID, 1))
+    if not flaws.without_rest_trade:
+        trades.append((REST_TRADE_ID, SOURCE_REST | 1))
+    if flaws.trade_twice:
+        trades.append((TRADE_ID, 2))
+    if flaws.foreign_trade:
+        trades.append((bytes(16), 1))
+    return trades
+
+
 def write_lake(root: Path, flaws: Flaws) -> None:
     """The tape as the deduplicator would export it, with the flaws asked for."""
     one, ns, world = np.array([1]), np.array([1]), _world(flaws)
@@ -228,11 +253,13 @@ def write_lake(root: Path, flaws: Flaws) -> None:
         "orderbook_snapshots": _keyframes(flaws),
         "coverage": _coverage(world, flaws),
     }
-    if not flaws.without_trade:
-        rows["trades"] = tables.trades_table(
-            [TICKERS[A]], one * (START + 7 * SECOND), ns, [TRADE_ID], one * 400_000, one * 600_000,
-            one * 100, one, one * 0, one,
-        )  # fmt: skip
+    trades = _trades(flaws)
+    many = np.array([1] * len(trades))
+    rows["trades"] = tables.trades_table(
+        [TICKERS[A]] * len(trades), START + 7 * SECOND + np.arange(len(trades)), many,
+        [trade_id for trade_id, _ in trades], many * 400_000, many * 600_000, many * 100, many,
+        many * 0, np.array([sources for _, sources in trades]),
+    )  # fmt: skip
     if not flaws.without_ticker:
         us = one * (START + 7 * SECOND)
         rows["tickers"] = tables.tickers_table([TICKERS[A]], us, ns, one, one, _ticker_values())

@@ -30,7 +30,7 @@ def witness(folder: Path, status: ReconcileStatus, at_s: int) -> tuple[Witness, 
     unused = cast(Any, None)
     made = Witness(
         settings(folder), cast(RestClient, None), unused, cast(Any, Shown(at_s)), SinkStatus(),
-        Clock(0), health, metrics,
+        Clock(0), health, metrics, {},
     )  # fmt: skip
     made.trades.status = status
     return made, health, metrics

@@ -39,6 +39,7 @@ def test_a_right_tape_gives_zeros_over_everything_that_was_received(tmp_path: Pa
     assert (verdict.events_truth, verdict.events_merged) == (9, 9)
     assert (verdict.ambiguous, verdict.gap_intervals) == (0, 5)  # dark at both ends, one gap
     assert (verdict.books_checked, frames) == (60, written)
+    assert verdict.trades_by_rest == 1
 
 
 def test_what_one_gatherer_lost_and_the_other_has_must_be_on_the_tape(tmp_path: Path) -> None:
@@ -90,9 +91,12 @@ def test_two_events_of_a_market_that_changed_places_are_misordered(tmp_path: Pat
 
 @pytest.mark.parametrize(("flaws", "found"), [
     (Flaws(without_trade=True), {"trades_missing": 1}),
+    (Flaws(without_rest_trade=True), {"trades_missing": 1}),
+    (Flaws(trade_twice=True), {"trades_extra": 1}),
+    (Flaws(foreign_trade=True), {"trades_extra": 1}),
     (Flaws(without_ticker=True), {"tickers_missing": 1}),
 ])  # fmt: skip
-def test_a_trade_or_ticker_state_left_out_is_missing(
+def test_a_trade_or_ticker_state_too_few_or_too_many_is_found(
     tmp_path: Path, flaws: Flaws, found: dict[str, int]
 ) -> None:
     """The tape is more than the order book."""

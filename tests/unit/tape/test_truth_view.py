@@ -83,11 +83,13 @@ def test_spool_is_read_by_connection_and_survives_a_torn_tail(tmp_path: Path) ->
     body = segment.encode_frames(5, 0, 100, [1, 2, 3], frames)
     whole = segment.encode_header(1) + segment.encode_record(segment.KIND_CONTROL, connect)
     whole += segment.encode_record(segment.KIND_FRAMES, body)
+    by_rest = orjson.dumps({"k": "rest_trades", "trades": [{"trade_id": "cc-dd"}]})
+    whole += segment.encode_record(segment.KIND_CONTROL, by_rest)
     (tmp_path / "00000001.seg").write_bytes(whole + segment.encode_record(1, body)[:20])
     got = truth_view.read_spool(tmp_path, truth(SENDS, 4))
     assert got.seqs == {(0, 1): [1], (0, 2): [1]}
     assert got.empty_snapshots == {(0, 1): {1}}
-    assert (got.trade_ids, got.frames) == ({"aabb"}, 3)
+    assert (got.trade_ids, got.rest_trade_ids, got.frames) == ({"aabb", "ccdd"}, {"ccdd"}, 3)
 
 
 def test_a_truth_log_without_its_files_is_named(tmp_path: Path) -> None:

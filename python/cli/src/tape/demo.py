@@ -40,7 +40,7 @@ FAULTS = ("none", "standard", "harsh")
 # What must be 0 for the proof to hold.
 ZEROS = (
     "missing", "extra", "misordered", "false_complete", "audits_failed", "books_wrong",
-    "tickers_missing", "trades_missing",
+    "tickers_missing", "trades_missing", "trades_extra",
 )  # fmt: skip
 
 
@@ -189,6 +189,7 @@ async def demo_once(
         "events_truth", "events_merged", "missing", "extra", "misordered", "quarantined",
         "ambiguous", "false_complete", "gap_intervals", "audits", "audits_failed",
         "books_checked", "books_wrong", "tickers_missing", "trades_missing",
+        "trades_extra", "trades_by_rest",
     )  # fmt: skip
     merged = {**found, **counters}
     result: dict[str, Any] = {key: merged[key] for key in order}

@@ -177,6 +177,8 @@ async def start_gatherers(fleet: Fleet[DemoPlan], private_key: Path) -> None:
                 "KT_RECONNECT_CAP_MS": "1000",
                 "KT_AUDIT_INTERVAL_S": "20",
                 "KT_DATA_TIMEOUT_S": "10",
+                "KT_TRADE_WINDOW_S": "5",
+                "KT_TRADE_SETTLE_S": "2",
                 "KT_REST_RATE_PER_S": str(fleet.plan.rest_rate_per_s),
                 "KT_MARKETS_PER_CONNECTION": str(fleet.plan.markets_per_connection),
             },

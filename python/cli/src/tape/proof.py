@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tape import truth_view
 from tape.truth_view import BoolArray, IntArray, Truth
 
+SOURCE_REST = 1 << 14  # docs/formats.md; written again on purpose
 RESET_KEY = (-1, -1, 0)  # a reset has no side, price or size; its time is inferred
 
 
@@ -68,6 +69,8 @@ class Verdict:
     books_wrong: int = 0
     tickers_missing: int = 0
     trades_missing: int = 0
+    trades_extra: int = 0  # not in the truth log, or a second time
+    trades_by_rest: int = 0  # on the tape though no gatherer's frames had them
     examples: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
@@ -202,6 +205,22 @@ def _compare_slow(
     return absent & ~received
 
 
+def check_trades(
+    on_tape: list[tuple[str, int]], received: set[str], truth: Truth, verdict: Verdict
+) -> None:
+    """Add what the tape's trades, (id, sources), lack or have too much of.
+
+    `received`: ids that any gatherer's spool holds, whichever way they came.
+    """
+    counts = Counter(trade_id for trade_id, _ in on_tape)
+    happened = {str(t["trade_id"]).replace("-", "") for t in truth.trades}
+    verdict.trades_missing += len(received - counts.keys())
+    verdict.trades_extra += sum(n - (i in happened) for i, n in counts.items())
+    verdict.trades_by_rest += sum(sources & SOURCE_REST != 0 for _, sources in on_tape)
+    if verdict.trades_extra:
+        verdict.note(f"{verdict.trades_extra} trades on the tape twice, or never made")
+
+
 def check_holes(truth: Truth, coverage: dict[str, list[Interval]], verdict: Verdict) -> None:
     """Nobody was connected in a hole of the recording: coverage may not claim any of it."""
     for hole in truth.events[truth.events["kind"] == truth_view.EVENT_HOLE]:
@@ -268,6 +287,7 @@ def exit_ok(verdict: Verdict, *, audits_failed: int) -> bool:
         or verdict.false_complete
         or verdict.books_wrong
         or verdict.trades_missing
+        or verdict.trades_extra
         or verdict.tickers_missing
         or audits_failed
     )

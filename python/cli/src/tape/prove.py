@@ -24,6 +24,7 @@ from tape.proof import (
     MergedMarket,
     Verdict,
     check_holes,
+    check_trades,
     compare_market,
     next_is_reset,
     spool_folders,
@@ -199,8 +200,10 @@ def prove(out: Path) -> tuple[Verdict, int]:
         )  # fmt: skip
     check_holes(truth, coverage, verdict)
     check_books(lake, truth, coverage, verdict, seed=7)
-    on_tape = {row.replace("-", "") for row in lake.trades(on_gap="ignore")["trade_id"].to_pylist()}
-    verdict.trades_missing = len(trade_ids - on_tape)
+    trades = lake.trades(on_gap="ignore")
+    ids = [row.replace("-", "") for row in trades["trade_id"].to_pylist()]
+    on_tape = list(zip(ids, trades["sources"].to_pylist(), strict=True))
+    check_trades(on_tape, trade_ids, truth, verdict)
     wanted = {
         (s[0], s[1], *(_wire_units(v, 6) for v in s[2:5]), *(_wire_units(v, 2) for v in s[5:7]))
         for s in ticker_states

@@ -84,7 +84,8 @@ class Received:
     seqs: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     # (truth connection, sid) -> seqs of snapshots that showed an empty book
     empty_snapshots: dict[tuple[int, int], set[int]] = field(default_factory=dict)
-    trade_ids: set[str] = field(default_factory=set)
+    trade_ids: set[str] = field(default_factory=set)  # by frames and by REST
+    rest_trade_ids: set[str] = field(default_factory=set)  # those that REST told of
     ticker_states: set[tuple[Any, ...]] = field(default_factory=set)
     frames: int = 0
 
@@ -142,6 +143,10 @@ def read_spool(spool: Path, truth: Truth) -> Received:
         for record in segment.scan(raw, segment.HEADER_BYTES):
             if record.kind == segment.KIND_CONTROL:
                 control = orjson.loads(record.payload)
+                if control.get("k") == "rest_trades":
+                    ids = {str(t["trade_id"]).replace("-", "") for t in control["trades"]}
+                    got.rest_trade_ids |= ids
+                    got.trade_ids |= ids
                 if control.get("k") == "connect" and "handshake" in control:
                     known = truth.conn_of_handshake.get(control["handshake"])
                     if known is not None:

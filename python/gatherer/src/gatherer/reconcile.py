@@ -98,7 +98,11 @@ class ReconcileStatus:
 
 
 class Reconciler:
-    """See the module's text. `date_us`: the exchange's Date by REST, 0 before the first."""
+    """See the module's text. `date_us`: the exchange's Date by REST, 0 before the first.
+
+    `carries`: whether the trade channel is carried here. Another process of the host may do so:
+    everything would be missing here.
+    """
 
     def __init__(
         self,
@@ -110,6 +114,7 @@ class Reconciler:
         clock: Clock,
         *,
         date_us: Callable[[], int] = lambda: 0,
+        carries: Callable[[], bool] = lambda: True,
     ) -> None:
         self.status = ReconcileStatus()
         self._settings = settings
@@ -119,6 +124,7 @@ class Reconciler:
         self._sink = sink
         self._clock = clock
         self._date_us = date_us
+        self._carries = carries
         self._known = KnownTrades()
         self._cutoff_us: int | None = None
         self._cutoff_due_ns = 0
@@ -157,7 +163,7 @@ class Reconciler:
 
     async def _begin(self) -> None:
         """Read the cursor and the newest trades, once all rows of the spool are committed."""
-        while self._sink.state != "live" or not self.now_us():  # noqa: ASYNC110 - nobody tells
+        while not (self._carries() and self._sink.state == "live" and self.now_us()):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(POLL_S)
         connection = await connect(self._settings.dsn, tries_max=1)
         try:

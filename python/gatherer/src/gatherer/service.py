@@ -131,7 +131,7 @@ class Gatherer:
         self.watch = ExchangeWatch(rest, self.intake, clock)
         self.witness = Witness(
             settings, rest, self.spool, self.intake, self.sink.status, clock, self.health,
-            self.metrics,
+            self.metrics, self.feeds,
         )  # fmt: skip
         self.history = History(settings.postgres_dsn, on_state=self._history_state)
         self.discovery = Discovery(

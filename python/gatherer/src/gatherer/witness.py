@@ -9,8 +9,10 @@ Does not do: comparing (reconcile), rows (continuity), requests (rest).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Final
 
+from gatherer.feed import FeedConnection
 from gatherer.intake import LiveIntake
 from gatherer.packing import PackedBatch
 from gatherer.reconcile import Reconciler, ReconcileSettings
@@ -42,6 +44,7 @@ class Witness:
         clock: Clock,
         health: Health,
         metrics: Metrics,
+        feeds: Mapping[str, FeedConnection],
     ) -> None:
         self._settings = settings
         self._health = health
@@ -59,6 +62,7 @@ class Witness:
             intake,
             sink,
             clock,
+            carries=lambda: any("trade" in f.session.settings.channels for f in feeds.values()),
         )
 
     def add(self, supervisor: Supervisor) -> None:
