@@ -1,6 +1,7 @@
 """The gatherer: `python -m gatherer.main`, settings by environment (runtime.config).
 
-Purpose: start the parts of gatherer.service under one supervisor and give its exit code.
+Purpose: start the parts of gatherer.service under one supervisor and give its exit code; or several
+processes that do so (gatherer.processes).
 Exit codes: 0 clean stop, 1 a part failed, 2 settings are wrong.
 Does not do: decisions (they are in the parts), restarting itself (the service manager does).
 """
@@ -13,6 +14,7 @@ import sys
 
 import uvloop
 
+from gatherer.processes import Processes, check, watch_parent
 from gatherer.service import Gatherer
 from marketdata.errors import ConfigError, StorageError
 from runtime import config, logs
@@ -25,6 +27,13 @@ EXIT_SETTINGS = 2
 async def serve(settings: config.GathererSettings) -> int:
     """Run until asked to stop; the exit code."""
     supervisor = Supervisor("gatherer")
+    if settings.feed_processes > 1 and not settings.feed_number:
+        processes = Processes(settings, supervisor)
+        async with contextlib.AsyncExitStack() as stack:
+            await processes.open(stack)
+            return await supervisor.run()
+    if settings.feed_number:
+        supervisor.add("parent", lambda: watch_parent(supervisor))
     gatherer = Gatherer(settings, Clock(settings.clock_offset_ms), supervisor)
     async with contextlib.AsyncExitStack() as stack:
         await gatherer.open(stack)
@@ -36,6 +45,7 @@ def main() -> int:
     """Entry point of the service."""
     try:
         settings = config.load(config.GathererSettings)
+        check(settings)
         logs.setup("gatherer", settings.log_level)
         logs.get("main").info("starting", **settings.described())
         return uvloop.run(serve(settings))

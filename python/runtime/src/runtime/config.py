@@ -79,6 +79,8 @@ class GathererSettings(ServiceSettings):
     """`python -m gatherer.main`."""
 
     gatherer_name: Name = "g1"
+    feed_processes: Annotated[int, Field(ge=1, le=8)] = 1  # of this host, each with its own spool
+    feed_number: Amount = 0  # which of them this is; set by the process that starts them
     ws_url: WsUrl
     rest_url: HttpUrl
     key_id: Annotated[str, Field(min_length=1)]

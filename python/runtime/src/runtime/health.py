@@ -95,7 +95,8 @@ _Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HealthServer:
     """Both HTTP servers of a service, as an async context manager.
 
-    `detail` adds to /health (`detail` key), `status` is the body of /status. Port 0: the system
+    `detail` adds to /health (`detail` key), `status` is the body of /status, `exposition` gives
+    metrics of other processes to stand behind those of this one. Port 0: the system
     chooses; `health_port` and `metrics_port` tell which.
     """
 
@@ -109,11 +110,12 @@ class HealthServer:
         metrics_port: int = 0,
         detail: Report | None = None,
         status: Report | None = None,
+        exposition: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
         self._health, self._metrics = health, metrics
         self._bind = bind
         self.health_port, self.metrics_port = health_port, metrics_port
-        self._detail, self._status = detail, status
+        self._detail, self._status, self._exposition = detail, status, exposition
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -167,8 +169,10 @@ class HealthServer:
     async def _answer_metrics(self, _request: web.Request) -> web.StreamResponse:
         for name, component in self._health.report()["components"].items():
             self._metrics.gauge("healthy", component=name).set(component["state"] == "ok")
+        own = self._metrics.exposition()
+        more = await self._exposition() if self._exposition is not None else b""
         return web.Response(
-            body=self._metrics.exposition(),
+            body=own + more,
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 

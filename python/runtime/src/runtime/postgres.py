@@ -169,6 +169,7 @@ async def migrate(connection: Connection, folder: str | Traversable) -> list[int
     wanted = migrations(folder)
     await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
     try:
+        await _own_schema(connection)
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_version (version integer PRIMARY KEY,"
             " name text NOT NULL, sha256 text NOT NULL,"
@@ -199,6 +200,17 @@ async def migrate(connection: Connection, folder: str | Traversable) -> list[int
     if done:
         await connection.reload_schema_state()
     return done
+
+
+async def _own_schema(connection: Connection) -> None:
+    """Make the schema that the connection string names (`search_path=feed1`), if it is not there:
+    feed processes share a database, and each has its tables to itself."""
+    if await connection.fetchval("SELECT current_schema() IS NOT NULL"):
+        return
+    name = str(await connection.fetchval("SELECT current_setting('search_path')"))
+    if re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name) is None:
+        raise StorageError(f"no schema of search_path {name!r} is there, and it is none to make")
+    await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {name}")
 
 
 def _check_applied(applied: dict[int, str], wanted: list[Migration]) -> None:

@@ -8,7 +8,8 @@ CREATE TABLE reader_cursor (
 );
 
 CREATE FUNCTION tell_reader_cursor(told integer) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+-- The tables are bound when the function is made, in whichever schema that is.
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     INSERT INTO reader_cursor (reader, batch_id) VALUES (session_user, told)
     ON CONFLICT (reader) DO UPDATE SET batch_id = excluded.batch_id, told_at = now();
