@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from marketdata.exchange_status import maintenance_of
 from tests.exchange_client import Running, exchange
 
 PREFIX = "/trade-api/v2"
@@ -90,6 +91,13 @@ async def test_events_nest_their_markets_and_series_exist(caller: Caller) -> Non
     assert (await caller.get("/series"))[1]["series"]
     for path in ("/series/KXNONE", "/events/KXNONE", "/markets/KXNONE", "/nothing"):
         assert (await caller.get(path))[0] == 404
+
+
+async def test_the_schedule_is_what_a_recorder_reads(caller: Caller) -> None:
+    status, body = await caller.get("/exchange/schedule")
+    assert status == 200
+    assert maintenance_of(body) == ()
+    assert set(body["schedule"]["standard_hours"][0]) > {"thursday", "start_time"}
 
 
 async def test_trades_come_newest_first_and_equal_the_websocket_ids(caller: Caller) -> None:

@@ -100,6 +100,16 @@ async def test_an_answer_that_is_no_status_changes_nothing(
             await watch.once()
 
 
+async def test_a_schedule_that_is_not_there_hides_no_status(intake: LiveIntake) -> None:
+    exchange = Exchange()
+    exchange.windows = [{"start_datetime": "some day"}]
+    exchange.body = orjson.dumps(OPEN | {"trading_active": False})
+    async with client(exchange.answer) as rest:
+        watch = ExchangeWatch(rest, intake, Clock())
+        await watch.once()
+    assert watch.reason == "the exchange says that trading is paused"
+
+
 async def test_an_announced_window_is_told_while_it_lasts(intake: LiveIntake) -> None:
     exchange = Exchange()
     exchange.windows = [

@@ -86,6 +86,7 @@ class Rest:
         app = web.Application(middlewares=[gate])
         routes: dict[str, Handler] = {
             "/exchange/status": self._exchange_status,
+            "/exchange/schedule": self._exchange_schedule,
             "/series": self._series_list,
             "/series/{series}": self._series,
             "/events": self._events,
@@ -158,6 +159,16 @@ class Rest:
         del request
         active = not self._venue.holes_open
         return _json(self._status_body(active=active), 200 if active else 503)
+
+    async def _exchange_schedule(self, request: web.Request) -> web.Response:
+        """Open around the clock, nothing announced: a play is too short for the weekly pause."""
+        del request
+        days = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+        hours = {day: [{"open_time": "00:00", "close_time": "00:00"}] for day in days}
+        span = {"start_time": "2024-12-01T00:00:00Z", "end_time": "2200-12-01T00:00:00Z"}
+        return _json(
+            {"schedule": {"maintenance_windows": [], "standard_hours": [{**span, **hours}]}}
+        )
 
     async def _sim_status(self, request: web.Request) -> web.Response:
         del request

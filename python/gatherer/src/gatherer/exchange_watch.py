@@ -80,7 +80,14 @@ class ExchangeWatch:
         self.status = found
         if self._clock.monotonic_ns() >= self._schedule_due_ns:
             self._schedule_due_ns = self._clock.monotonic_ns() + SCHEDULE_S * 1_000_000_000
-            self._windows = maintenance_of(await self._rest.get("/exchange/schedule"))
+            await self._look_at_schedule()
+
+    async def _look_at_schedule(self) -> None:
+        """The announced windows. Without them the status still tells a pause when it is there."""
+        try:
+            self._windows = maintenance_of(await self._rest.get("/exchange/schedule", tries=1))
+        except (RestError, WireError) as error:
+            log.warning("the exchange's schedule is not known", error=str(error))
 
     async def _status_body(self) -> dict[str, Any]:
         """The status, also out of an answer that says that the exchange is down."""
