@@ -184,8 +184,12 @@ class World:
                     self.carry_out(self.session.on_gap(sid, self.now))
             case 3:
                 k = self.rng.randrange(len(UNIVERSE))
-                self.wanted = tuple(self.rng.sample(UNIVERSE, k))
-                self.carry_out(self.session.want(self.wanted, self.now))
+                before, self.wanted = self.wanted, tuple(self.rng.sample(UNIVERSE, k))
+                if self.rng.random() < 0.5:
+                    self.carry_out(self.session.want(self.wanted, self.now))
+                else:
+                    drop = [t for t in before if t not in self.wanted]
+                    self.carry_out(self.session.change(self.wanted, drop, self.now))
             case 4 | 5:
                 self.wait(self.rng.randrange(12 * NS_PER_S))
             case _:

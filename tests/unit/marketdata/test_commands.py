@@ -6,7 +6,8 @@ from collections import deque
 
 import msgspec
 
-from marketdata.commands import Ledger, Refusals, more_than
+from marketdata import wire
+from marketdata.commands import AuditRounds, Ledger, Refusals, chunks, more_than
 from marketdata.effects import NS_PER_S, SessionSettings
 
 S = NS_PER_S
@@ -104,14 +105,36 @@ def test_rate_of_commands_is_limited_over_any_second() -> None:
 def test_refusals_are_forgiven_together_after_their_time() -> None:
     """The first refusal starts the clock; later ones do not push it away."""
     refused = Refusals(60 * S)
-    refused.markets.add("A")
     refused.renew(0)
     refused.channels.add("trade")
     refused.renew(30 * S)
     assert not refused.forgive(59 * S)
     assert refused.forgive(60 * S)
-    assert (refused.markets, refused.channels, refused.due_ns) == (set(), set(), None)
+    assert (refused.channels, refused.due_ns) == (set(), None)
     assert not refused.forgive(600 * S)
+
+
+def test_a_command_names_no_more_tickers_than_it_may() -> None:
+    """By count and by the bytes of the frame, in order, none left out."""
+    tickers = [f"{'X' * (n % 7)}M{n}" for n in range(50)]
+    settings = SessionSettings(tickers_per_command=6, command_bytes_max=260)
+    parts = list(chunks(tickers, settings))
+    assert [t for part in parts for t in part] == tickers
+    assert max(map(len, parts)) <= 6
+    for part in parts:
+        assert len(wire.update_subscription(2**53, 2**53, "delete_markets", part)) <= 260
+    assert len(parts) > 50 // 6, "the bytes bind as well"
+    assert list(chunks(["A" * 500, "B"], settings)) == [("A" * 500,), ("B",)]
+    assert list(chunks([], settings)) == []
+
+
+def test_the_first_audit_round_has_a_phase() -> None:
+    """Gatherers that came back together audit apart."""
+    for permille in (333, 666, 1_000):
+        settings = SessionSettings(audit_interval_ns=300 * S, audit_phase_permille=permille)
+        rounds = AuditRounds(settings)
+        rounds.restart(7)
+        assert rounds.due_ns == 7 + 300 * S * permille // 1_000
 
 
 def test_occurrences_are_counted_over_any_minute() -> None:

@@ -11,7 +11,7 @@ Does not do: deciding what to send (session), encoding (wire).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -30,6 +30,12 @@ CODE_ALREADY_SUBSCRIBED: Final = 6
 CODE_AUTHENTICATION: Final = 9
 CODE_UNSUPPORTED_ACTION: Final = 13
 CODE_MARKET_LIMIT: Final = 26
+
+PERMILLE: Final = 1_000
+COMMAND_OVERHEAD_BYTES: Final = 200
+"""More than a command takes besides its tickers."""
+TICKER_OVERHEAD_BYTES: Final = 3
+"""Two quotation marks and a comma; tickers are ASCII and need no escape but the backslash."""
 
 _ACTIONS: Final[dict[str, Literal["add_markets", "delete_markets", "get_snapshot"]]] = {
     "add": "add_markets",
@@ -79,11 +85,10 @@ class Batch:
 
 
 class Refusals:
-    """Markets and channels the exchange refused. Refused for ever would be a quiet hole."""
+    """When what the exchange refused is asked for again. For ever would be a quiet hole."""
 
     def __init__(self, refusal_ns: int) -> None:
         self._refusal_ns = refusal_ns
-        self.markets: set[str] = set()
         self.channels: set[str] = set()
         self.due_ns: int | None = None  # when all of them are forgiven
 
@@ -97,7 +102,6 @@ class Refusals:
         if self.due_ns is None or self.due_ns > now_ns:
             return False
         self.due_ns = None
-        self.markets.clear()
         self.channels.clear()
         return True
 
@@ -127,6 +131,10 @@ class Bare:
         """The subscription is dead; what was covered is still remembered."""
         self._since.clear()
 
+    def is_bare(self, ticker: str) -> bool:
+        """Whether its snapshot is still to come."""
+        return ticker in self._since
+
     def count(self, among: Container[str]) -> int:
         """How many of `among` are bare."""
         return sum(ticker in among for ticker in self._since)
@@ -147,7 +155,9 @@ class AuditRounds:
     def restart(self, now_ns: int) -> None:
         """A new connection: its books have just been asked for."""
         self._round.clear()
-        self.due_ns = now_ns + self._settings.audit_interval_ns
+        settings = self._settings
+        wait_ns = settings.audit_interval_ns * settings.audit_phase_permille // PERMILLE
+        self.due_ns = now_ns + wait_ns
 
     def take(self, subscribed: Collection[str], now_ns: int) -> list[str]:
         """The next books of the round; it is spread over the interval."""
@@ -158,6 +168,20 @@ class AuditRounds:
         self.due_ns = now_ns + self._settings.audit_interval_ns // n_batches
         batch = [self._round.popleft() for _ in range(min(size, len(self._round)))]
         return [ticker for ticker in batch if ticker in subscribed]
+
+
+def chunks(tickers: Sequence[str], settings: SessionSettings) -> Iterator[tuple[str, ...]]:
+    """The tickers in parts that one command may name: by count and by size, at least one each."""
+    begin, n_bytes = 0, COMMAND_OVERHEAD_BYTES
+    for end, ticker in enumerate(tickers):
+        more = len(ticker) + TICKER_OVERHEAD_BYTES
+        is_full = end - begin >= settings.tickers_per_command
+        if end > begin and (is_full or n_bytes + more > settings.command_bytes_max):
+            yield tuple(tickers[begin:end])
+            begin, n_bytes = end, COMMAND_OVERHEAD_BYTES
+        n_bytes += more
+    if tickers:
+        yield tuple(tickers[begin:])
 
 
 def more_than(times: deque[int], limit: int, now_ns: int) -> bool:

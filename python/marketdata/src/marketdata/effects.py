@@ -26,10 +26,12 @@ class SessionSettings:
     data_timeout_ns: int = 30 * NS_PER_S  # silence before a probe is sent
     probe_timeout_ns: int = 10 * NS_PER_S  # silence after it before the connection is given up
     audit_interval_ns: int = 300 * NS_PER_S  # one round over all books; 0: no audits
+    audit_phase_permille: int = 1_000  # of the interval, from the connect to the first round
     retry_delay_ns: int = NS_PER_S
     refusal_ns: int = 300 * NS_PER_S  # then what the exchange refused is asked for again
     command_tries: int = 3  # of a command refused for a reason that is not known
     tickers_per_command: int = 1_000
+    command_bytes_max: int = 64 * 1024  # nobody documents what the exchange takes
     tickers_per_snapshot_command: int = 200
     snapshots_at_once: int = 1_000  # more would fill the exchange's buffer for us: error 25
     commands_per_s: int = 200  # the exchange's limit is 10,000
