@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +81,9 @@ def test_the_table_prints_as_markdown() -> None:
         check=True,
     )
     assert done.stdout == markdown()
+
+
+def test_the_table_in_the_documents_is_this_one() -> None:
+    """`python -m runtime.metrics` prints what belongs there."""
+    text = (Path(__file__).parents[3] / "docs" / "gatherer.md").read_text(encoding="utf-8")
+    assert text.endswith(markdown())
