@@ -185,3 +185,15 @@ def test_back_off_is_jittered_grows_and_is_capped() -> None:
     assert max(waits[:20]) <= 0.25
     assert len(set(waits)) == len(waits)
     assert max(waits[-400:]) > 20
+
+
+async def test_whoever_asks_hears_of_each_request_right_before_it() -> None:
+    order: list[str] = []
+
+    async def handler(_: web.Request) -> web.Response:
+        order.append("asked")
+        return web.json_response({}, status=503 if len(order) < 3 else 200)
+
+    async with client(handler) as made:
+        await made.get("/markets/orderbooks", on_send=lambda: order.append("sent"))
+    assert order == ["sent", "asked"] * 2

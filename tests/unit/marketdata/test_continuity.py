@@ -356,3 +356,22 @@ def test_a_reply_that_names_no_subscription_changes_nothing() -> None:
     feed = Feed(BOOK)
     feed.send(snapshot(1), events.Ok(5, None, None, None, [(BOOK, 1)]), delta(2))
     assert feed.deltas["flags"].tolist() == [0]
+
+
+def test_looks_show_proven_books_only_and_whether_they_changed() -> None:
+    """For whoever compares them with another source."""
+    feed = Feed(BOOK, "trade")
+    feed.send(snapshot(1, yes=YES), delta(2, market="N"))
+    state, conn_id = feed.continuity, feed.conn_id
+    first = state.looks(conn_id, ["M", "N", "unknown"])
+    assert first[0] is not None
+    assert first[0].book_hash == hash_levels(YES, [])
+    assert first[1:] == [None, None], "one floats until its snapshot, one is not there"
+    feed.send(delta(3))
+    (second,) = state.looks(conn_id, ["M"])
+    assert second is not None
+    assert (second.run_id, second.last_us) == (first[0].run_id, T0 + 3)
+    feed.send(delta(9))
+    assert state.looks(conn_id, ["M"]) == [None], "a gap: nothing is proven any more"
+    feed.control(k="close", reason="reset")
+    assert state.looks(conn_id, ["M"]) == [None]

@@ -111,3 +111,12 @@ def test_refused_book_is_missing() -> None:
     line.subscribed(rest)
     line.snapshots("A")
     assert (line.session.n_covered, line.session.n_missing(0, 10 * S)) == (1, 1)
+
+
+def test_a_doubted_book_is_asked_for_and_stays_covered() -> None:
+    """An audit by REST failed: whoever is right, the next snapshot says so."""
+    line = ready(audit_interval_ns=0)
+    line.take(line.session.ask(["B", "unknown"], line.now))
+    (asked,) = [c for c in line.sent if c["params"].get("action") == "get_snapshot"][-1:]
+    assert asked["params"]["market_tickers"] == ["B"]
+    assert line.session.n_covered == 3

@@ -132,6 +132,10 @@ class FeedConnection:
         if sid is not None and mine:
             self._carry_out(self._session.on_gap(sid, self._clock.monotonic_ns(), sorted(mine)))
 
+    def ask_snapshots(self, tickers: Iterable[str]) -> None:
+        """Have these books sent again: their audit by REST failed."""
+        self._carry_out(self._session.ask(tickers, self._clock.monotonic_ns()))
+
     async def run(self) -> None:
         """Connect, and again, until `stop`."""
         attempt = 0

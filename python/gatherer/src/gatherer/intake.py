@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import zlib
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from marketdata.chain import Rows
 from marketdata.continuity import Continuity
 from marketdata.errors import StorageError
 from marketdata.hot import Frames, absorb_frames
+from marketdata.rest_books import Look
 from marketdata.runs import Gap
 from runtime.spool import Position, SpoolReader, SpoolRecord, SpoolWriter, start_of
 from runtime.spool_read import READ_BYTES
@@ -241,6 +242,10 @@ class LiveIntake:
     def latest_us_of(self, conn_id: int) -> int:
         """The newest exchange time seen on one connection; 0 before the first."""
         return self._continuity.latest_us_of(conn_id)
+
+    def looks(self, conn_id: int, tickers: Iterable[str]) -> list[Look | None]:
+        """The books of a connection as they stand now; None where one is not proven."""
+        return self._continuity.looks(conn_id, tickers)
 
     def next_conn_id(self) -> int:
         """The id for the next connection."""

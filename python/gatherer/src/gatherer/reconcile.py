@@ -25,13 +25,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import asyncpg
-
 from gatherer.intake import LiveIntake
 from gatherer.packing import PackedBatch
 from gatherer.rest import RestClient, RestError
+from gatherer.side_rows import TROUBLE
 from gatherer.sink import SinkStatus
-from marketdata.errors import StorageError, WireError
+from marketdata.errors import WireError
 from marketdata.rest_trades import (
     WIDEN_S,
     KnownTrades,
@@ -46,7 +45,7 @@ from marketdata.units import US_PER_S
 from runtime import logs
 from runtime.clock import Clock
 from runtime.pgcopy import PG_EPOCH_US, TRADE_COPY, view_rows
-from runtime.postgres import TRANSIENT, backoff_s, connect
+from runtime.postgres import backoff_s, connect
 from runtime.spool import SpoolWriter
 
 POLL_S: Final = 0.25
@@ -62,6 +61,7 @@ RECORD_TRADES_MAX: Final = 200
 REFUSED_FOR_GOOD: Final = frozenset({400, 404, 410})
 """Answers about an old window after which it is not asked for again."""
 
+_TROUBLE: Final[tuple[type[BaseException], ...]] = (RestError, WireError, *TROUBLE)
 _CURSOR: Final = (
     "SELECT detail FROM control WHERE kind = $1 ORDER BY batch_id DESC, ord DESC LIMIT 1"
 )
@@ -146,7 +146,7 @@ class Reconciler:
                     await self._begin()
                     begun = True
                 await self._one()
-            except (RestError, WireError, StorageError, asyncpg.PostgresError, *TRANSIENT) as error:
+            except _TROUBLE as error:
                 self.status.reason = f"{type(error).__name__}: {error}"
                 log.warning("trades are not compared", error=self.status.reason)
                 await asyncio.sleep(backoff_s(attempt))

@@ -120,15 +120,25 @@ class RestClient:
             self._session = None
 
     async def get(
-        self, path: str, params: Params | None = None, *, tries: int | None = None
+        self,
+        path: str,
+        params: Params | None = None,
+        *,
+        tries: int | None = None,
+        on_send: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
-        """The JSON object at `path`. RestError after `tries` (ATTEMPTS_MAX), or on a refusal."""
+        """The JSON object at `path`. RestError after `tries` (ATTEMPTS_MAX), or on a refusal.
+
+        `on_send` is called right before each request, after it had to wait for its turn.
+        """
         tries = ATTEMPTS_MAX if tries is None else tries
         last = RestError(f"GET {path}: no attempt was made")
         for attempt in range(tries):
             wait_ns = self._bucket.reserve_ns()
             if wait_ns:
                 await asyncio.sleep(wait_ns / 1e9)
+            if on_send is not None:
+                on_send()
             try:
                 return await self._attempt(path, params)
             except RestError as error:

@@ -24,7 +24,7 @@ Does not do: decoding (wire), telling seq apart per market or per sid (sequence)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from marketdata import events, rest_trades
 from marketdata.book import CONSTANTS, MASK, hash_levels, pack_levels
 from marketdata.chain import DELTA_PACK, Chain, Life, Scope, pack_ticker, pack_trade
 from marketdata.events import TsPrecision
+from marketdata.rest_books import Look
 from marketdata.rows import (
     ControlKind,
     DeltaFlag,
@@ -404,6 +405,21 @@ class Continuity(Runs):
             exchange_us=scope.last_us,
             reason=reason,
         )
+
+    def looks(self, conn_id: int, tickers: Iterable[str]) -> list[Look | None]:
+        """Each market's book as it stands on a connection now; None where none is proven."""
+        life = self._lives.get(conn_id)
+        scopes = () if life is None else tuple(life.scopes.values())
+        chains = [(s.run_id, s.chains) for s in scopes if s.channel == BOOK_CHANNEL and s.run_id]
+        found: list[Look | None] = []
+        for ticker in tickers:
+            look = None
+            for run_id, held in chains:
+                chain = held.get(ticker)
+                if chain is not None and chain.anchored and chain.run_id == run_id:
+                    look = Look(run_id, chain.hash, chain.last_us)
+            found.append(look)
+        return found
 
     # --- state
 
