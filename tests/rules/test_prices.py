@@ -31,6 +31,7 @@ DURATIONS = {
     "gatherer.feed": "seconds of timers and of the reconnect's backoff",
     "gatherer.observe": "seconds for the metrics",
     "gatherer.reconcile": "seconds between looks",
+    "gatherer.processes": "deadlines in seconds, requests a second",
     "gatherer.rest": "seconds of the token bucket and of retries",
     "gatherer.service": "deadlines in seconds, lag in seconds for the metrics",
     "gatherer.sink": "flush interval and commit duration in seconds",
