@@ -6,6 +6,7 @@ their acknowledgements in any order, fresh snapshots after a gap, audits, the si
 API (every `now_ns` is of one monotonic clock; methods return the effects to carry out, in order):
     session = Session(SessionSettings(channels=("trade", "ticker")))  # channels without markets
     session.want(tickers, now_ns)     # the whole set of wanted order books; at any time and state
+    session.change(add, drop, now_ns)  # what joins and leaves it: costs what it names, no more
     session.on_open(now_ns)           # the socket is up; forgets all of the connection before
     session.on_frames(now_ns)         # frames arrived: once a batch is enough; no effects
     session.on_event(event, now_ns)   # a decoded event that is no Delta, Trade or Ticker
@@ -52,6 +53,7 @@ from marketdata.commands import (
     Kind,
     Ledger,
     Refusals,
+    chunks,
     more_than,
 )
 from marketdata.effects import (
@@ -64,6 +66,7 @@ from marketdata.effects import (
     SessionSettings,
     SessionState,
 )
+from marketdata.wanted import Books
 
 __all__ = ["Effect", "Effects", "Reconnect", "Report", "ReportKind", "SendCommand"]
 __all__ += ["Session", "SessionSettings", "SessionState"]
@@ -77,7 +80,8 @@ class Session:
     def __init__(self, settings: SessionSettings | None = None) -> None:
         self.settings = settings or SessionSettings()
         self.state = SessionState.CONNECTING
-        self._wanted: dict[str, None] = {}
+        self._books = Books()
+        self._subscribed = self._books.subscribed
         self._can_ask_snapshots = True  # of the exchange, not of a connection
         self._bare = Bare()
         self._audits = AuditRounds(self.settings)
@@ -89,11 +93,10 @@ class Session:
         """Forget everything that belongs to one connection."""
         self._sids: dict[str, int] = {}  # channel -> sid
         self._ledger.reset()
-        self._subscribed: dict[str, None] = {}  # acknowledged books
+        self._refusals = Refusals(self.settings.refusal_ns)
+        self._books.reset()
+        self._books.forgive()
         self._bare.lost()
-        self._adding: set[str] = set()  # in a subscribe or add under way, or in _batches
-        self._deleting: set[str] = set()
-        self._refused = Refusals(self.settings.refusal_ns)
         self._stale: dict[str, None] = {}  # books that need a snapshot and were not asked for yet
         self._batches: list[Batch] = []
         self._retry_at: dict[str, int] = {}  # channel -> not subscribed before
@@ -104,7 +107,6 @@ class Session:
         self._gaps: deque[int] = deque()
         self._losses: deque[int] = deque()
         self._gap_seq = 0  # of the book sid: the first number after its last gap
-        self._is_dirty = True  # wanted and subscribed books may differ
 
     # --- what a shell asks
 
@@ -112,6 +114,15 @@ class Session:
     def subscribed(self) -> frozenset[str]:
         """Books whose subscription was acknowledged on this connection."""
         return frozenset(self._subscribed)
+
+    @property
+    def n_wanted(self) -> int:
+        """Books this connection shall carry."""
+        return len(self._books.wanted)
+
+    def covers(self, ticker: str) -> bool:
+        """Whether this book is subscribed, and had a snapshot and no gap since."""
+        return ticker in self._subscribed and not self._bare.is_bare(ticker)
 
     @property
     def n_waiting(self) -> int:
@@ -127,8 +138,8 @@ class Session:
         """Wanted books that should be covered and are not: refused, cut off, touched by a gap, or
         new ones still without a snapshot `grace_ns` after they were asked for."""
         if self.state is not SessionState.OPEN:
-            return len(self._wanted)
-        return self._bare.late(now_ns, grace_ns) + len(self._refused.markets)
+            return len(self._books.wanted)
+        return self._bare.late(now_ns, grace_ns) + len(self._books.refused)
 
     def sid_of(self, channel: str) -> int | None:
         """The sid of a channel on this connection."""
@@ -142,8 +153,8 @@ class Session:
         due.append(self._watchdog_due())
         if self._audits_run():
             due.append(self._audits.due_ns)
-        if self._refused.due_ns is not None:
-            due.append(self._refused.due_ns)
+        if self._refusals.due_ns is not None:
+            due.append(self._refusals.due_ns)
         # What is due already waits for a reply, not for the clock.
         later = [batch.due_ns for batch in self._batches]
         later += self._retry_at.values()
@@ -154,9 +165,12 @@ class Session:
 
     def want(self, tickers: Iterable[str], now_ns: int) -> Effects:
         """The whole set of order books this connection shall carry."""
-        self._wanted = dict.fromkeys(tickers)
-        self._refused.markets &= self._wanted.keys()
-        self._is_dirty = True
+        self._books.want(tickers)
+        return self._pump(now_ns, [])
+
+    def change(self, add: Iterable[str], drop: Iterable[str], now_ns: int) -> Effects:
+        """Order books that join and that leave what this connection shall carry."""
+        self._books.change(add, drop)
         return self._pump(now_ns, [])
 
     def on_open(self, now_ns: int) -> Effects:
@@ -240,7 +254,8 @@ class Session:
             if not command.is_acked and command.kind != "snapshot":
                 return self._give_up("ack_timeout", effects)
             self._snapshots_overdue(command, now_ns, effects)
-        self._is_dirty |= self._refused.forgive(now_ns)
+        if self._refusals.forgive(now_ns):
+            self._books.forgive()
         if self._audits_run() and self._audits.due_ns <= now_ns:
             waiting = self._ledger.waiting
             books = self._audits.take(self._subscribed, now_ns)
@@ -275,7 +290,6 @@ class Session:
             self._send("list", (), now_ns, effects, "")
             return
         self._sids[channel] = event.sid
-        self._is_dirty = True
         effects.append(Report(ReportKind.SUBSCRIBED, channel, event.sid))
         if command is not None:
             self._ack(command, now_ns, effects)
@@ -305,18 +319,15 @@ class Session:
         if command.is_acked:
             return
         self._ledger.acknowledge(command, now_ns)
-        self._is_dirty = True
         if command.kind in ("subscribe", "add"):
-            self._subscribed |= dict.fromkeys(command.asked)
-            self._adding -= set(command.asked)
+            self._books.acknowledged(command.asked)
             report = ReportKind.MARKETS_ADDED
         elif command.kind == "delete":
             for ticker in command.asked:
-                self._subscribed.pop(ticker, None)
                 self._stale.pop(ticker, None)
                 self._bare.gone(ticker)
                 self._ledger.got_snapshot(ticker)
-            self._deleting -= set(command.asked)
+            self._books.acknowledged(command.asked, delete=True)
             report = ReportKind.MARKETS_REMOVED
         else:
             return
@@ -339,7 +350,6 @@ class Session:
         for pending in self._ledger:
             if pending.kind == "subscribe" and pending.channel in listed:
                 self._ack(pending, now_ns, effects)
-        self._is_dirty = True
 
     # --- errors
 
@@ -352,7 +362,8 @@ class Session:
             return
         sid = event.sid if event.sid is not None or command is None else command.sid
         if event.code in TERMINAL_CODES and sid is not None:
-            self._drop(command)
+            if command is not None:  # it died with its subscription
+                self._books.open_again(command.asked)
             self._lose(sid, event.code, event.message, now_ns, effects)
             return
         channel, named = command.channel if command else "", tuple(event.markets)
@@ -377,8 +388,8 @@ class Session:
         if event.code == CODE_ALREADY_SUBSCRIBED:
             self._send("list", (), now_ns, effects, "")
         elif event.code not in RETRY_CODES | TERMINAL_CODES and command.channel:
-            self._refused.channels.add(command.channel)
-            self._refused.renew(now_ns)
+            self._refusals.channels.add(command.channel)
+            self._refusals.renew(now_ns)
             report = ReportKind.CHANNEL_REFUSED
             effects.append(Report(report, command.channel, None, (), event.code, event.message))
 
@@ -389,9 +400,8 @@ class Session:
         asked, later = command.asked, now_ns + self.settings.retry_delay_ns
         named = tuple(t for t in asked if t in set(event.markets))
         if event.code == CODE_ALREADY_SUBSCRIBED and command.kind in ("subscribe", "add"):
-            self._adding -= set(asked)
+            self._books.open_again(asked)
             self._retry_at[command.channel] = later
-            self._is_dirty = True
             self._send("list", (), now_ns, effects, "")
         elif event.code in RETRY_CODES:
             self._again(command, asked, command.tries, later)
@@ -419,28 +429,22 @@ class Session:
         if kind in ("subscribe", "add"):
             self._refuse(tickers, event.code, event.message, effects)
             return
-        self._deleting -= set(tickers)
+        if kind == "delete":
+            self._books.keep(tickers)
+            self._refusals.renew(self._now_ns)
         report = ReportKind.SNAPSHOTS_MISSING if kind == "snapshot" else ReportKind.COMMAND_FAILED
         effects.append(Report(report, BOOK_CHANNEL, None, tickers, event.code, event.message))
 
     def _refuse(
         self, tickers: tuple[str, ...], code: int | None, message: str, effects: Effects
     ) -> None:
-        self._adding -= set(tickers)
         for ticker in tickers:
             self._bare.gone(ticker)
-        self._refused.markets |= set(tickers)
-        self._refused.renew(self._now_ns)
+        self._books.refuse(tickers)
+        self._refusals.renew(self._now_ns)
         effects.append(
             Report(ReportKind.MARKETS_REFUSED, BOOK_CHANNEL, None, tickers, code, message)
         )
-
-    def _drop(self, command: Command | None) -> None:
-        """A command died with its subscription: what it asked for is open again."""
-        if command is not None:
-            self._adding -= set(command.asked)
-            self._deleting -= set(command.asked)
-            self._is_dirty = True
 
     def _lose(
         self, sid: int | None, code: int | None, message: str, now_ns: int, effects: Effects
@@ -457,16 +461,14 @@ class Session:
                     self._ledger.forget(command)
             self._batches.clear()
             self._gap_seq = 0
-            self._subscribed.clear()
+            self._books.reset()
             self._bare.lost()
-            self._adding.clear()
-            self._deleting.clear()
             self._stale.clear()
-            self._is_dirty = True
         if more_than(self._losses, self.settings.resubscribes_per_minute, now_ns):
             self._give_up("subscription_lost", effects)
 
     # --- timers
+
     def _watchdog_due(self) -> int:
         if self._probed_ns is not None:
             return self._probed_ns + self.settings.probe_timeout_ns
@@ -516,7 +518,7 @@ class Session:
                 self._send("subscribe", (), now_ns, effects, channel)
         if self._batches:
             self._pump_batches(now_ns, effects)
-        if self._is_dirty:
+        if self._books.may_differ:
             self._pump_books(now_ns, effects)
         if self._stale and BOOK_CHANNEL in self._sids:
             self._pump_snapshots(now_ns, effects)
@@ -538,23 +540,20 @@ class Session:
 
     def _pump_books(self, now_ns: int, effects: Effects) -> None:
         """Bring the subscribed books to the wanted ones."""
-        busy = self._adding | self._refused.markets | self._deleting
-        to_add = [t for t in self._wanted if t not in self._subscribed and t not in busy]
-        to_delete = [t for t in self._subscribed if t not in self._wanted and t not in busy]
-        size = self.settings.tickers_per_command
-        while to_add and self._ledger.has_room(now_ns):
+        to_add, to_delete = self._books.due()
+        for chunk in chunks(to_add, self.settings):
             has_sid = BOOK_CHANNEL in self._sids
-            if not has_sid and not self._may_subscribe(BOOK_CHANNEL):
+            may = has_sid or self._may_subscribe(BOOK_CHANNEL)
+            if not may or not self._ledger.has_room(now_ns):
                 break
-            chunk, to_add = tuple(to_add[:size]), to_add[size:]
-            self._adding |= set(chunk)
+            self._books.asked(chunk)
             self._bare.asked(chunk, now_ns)
             self._send("add" if has_sid else "subscribe", chunk, now_ns, effects)
-        while to_delete and BOOK_CHANNEL in self._sids and self._ledger.has_room(now_ns):
-            chunk, to_delete = tuple(to_delete[:size]), to_delete[size:]
-            self._deleting |= set(chunk)
+        for chunk in chunks(to_delete, self.settings):
+            if BOOK_CHANNEL not in self._sids or not self._ledger.has_room(now_ns):
+                break
+            self._books.asked(chunk, delete=True)
             self._send("delete", chunk, now_ns, effects)
-        self._is_dirty = bool(to_add or to_delete)
 
     def _pump_snapshots(self, now_ns: int, effects: Effects) -> None:
         asked = self._ledger.n_snapshots_asked()
@@ -582,7 +581,7 @@ class Session:
 
     def _may_subscribe(self, channel: str) -> bool:
         """Whether a first subscribe of this channel may be sent: none is under way or refused."""
-        if channel in self._sids or channel in self._refused.channels or channel in self._retry_at:
+        if channel in self._sids or channel in self._refusals.channels or channel in self._retry_at:
             return False
         return all(
             c.kind != "list" and (c.kind != "subscribe" or c.channel != channel)
