@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -200,8 +200,10 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(folder: Path, load: Load) -> AsyncIterator[Rig]:
-    """Everything started; everything ended."""
+async def rig(
+    folder: Path, load: Load, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Rig]:
+    """Everything started; everything ended. `settings`: more of the gatherer's environment."""
     async with AsyncExitStack() as stack:
         hot = EmbeddedPostgres(settings={"track_commit_timestamp": "on"})
         meta = EmbeddedPostgres()
@@ -233,6 +235,7 @@ async def rig(folder: Path, load: Load) -> AsyncIterator[Rig]:
             "KT_HEALTH_PORT": str(port),
             "KT_METRICS_PORT": "0",
             "KT_LOG_LEVEL": "warning",
+            **(settings or {}),
         }
         gatherer = _start(folder, environment)
         made = Rig(exchange, gatherer, hot.dsn())
