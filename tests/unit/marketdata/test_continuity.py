@@ -190,14 +190,26 @@ def test_a_change_without_a_number_is_not_stored() -> None:
     assert feed.continuity.counts["unsequenced"] == 2
 
 
-def test_an_unknown_message_uses_its_number_and_is_told() -> None:
-    """A new message type must not look like a gap, nor pass unseen."""
+def test_an_unknown_message_with_a_number_ends_what_is_claimed_and_is_told() -> None:
+    """It may be a change under a new name. No number is missing, and nothing is proven past it."""
     feed = Feed(BOOK)
     feed.send(snapshot(1), events.Unknown("novelty", 1, 2, None), delta(3))
     assert len(feed.deltas) == 1
-    assert feed.continuity.counts["gap"] == 0
+    assert feed.continuity.counts["missing"] == 0
     problem = feed.controls(ControlKind.PROBLEM)[0]
     assert (problem.reason, problem.detail["type"]) == ("unknown_type", "novelty")
+    ended = feed.controls(ControlKind.RUN_END)[0]
+    assert (ended.sid, ended.seq, ended.reason) == (1, 2, "error")
+    assert feed.deltas["flags"].tolist() == [DeltaFlag.FLOATING]
+    assert feed.continuity.take_effects()[0].sid == 1  # fresh snapshots of its books
+
+
+def test_an_unknown_message_without_a_number_ends_nothing() -> None:
+    """Sequenced data cannot come without a number: it was none."""
+    feed = Feed(BOOK)
+    feed.send(snapshot(1), events.Unknown("novelty", 1, None, None), delta(2))
+    assert feed.controls(ControlKind.RUN_END) == []
+    assert feed.deltas["flags"].tolist() == [0]
 
 
 def test_lifecycle_frames_use_numbers_of_their_own_sid_without_rows() -> None:

@@ -239,11 +239,18 @@ class Continuity(Runs):
         elif isinstance(event, events.Ok | events.Unsubscribed | events.Error):
             self._reply(conn_id, life, event, received_ns)
         elif isinstance(event, events.Unknown):
-            self._consume(conn_id, life, event.sid, event.seq, received_ns)
-            detail = {"type": event.type[:PROBLEM_TEXT_MAX]}
-            self._problem(conn_id, life, "unknown_type", detail, received_ns, event.sid or 0)
+            self._unknown(conn_id, life, event, received_ns)
         else:
             self._consume(conn_id, life, event.sid, event.seq, received_ns, "market_lifecycle_v2")
+
+    def _unknown(self, conn_id: int, life: Life, event: events.Unknown, received_ns: int) -> None:
+        """A message of no type we know. If it took a number of a subscription it may have been a
+        change under a new name: what cannot be read is never counted as covered."""
+        scope = self._consume(conn_id, life, event.sid, event.seq, received_ns)
+        detail = {"type": event.type[:PROBLEM_TEXT_MAX]}
+        self._problem(conn_id, life, "unknown_type", detail, received_ns, event.sid or 0)
+        if scope is not None and event.seq is not None and scope.channel in SEQUENCED_CHANNELS:
+            self._end_run(conn_id, scope, "error", received_ns)
 
     def _refused(self, conn_id: int, life: Life, refused: Refused, received_ns: int) -> None:
         """A frame that was not understood: what cannot be read is never counted as covered.
