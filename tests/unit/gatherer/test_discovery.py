@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from gatherer import discovery as module
 from gatherer.auth import Signer
 from gatherer.discovery import Discovery, History, history_row
-from gatherer.plan import Assignment, Plan
 from gatherer.rest import RestClient
 from marketdata import events
+from marketdata.plan import Limits, Plan
 from runtime.clock import Clock
 from runtime.embedded import EmbeddedPostgres
 
@@ -61,14 +61,15 @@ class Exchange:
 @asynccontextmanager
 async def discovering(
     exchange: Exchange, history: History, interval_s: float = 0.05, series: tuple[str, ...] = ()
-) -> AsyncIterator[tuple[Discovery, list[Assignment]]]:
+) -> AsyncIterator[tuple[Discovery, list[dict[int, tuple[str, ...]]]]]:
     app = web.Application()
     app.router.add_get("/{rest:.*}", exchange.answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    clock, told = Clock(), list[Assignment]()
+    clock, plan = Clock(), Plan("g1", Limits(10))
+    told = list[dict[int, tuple[str, ...]]]()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/trade-api/v2"
     try:
         async with RestClient(
@@ -76,11 +77,11 @@ async def discovering(
         ) as rest:
             made = Discovery(
                 rest,
-                Plan("g1", 10),
+                plan,
                 history,
                 clock,
                 interval_s=interval_s,
-                on_assignment=told.append,
+                on_changes=lambda _: told.append(plan.books()),
                 series=series,
             )
             task = asyncio.create_task(made.run())
@@ -104,13 +105,13 @@ async def test_open_markets_are_assigned_and_new_ones_join(dsn: str) -> None:
     exchange = Exchange()
     async with discovering(exchange, History(dsn)) as (made, told):
         await until(lambda: made.rounds >= 1)
-        assert set(told[0].books[0]) == {"A", "B"}
+        assert set(told[0][0]) == {"A", "B"}
         exchange.markets.append(_market("C"))
-        await until(lambda: "C" in told[-1].books[0])
+        await until(lambda: "C" in told[-1][0])
         exchange.markets.clear()
         before = made.rounds
         await until(lambda: made.rounds > before + 1)
-        assert set(told[-1].books[0]) == {"A", "B", "C"}, "a market not listed stays subscribed"
+        assert set(told[-1][0]) == {"A", "B", "C"}, "a market not listed stays subscribed"
 
 
 async def test_a_created_market_is_subscribed_before_rest_knows_it(dsn: str) -> None:
@@ -119,7 +120,7 @@ async def test_a_created_market_is_subscribed_before_rest_knows_it(dsn: str) -> 
         await until(lambda: made.rounds == 1)
         metadata = {"additional_metadata": {"event_ticker": "E-1"}}
         made.on_event(events.MarketLifecycle("NEW", "created", False, metadata, 1, 1))
-        assert "NEW" in told[-1].books[0]
+        assert "NEW" in told[-1][0]
         count = len(told)
         made.on_event(events.MarketLifecycle("MVE", "created", True, {}, 1, 1))
         made.on_event(events.MarketLifecycle("A", "deactivated", False, {}, 1, 1))
@@ -138,9 +139,9 @@ async def test_a_settled_market_leaves_after_its_hold(
         made.on_event(events.MarketLifecycle("A", "settled", False, {}, 1, 1))
         before = made.rounds
         await until(lambda: made.rounds > before + 1)
-        assert "A" in told[-1].books[0]
+        assert "A" in told[-1][0]
         monkeypatch.setattr(module, "SETTLED_HOLD_NS", 0)
-        await until(lambda: "A" not in told[-1].books[0])
+        await until(lambda: "A" not in told[-1][0])
 
 
 async def test_a_first_round_that_fails_is_repeated_at_once(dsn: str) -> None:
@@ -229,7 +230,7 @@ async def test_bodies_that_cannot_be_read_do_not_hide_the_others(dsn: str) -> No
     exchange.markets.insert(0, {"ticker": "", "status": "active"})
     async with discovering(exchange, History(dsn)) as (made, told):
         await until(lambda: made.rounds >= 1)
-        assert set(told[0].books[0]) == {"A", "B"}
+        assert set(told[0][0]) == {"A", "B"}
         assert made.problems >= 1
 
 
@@ -239,11 +240,11 @@ async def test_only_chosen_series_are_subscribed(dsn: str) -> None:
     exchange.markets.append(_market("OTHER-1-A", event_ticker="OTHER-1"))
     async with discovering(exchange, History(dsn), 60, ("OTHER",)) as (made, told):
         await until(lambda: made.rounds == 1)
-        assert set(told[-1].books[0]) == {"OTHER-1-A"}
+        assert set(told[-1][0]) == {"OTHER-1-A"}
         for parent in ("E-1", "OTHER-2"):
             metadata = {"additional_metadata": {"event_ticker": parent}}
             made.on_event(events.MarketLifecycle(f"{parent}-N", "created", False, metadata, 1, 1))
-        assert set(told[-1].books[0]) == {"OTHER-1-A", "OTHER-2-N"}
+        assert set(told[-1][0]) == {"OTHER-1-A", "OTHER-2-N"}
     async with discovering(exchange, History(dsn), 60) as (made, told):
         await until(lambda: made.rounds == 1)
-        assert set(told[-1].books[0]) == {"A", "B", "OTHER-1-A"}
+        assert set(told[-1][0]) == {"A", "B", "OTHER-1-A"}

@@ -86,7 +86,7 @@ async def test_markets_without_room_are_told(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         gatherer = await opened(stack, tmp_path)
         answer(gatherer, snapshots=GIVEN)
-        gatherer._n_unplaced = 7
+        gatherer.plan._unplaced |= dict.fromkeys(map(str, range(7)), "E")
         gatherer.observer._observe_capture()
         told = gatherer.health.get("capture")
         assert told is not None

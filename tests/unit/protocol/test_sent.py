@@ -17,8 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from gatherer.auth import Signer
-from gatherer.plan import SHARED_CHANNELS
-from marketdata import commands, events, wire
+from marketdata import commands, events, plan, wire
 from marketdata.effects import SendCommand, SessionSettings
 from marketdata.session import Effects, Session
 from tests.unit.protocol import facts
@@ -27,6 +26,7 @@ from tests.unit.protocol.shapes import code_known, command_faults
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 WALL_NS = 1_786_085_188_123_456_789
 STAMP = "1786085188123"
+CHANNELS = tuple(name for own in plan.OWN_CONNECTIONS.values() for name in own)
 BOOKS = [f"KXTEST-26-T{n}" for n in range(5)]
 
 
@@ -78,7 +78,7 @@ class Exchange:
 
 def life_of_a_session() -> list[dict[str, Any]]:
     """Subscribe, add, drop, repair a gap, audit, probe a silence, subscribe anew after error 25."""
-    session = Session(SessionSettings(channels=SHARED_CHANNELS, tickers_per_command=3))
+    session = Session(SessionSettings(channels=CHANNELS, tickers_per_command=3))
     exchange = Exchange(session)
     now_ns = 1
     session.want(BOOKS[:4], now_ns)
@@ -96,7 +96,7 @@ def life_of_a_session() -> list[dict[str, Any]]:
 
 def life_without_books() -> list[dict[str, Any]]:
     """The connection of the channels without markets; a silence is probed by another command."""
-    exchange = Exchange(Session(SessionSettings(channels=SHARED_CHANNELS)))
+    exchange = Exchange(Session(SessionSettings(channels=CHANNELS)))
     exchange.hear(exchange.session.on_open(1), 1)
     exchange.wait(1)
     return exchange.told
@@ -131,7 +131,7 @@ def test_every_encoder_is_documented() -> None:
     ]
     assert [fault for text in texts for fault in command_faults(json.loads(text))] == []
     assert set(commands._ACTIONS.values()) == facts.ACTIONS
-    assert set(SHARED_CHANNELS) <= facts.CHANNELS
+    assert {*CHANNELS, plan.COMBO_LIFECYCLE_CHANNEL} <= facts.CHANNELS
 
 
 def test_codes_that_the_session_acts_on_mean_what_it_takes_them_for() -> None:

@@ -22,10 +22,10 @@ from typing import Any, Final
 
 import asyncpg
 
-from gatherer.plan import Assignment, MarketRef, Plan
 from gatherer.rest import RestClient, RestError
 from marketdata import events, rest_bodies
 from marketdata.errors import StorageError, WireError
+from marketdata.plan import Changes, MarketRef, Plan
 from runtime import logs
 from runtime.clock import Clock
 from runtime.postgres import TRANSIENT, Connection, backoff_s, connect, migrate
@@ -203,7 +203,7 @@ class History:
 
 
 class Discovery:
-    """Rounds over the exchange's lists; tells `on_assignment` when the plan has changed."""
+    """Rounds over the exchange's lists; tells `on_changes` what the plan has changed."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class Discovery:
         clock: Clock,
         *,
         interval_s: float,
-        on_assignment: Callable[[Assignment], None],
+        on_changes: Callable[[Changes], None],
         series: Iterable[str] = (),
     ) -> None:
         """`series`: whose order books are recorded; empty: every market's."""
@@ -222,7 +222,7 @@ class Discovery:
         self._history = history
         self._clock = clock
         self._interval_s = interval_s
-        self._on_assignment = on_assignment
+        self._on_changes = on_changes
         self._series = frozenset(series)
         self._nudged = asyncio.Event()
         self._settled_ns: dict[str, int] = {}
@@ -320,9 +320,9 @@ class Discovery:
                     self._history.offer(history_row("series", item.ticker, "", item.body, seen_ns))
 
     def _place(self, markets: Iterable[MarketRef]) -> None:
-        fresh = [m for m in markets if self._plan.connection_of(m.ticker) is None]
-        if fresh:
-            self._on_assignment(self._plan.place(fresh))
+        changes = self._plan.place(markets)
+        if changes:
+            self._on_changes(changes)
 
     def _forget_settled(self) -> None:
         """Take markets out that were settled long enough ago."""
@@ -331,8 +331,7 @@ class Discovery:
         if over:
             for ticker in over:
                 del self._settled_ns[ticker]
-            self._plan.remove(over)
-            self._on_assignment(self._plan.assignment())
+            self._on_changes(self._plan.remove(over))
 
     def _note_problems(self, problems: list[WireError]) -> None:
         self.problems += len(problems)

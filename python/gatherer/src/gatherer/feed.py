@@ -25,9 +25,8 @@ import orjson
 
 from gatherer.auth import Signer, handshake_of, refusal_hint
 from gatherer.intake import Absorbed, LiveIntake
-from gatherer.rest import backoff_s
 from gatherer.transport import Closed, Connection, UpgradeRefusedError, connect
-from marketdata import events
+from marketdata import events, stagger
 from marketdata.session import (
     BOOK_CHANNEL,
     Effect,
@@ -45,6 +44,8 @@ from runtime.spool import SpoolWriter
 STEADY_NS: Final = 30_000_000_000
 """A connection that lived this long makes the back-off begin anew."""
 TICKERS_TOLD_MAX: Final = 50
+NS_PER_MS: Final = 1_000_000
+DOUBLINGS_MAX: Final = 30
 KEY_REFUSED: Final = frozenset({401, 403})
 
 log = logs.get("feed")
@@ -59,6 +60,7 @@ class FeedSettings:
     reconnect_base_ms: int = 250
     reconnect_cap_ms: int = 30_000
     ssl_context: ssl.SSLContext | None = None
+    gatherer: str = ""  # its name, for its part of a wait (marketdata.stagger)
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ class FeedStatus:
 
 
 class FeedConnection:
-    """One connection and its successors. `name` is for people: "books-0", "shared"."""
+    """One connection and its successors. `name` is for people: "books-0", "trade"."""
 
     def __init__(
         self,
@@ -121,9 +123,13 @@ class FeedConnection:
 
     def want(self, tickers: Iterable[str]) -> None:
         """The whole set of order books this connection shall carry from now on."""
-        wanted = tuple(tickers)
-        self.status.wanted = len(wanted)
-        self._carry_out(self._session.want(wanted, self._clock.monotonic_ns()))
+        self._carry_out(self._session.want(tickers, self._clock.monotonic_ns()))
+        self.status.wanted = self._session.n_wanted
+
+    def change(self, add: Iterable[str], drop: Iterable[str]) -> None:
+        """Order books that join this connection and that leave it."""
+        self._carry_out(self._session.change(add, drop, self._clock.monotonic_ns()))
+        self.status.wanted = self._session.n_wanted
 
     def renew(self, tickers: Iterable[str]) -> None:
         """Ask for fresh snapshots of books whose stored rows have a hole that the wire had not."""
@@ -162,16 +168,13 @@ class FeedConnection:
             self._connection.close()
 
     async def _pause(self, attempt: int) -> None:
-        """Capped full jitter, cut short by `stop`."""
+        """Capped full jitter within the gatherer's own part of the span, cut short by `stop`."""
         settings = self._settings
-        wait_s = backoff_s(
-            attempt,
-            base_s=settings.reconnect_base_ms / 1000,
-            cap_s=settings.reconnect_cap_ms / 1000,
-            rng=self._rng,
-        )
+        span_ms = settings.reconnect_base_ms << min(attempt, DOUBLINGS_MAX)
+        span_ns = min(settings.reconnect_cap_ms, span_ms) * NS_PER_MS
+        wait_ns = stagger.in_slot(self._rng.randrange(span_ns + 1), span_ns, settings.gatherer)
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(wait_ns / 1e9):
                 await self._stopping.wait()
         except TimeoutError:
             return

@@ -265,7 +265,7 @@ class Observer:
             elif name.startswith("snapshot_"):
                 self._follow("snapshots_total", count, verdict=name.removeprefix("snapshot_"))
         for feed in self._parts.feeds.values():
-            channel = "shared" if feed.name == "shared" else "orderbook_delta"
+            channel = (*feed.session.settings.channels, "orderbook_delta")[0]
             self._follow(f"frames_total/{feed.name}", feed.status.frames, channel=channel)
             self._follow(f"connects_total/{feed.name}", feed.status.connects)
             self._follow(f"frame_bytes_total/{feed.name}", feed.status.frame_bytes)

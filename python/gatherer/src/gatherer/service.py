@@ -24,11 +24,12 @@ from gatherer.intake import LiveIntake, recover
 from gatherer.keeping import Keeper
 from gatherer.observe import Observer, Parts
 from gatherer.packing import PackedBatch
-from gatherer.plan import SHARED_CHANNELS, Assignment, Plan
 from gatherer.refusal import RefusedRow
 from gatherer.rest import RestClient
 from gatherer.sink import Sink, SinkSettings
 from gatherer.witness import Witness
+from marketdata import stagger
+from marketdata.plan import OWN_CONNECTIONS, Changes, Limits, Plan
 from marketdata.session import Report, ReportKind, SessionSettings
 from runtime import logs
 from runtime.clock import Clock
@@ -70,7 +71,8 @@ class Gatherer:
         self.feeds: dict[str, FeedConnection] = {}
         self._feed_tasks: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
-        self._n_unplaced = 0
+        limits = Limits(settings.markets_per_connection, settings.connections_max)
+        self.plan = Plan(settings.gatherer_name, limits)
 
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
         """Recover the spool, make the parts, listen on the health ports."""
@@ -136,11 +138,11 @@ class Gatherer:
         self.history = History(settings.postgres_dsn, on_state=self._history_state)
         self.discovery = Discovery(
             rest,
-            Plan(settings.gatherer_name, settings.markets_per_connection),
+            self.plan,
             self.history,
             clock,
             interval_s=settings.discovery_interval_s,
-            on_assignment=self._assigned,
+            on_changes=self._assigned,
             series=settings.series,
         )
 
@@ -156,7 +158,7 @@ class Gatherer:
                 self.feeds,
                 self.keeper,
                 self.watch,
-                lambda: self._n_unplaced,
+                lambda: self.plan.n_unplaced,
             ),
             self.health,
             self.metrics,
@@ -243,7 +245,8 @@ class Gatherer:
     # --- feeds
 
     async def _run_feeds(self) -> None:
-        self._add_feed("shared", SHARED_CHANNELS)
+        for name, channels in OWN_CONNECTIONS.items():
+            self._add_feed(name, channels)
         async with asyncio.TaskGroup() as group:
             self._feed_tasks = group
             for feed in self.feeds.values():
@@ -265,11 +268,13 @@ class Gatherer:
                 settings.reconnect_cap_ms,
                 self._ssl,
             ),
+                settings.gatherer_name,
             SessionSettings(
                 channels=channels,
                 data_timeout_ns=settings.data_timeout_s * NS_PER_S,
                 audit_interval_ns=settings.audit_interval_s * NS_PER_S,
             ),
+                audit_phase_permille=stagger.audit_phase_permille(settings.gatherer_name),
             self._signer,
             self.spool,
             self.intake,
@@ -282,22 +287,14 @@ class Gatherer:
             self._feed_tasks.create_task(feed.run(), name=name)
         return feed
 
-    def _assigned(self, assignment: Assignment) -> None:
+    def _assigned(self, changes: Changes) -> None:
         if self._supervisor.stopping.is_set():
             return
-        for number, tickers in assignment.books.items():
+        for number in sorted(changes.add.keys() | changes.drop.keys()):
             name = f"books-{number}"
             feed = self.feeds.get(name) or self._add_feed(name, ())
-            feed.want(tickers)
-        for name, feed in self.feeds.items():
-            if name != "shared" and int(name.split("-")[1]) not in assignment.books:
-                feed.want(())
-        self.metrics.gauge("markets_subscribed").set(
-            sum(len(tickers) for tickers in assignment.books.values())
-        )
-        self._n_unplaced = len(assignment.unplaced)
-        if assignment.unplaced:
-            log.error("markets beyond all connections", markets=len(assignment.unplaced))
+            feed.change(changes.add.get(number, ()), changes.drop.get(number, ()))
+        self.metrics.gauge("markets_subscribed").set(self.plan.n_placed)
 
     def _reported(self, name: str, report: Report) -> None:
         del name

@@ -98,6 +98,8 @@ class GathererSettings(ServiceSettings):
     sink_queue_rows: Count = 500_000  # held in memory; more are read again from the spool
     heartbeat_ms: Count = 1_000  # a batch without rows moves the watermark
     markets_per_connection: Count = 2_000
+    # Of the exchange's 200 a user, shared by the gatherers: 3 times 60 for books and 3 besides.
+    connections_max: Annotated[int, Field(ge=1, le=200)] = 60
     audit_interval_s: Count = 300  # one get_snapshot round over all books
     data_timeout_s: Count = 30  # silence of a feed that should speak
     discovery_interval_s: Count = 60
