@@ -323,11 +323,11 @@ class Session:
             self._books.acknowledged(command.asked)
             report = ReportKind.MARKETS_ADDED
         elif command.kind == "delete":
+            self._books.acknowledged(command.asked, delete=True)
             for ticker in command.asked:
                 self._stale.pop(ticker, None)
                 self._bare.gone(ticker)
                 self._ledger.got_snapshot(ticker)
-            self._books.acknowledged(command.asked, delete=True)
             report = ReportKind.MARKETS_REMOVED
         else:
             return
