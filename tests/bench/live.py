@@ -31,6 +31,7 @@ LAG_P99_MS: Final = 1_000
 """Of receipt to commit, at the sustained rate; beyond it a rate is not kept up with."""
 FAST_P99_MS: Final = 250
 FAST_RATE: Final = 50_000
+LOST: Final = "nothing lost"
 GROWTH_MIB: Final = 16
 """Between the medians of the first and the last third of a soak's second half."""
 
@@ -49,7 +50,7 @@ def judged(outcome: Outcome) -> list[Verdict]:
     load, found = outcome.load, []
     lost = outcome.faults
     name = f"{load.rate:,} frames/s for {load.seconds} s"
-    found.append(Verdict(f"{name}: nothing lost", "; ".join(lost) or "every frame a row", not lost))
+    found.append(Verdict(f"{name}: {LOST}", "; ".join(lost) or "every frame a row", not lost))
     p99 = outcome.receive_to_commit_ms["p99"]
     if load.rate <= SUSTAINED.rate:
         found.append(Verdict(f"{name}: sink lag p99", f"{p99:.0f} ms", p99 < LAG_P99_MS))
@@ -164,6 +165,8 @@ def main() -> int:
         print(table(outcomes))
         print(f"highest rate without loss and kept up with: {highest(outcomes):,} frames/s")
         verdicts = [v for o in outcomes if o.load.rate <= FAST_RATE for v in judged(o)]
+        if asked.short:  # a busy machine is late; nothing may be lost on any
+            verdicts = [v for v in verdicts if v.name.endswith(LOST)]
         if asked.json:
             asked.json.write_text(json.dumps([described(o) for o in outcomes], indent=1))
     for each in verdicts:
