@@ -80,7 +80,8 @@ def backoff_s(attempt: int, *, base_s: float, cap_s: float, rng: random.Random) 
 class RestClient:
     """One HTTP session to the exchange. Use as an async context manager.
 
-    `url` includes /trade-api/v2. `on_answer` hears the status and the Date header of every answer.
+    `url` includes /trade-api/v2. `on_answer` hears the status and the Date header of every answer,
+    `on_date` the Date and when (monotonic) it was asked for and its head came.
     All calls are signed: the order book end points need it and the others accept it.
     """
 
@@ -94,6 +95,7 @@ class RestClient:
         monotonic_ns: Callable[[], int],
         rng: random.Random | None = None,
         on_answer: Callable[[int, str], None] | None = None,
+        on_date: Callable[[str, int, int], None] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._url = url.rstrip("/")
@@ -102,6 +104,8 @@ class RestClient:
         self._bucket = TokenBucket(rate_per_s, max(1, int(rate_per_s)), monotonic_ns=monotonic_ns)
         self._rng = rng or random.Random()  # noqa: S311 (jitter is no secret)
         self._on_answer = on_answer
+        self._on_date = on_date
+        self._monotonic_ns = monotonic_ns
         self._ssl_context = ssl_context
         self._session: aiohttp.ClientSession | None = None
 
@@ -181,7 +185,11 @@ class RestClient:
         assert self._session is not None, "use RestClient as a context manager"
         url = self._url + path
         headers = self._signer.headers("GET", url, self._wall_ns())
+        sent_ns = self._monotonic_ns()
         async with self._session.get(url, params=params, headers=headers) as response:
+            if self._on_date is not None:
+                date = response.headers.get("Date", "")
+                self._on_date(date, sent_ns, self._monotonic_ns())
             body = await response.content.read(BODY_BYTES_MAX + 1)
             while len(body) <= BODY_BYTES_MAX:
                 more = await response.content.read(BODY_BYTES_MAX + 1 - len(body))

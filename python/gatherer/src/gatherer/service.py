@@ -127,6 +127,7 @@ class Gatherer:
                 wall_ns=clock.wall_ns,
                 monotonic_ns=clock.monotonic_ns,
                 on_answer=self._answered,
+                on_date=lambda *told: self.witness.clock.answered(*told),  # noqa: PLW0108 - made below
                 ssl_context=self._ssl,
             )
         )

@@ -56,13 +56,18 @@ class SideRows:
         """Rows that wait."""
         return len(self._rows)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether whoever makes rows has to wait."""
+        return len(self._rows) >= ROWS_MAX
+
     def put(self, insert: str, *values: Any) -> None:
         """Have one row written by this statement."""
         self._rows.append((insert, values))
 
     async def room(self) -> None:
         """Return when there is room for more rows."""
-        while len(self._rows) >= ROWS_MAX:  # noqa: ASYNC110 - seldom, and nobody is in a hurry
+        while self.is_full:  # noqa: ASYNC110 - seldom, and nobody is in a hurry
             await asyncio.sleep(PAUSE_S)
 
     async def run(self) -> None:

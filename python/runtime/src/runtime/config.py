@@ -113,6 +113,9 @@ class GathererSettings(ServiceSettings):
     trade_window_s: Count = 30  # seconds of trades compared with REST at a time
     trade_settle_s: Amount = 10  # that they have been over
     trade_lookback_s: Count = 24 * 3600  # how far back after a start
+    rest_audit_share: Annotated[float, Field(ge=0, lt=1)] = 0.3  # of rest_rate_per_s; 0: no audits
+    rest_audit_interval_s: Count = 300  # a round over all books begins at most so often
+    clock_limit_ms: Amount = 1_000  # our clock off by more is told of; 0: only measured
     # Series whose order books are recorded, a JSON list; empty: all. Trades and tickers are always
     # those of the whole exchange.
     series: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)

@@ -57,6 +57,10 @@ rest_trades_listed_total | trades | | trades that REST listed
 rest_trades_missing_total | trades | | of them, those that no frame had brought
 rest_trades_skipped_total | exchange seconds | | left out, longer ago than the look-back
 rest_windows_refused_total | windows | | old windows that the exchange does not list
+rest_audit_requests_total | requests | | for order books, beside the frames
+rest_audits_failed_total | requests | | of them, those without a usable answer
+rest_audits_total | books | verdict | books by REST, by what they said of ours
+rest_differences_total | books | | books that differed twice in a row while ours stood still
 spool_bytes_total | bytes | | bytes appended to the spool
 spool_commits_total | commits | | group commits
 spool_errors_total | errors | | writes or syncs that the disk refused
@@ -97,6 +101,12 @@ spool_lag_bytes | bytes | | between the sink's cursor and the end of the spool
 sink_queue_rows | rows | | rows waiting for commit in memory
 clock_offset_seconds | seconds | | of the wall clock against the exchange's Date header
 rest_trades_behind_seconds | seconds | | of the exchange's time, not yet compared with REST
+rest_books_differing | books | | that differed and have not agreed since
+clock_offset_low_seconds | seconds | | our clock minus the exchange's is proven to be this at least
+clock_offset_high_seconds | seconds | | and this at most
+clock_synchronised | 1 | | 1 while the kernel says so
+clock_kernel_error_seconds | seconds | | the kernel's own estimate of its error
+clock_stepped_seconds | seconds | | how far the wall clock was set since the start, all steps
 watermark_age_seconds | seconds | | age of the merge watermark
 gatherer_lag_seconds | seconds | gatherer | between a gatherer's last commit and now
 gatherers_waited_for | gatherers | | gatherers that keep the next window open
