@@ -24,7 +24,7 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from marketdata.units import format_ts_us
+from marketdata.units import format_size, format_ts_us
 from tests.bench.generator import SIDS, client_texts, text_frame, ticker_name, upgrade_answer
 
 TICK_S = 0.002
@@ -35,7 +35,9 @@ BEHIND_MAX_S = 0.5
 PAGE = 1000
 DELTA, TICKER, TRADE = 0, 1, 2
 KINDS = ("orderbook_delta", "ticker", "trade")
-LEVEL_SIZE = "90000000.00"  # of every level: no walk of small changes empties it
+LEVEL_CENTI = 9_000_000_000  # of every level: no walk of small changes empties it
+LEVELS = range(30, 50)  # cents, on both sides
+SIDES = ("yes", "no")
 EVENT_MARKETS = 20
 
 
@@ -50,12 +52,10 @@ def _parts(kind: int, head: str, msg: dict[str, Any], timed: str) -> Parts:
     return before.encode(), f',"msg":{body},"{timed}":"'.encode(), b"}}"
 
 
-def delta_parts(market: int, rng: random.Random, sign: int) -> Parts:
-    size = rng.choice(("1.00", "2.00", "10.00", "50.35", "400.00"))
+def delta_parts(market: int, side: str, cents: int, centi: int) -> Parts:
     msg = {
         "market_ticker": ticker_name(market), "market_id": f"{market:032x}",
-        "price_dollars": f"0.{rng.randrange(30, 50):02d}00",
-        "delta_fp": size if sign > 0 else f"-{size}", "side": rng.choice(("yes", "no")),
+        "price_dollars": f"0.{cents:02d}00", "delta_fp": format_size(centi), "side": side,
     }  # fmt: skip
     return _parts(DELTA, "seq", msg, "ts")
 
@@ -81,10 +81,15 @@ def trade_parts(market: int) -> Parts:
     return _parts(TRADE, "seq", msg, "trade_id")
 
 
-def snapshot(market: int, seq: int) -> bytes:
-    levels = [[f"0.{p:02d}00", LEVEL_SIZE] for p in range(30, 50)]
-    msg = {"market_ticker": ticker_name(market), "market_id": f"{market:032x}",
-           "yes_dollars_fp": levels, "no_dollars_fp": levels}  # fmt: skip
+def snapshot(market: int, seq: int, book: Counter[tuple[str, int]]) -> bytes:
+    """`book`: what came to the first size of each (side, cents)."""
+    levels = {
+        f"{side}_dollars_fp": [
+            [f"0.{cents:02d}00", format_size(LEVEL_CENTI + book[side, cents])] for cents in LEVELS
+        ]
+        for side in SIDES
+    }
+    msg = {"market_ticker": ticker_name(market), "market_id": f"{market:032x}", **levels}
     frame = {"type": "orderbook_snapshot", "sid": 1, "seq": seq, "msg": msg}
     return json.dumps(frame, separators=(",", ":")).encode()
 
@@ -98,6 +103,10 @@ class Streams:
         rng.shuffle(weights)
         popular = rng.choices(range(markets), weights=weights, k=CYCLE)
         self.markets = markets
+        self.changes: dict[
+            int, list[tuple[int, str, int, int]]
+        ] = {}  # market -> place in the cycle
+        self.base: dict[int, tuple[int, int]] = {}  # market -> (rounds, at) of its subscription
         self.cycle: list[tuple[int, int, Parts]] = []
         for number, market in enumerate(popular):
             draw = rng.random()
@@ -106,12 +115,29 @@ class Streams:
             elif draw < 0.15:
                 self.cycle.append((TICKER, market, ticker_parts(market, rng)))
             else:
-                self.cycle.append((DELTA, market, delta_parts(market, rng, (-1) ** number)))
-        self.at = 0
+                side, cents = rng.choice(SIDES), rng.choice(LEVELS)
+                centi = (-1) ** number * rng.choice((100, 200, 1_000, 5_035, 40_000))
+                self.changes.setdefault(market, []).append((number, side, cents, centi))
+                self.cycle.append((DELTA, market, delta_parts(market, side, cents, centi)))
+        self.at = self.rounds = 0
         self.book_of: dict[int, Client] = {}  # market -> the connection that carries its book
         self.channel_of: dict[int, Client] = {}  # TICKER, TRADE -> its connection
         self.sent: Counter[str] = Counter()
         self.behind_s = 0.0
+
+    def subscribed(self, market: int, client: Client) -> None:
+        """The market's changes go to this connection from now on; its book begins anew."""
+        self.book_of[market] = client
+        self.base[market] = self.rounds, self.at
+
+    def book(self, market: int) -> Counter[tuple[str, int]]:
+        """What its changes since the subscription add up to, by (side, cents)."""
+        rounds, at = self.base[market]
+        sums: Counter[tuple[str, int]] = Counter()
+        for place, side, cents, centi in self.changes.get(market, ()):
+            times = self.rounds - rounds + (place < self.at) - (place < at)
+            sums[side, cents] += times * centi
+        return sums
 
     def send(self, count: int) -> None:
         """The next `count` frames, each to the connection that carries it."""
@@ -123,7 +149,9 @@ class Streams:
         sent = [0, 0, 0]
         for _ in range(count):
             kind, market, (head, middle, tail) = self.cycle[self.at]
-            self.at = (self.at + 1) % CYCLE
+            self.at += 1
+            if self.at == CYCLE:
+                self.at, self.rounds = 0, self.rounds + 1
             client = self.book_of.get(market) if kind == DELTA else self.channel_of.get(kind)
             if client is None or client.transport is None:
                 continue
@@ -194,18 +222,20 @@ class Client(asyncio.Protocol):
             self.seqs[DELTA] += 1
             self.tell(id=asked["id"], type="ok", sid=1, seq=self.seqs[DELTA], msg={})
         if params.get("action") != "delete_markets":
-            self.give(named)
+            self.give(named, is_new=params.get("action") != "get_snapshot")
 
-    def give(self, tickers: list[str]) -> None:
-        """A snapshot of each; its deltas come here from now on."""
+    def give(self, tickers: list[str], *, is_new: bool) -> None:
+        """A snapshot of each. New ones have their deltas sent here from now on."""
         assert self.transport is not None
         for ticker in tickers:
             market = int(ticker[-5:])
+            if is_new:
+                self.streams.subscribed(market, self)
             self.seqs[DELTA] += 1
             self.streams.sent["snapshots"] += 1
-            self.transport.write(text_frame(snapshot(market, self.seqs[DELTA])))
+            book = self.streams.book(market)
+            self.transport.write(text_frame(snapshot(market, self.seqs[DELTA], book)))
             self.books.add(market)
-            self.streams.book_of[market] = self
 
 
 def rest(streams: Streams) -> web.Application:
