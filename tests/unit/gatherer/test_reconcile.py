@@ -208,6 +208,24 @@ async def test_while_the_database_is_away_windows_wait_and_nothing_is_stored_twi
     assert len(rows) == 59
 
 
+async def test_ids_that_are_not_those_of_the_frames_are_not_taken_for_missing_trades(
+    tmp_path: Path, dsn: str
+) -> None:
+    """That the two are the same was never seen live: if not, every trade would be there twice."""
+    listing = Listing([body(1000 + n, T0_S + n) for n in range(1, 25)])
+    async with rest(listing) as client, rig(tmp_path, dsn, client) as running:
+        await started(running)
+        running.frames((n, T0_S + n) for n in range(1, 25))
+        running.time_is(T0_S + 40)
+        async with asyncio.timeout(30):
+            while "none of 24 ids" not in running.reconciler.status.reason:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert running.reconciler.status.done_s == T0_S
+        listing.trades = [body(n, T0_S + n) for n in range(1, 26)]
+        await running.done(T0_S + 30)
+    assert numbers(await stored(dsn), BY_REST) == [25]
+
+
 async def test_the_exchanges_date_holds_back_a_frame_with_a_time_of_the_future(
     tmp_path: Path, dsn: str
 ) -> None:

@@ -30,11 +30,12 @@ from gatherer.packing import PackedBatch
 from gatherer.rest import RestClient, RestError
 from gatherer.side_rows import TROUBLE
 from gatherer.sink import SinkStatus
-from marketdata.errors import WireError
+from marketdata.errors import StorageError, WireError
 from marketdata.rest_trades import (
     WIDEN_S,
     KnownTrades,
     TradeWindow,
+    are_strangers,
     begin_at,
     compare,
     next_window,
@@ -225,6 +226,8 @@ class Reconciler:
                     settled = True
                 found = compare(page, self._known)
                 told["listed"] += found.listed
+                if not told["pages"] and are_strangers(found, self._known, window):
+                    raise StorageError(f"none of {found.listed} ids by REST is one of the frames'")
                 if found.missing:
                     times_ns = asked_ns, answered_ns
                     await self._keep(window, path, told["pages"], times_ns, found.missing)

@@ -35,6 +35,8 @@ HISTORICAL_PATH: Final = "/historical/trades"
 KNOWN_MAX: Final = 200_000
 """Ids remembered, about 150 bytes each. One forgotten too early is stored twice, which the merge
 takes for one."""
+STRANGERS_MIN: Final = 20
+"""So many trades that frames brought, and none of them in a whole list: its ids are others."""
 ERROR_TEXT_MAX: Final = 300
 
 
@@ -106,6 +108,10 @@ class KnownTrades:
         for trade_id in list(islice(self._ids, max(0, len(self._ids) - self._max))):
             del self._ids[trade_id]
 
+    def count(self, from_s: int, to_s: int) -> int:
+        """How many happened in these seconds."""
+        return sum(from_s <= second < to_s for second in self._ids.values())
+
     def forget(self, before_s: int) -> None:
         """Let go of what no later window can list."""
         gone: list[bytes] = []
@@ -137,6 +143,15 @@ def compare(page: Iterable[Message], known: Collection[bytes] | KnownTrades) -> 
         if trade_id is None or trade_id not in known:
             found.missing.append(body)
     return found
+
+
+def are_strangers(found: Compared, known: KnownTrades, window: TradeWindow) -> bool:
+    """Whether a whole list of a window shows that its ids are not those of the frames: it has many
+    trades, the frames had many of the same seconds, and none is the same. To store them would put
+    every trade on the tape twice."""
+    if found.listed >= PAGE_TRADES or not STRANGERS_MIN <= found.listed == len(found.missing):
+        return False
+    return known.count(window.from_s, window.to_s) >= STRANGERS_MIN
 
 
 @dataclass(slots=True)
