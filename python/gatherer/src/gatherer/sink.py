@@ -36,14 +36,15 @@ CATCH_UP_READ_BYTES: Final = 256 * 1024
 """Taken from the spool between two turns of the event loop: about 10 ms of decoding."""
 JOIN_BYTES: Final = 4 * 1024 * 1024
 """When no more than this is left to read, new rows are held in memory again."""
-SILENT_S: Final = 5.0
+SILENT_S: Final = 3.0
 """A database that has not answered for so long is told to be away."""
 GIVE_UP_S: Final = 120.0
 """After so long without an answer the connection is given up: its other end may be gone without a
 word. Doubled each time in a row, so that a slow database gets its commit through."""
 GIVE_UP_MAX_S: Final = 3_600.0
-REFUSED_TOLD_NS: Final = 30_000_000_000
-"""How long a refused row stays in the words about the database."""
+REFUSED_TOLD_NS: Final = 150_000_000_000
+"""How long a refused row stays in the words about the database: two looks of who looks once a
+minute."""
 
 T = TypeVar("T")
 
