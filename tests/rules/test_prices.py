@@ -29,6 +29,7 @@ LOOSE_PACKAGES = {"runtime", "tape"}
 DURATIONS = {
     "gatherer.discovery": "seconds between rounds",
     "gatherer.feed": "seconds of timers and of the reconnect's backoff",
+    "gatherer.lifecycle": "seconds between questions",
     "gatherer.observe": "seconds for the metrics",
     "gatherer.reconcile": "seconds between looks",
     "gatherer.processes": "deadlines in seconds, requests a second",

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from marketdata.exchange_status import maintenance_of
+from marketdata.units import parse_ts_us
 from tests.exchange_client import Running, exchange
 
 PREFIX = "/trade-api/v2"
@@ -68,6 +69,20 @@ async def test_lists_are_paged_and_filtered(caller: Caller) -> None:
     assert {m["event_ticker"] for m in one["markets"]} == {event}
     _, named = await caller.get(f"/markets?tickers={found[0]},{found[3]}")
     assert [m["ticker"] for m in named["markets"]] == [found[0], found[3]]
+
+
+async def test_lists_tell_what_was_created_or_updated_since(caller: Caller) -> None:
+    """The control: from the beginning on it is all of them."""
+    _, whole = await caller.get("/markets?limit=1000&min_created_ts=0")
+    begins = sorted(parse_ts_us(market["created_time"]) for market in whole["markets"])
+    since_s = -(-begins[-1] // 1_000_000)
+    for name in ("min_created_ts", "min_updated_ts"):
+        _, none = await caller.get(f"/markets?limit=1000&{name}={since_s}")
+        _, some = await caller.get(f"/markets?limit=1000&{name}={since_s - 1}")
+        assert none["markets"] == []
+        assert 0 < len(some["markets"]) < len(whole["markets"])
+    _, events = await caller.get(f"/events?min_updated_ts={since_s - 1}")
+    assert 0 < len(events["events"]) < 24
 
 
 async def test_events_nest_their_markets_and_series_exist(caller: Caller) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketdata.plan import NS_PER_S, Changes, Limits, MarketRef, Plan, Why
+from marketdata.plan import NS_PER_S, Changes, Limits, MarketRef, Plan, Why, own_connections
 
 SMALL = Limits(
     markets_per_connection=4, connections_max=3, hot_rate=1_000, moves_max=2, rest_ns=NS_PER_S
@@ -205,6 +205,17 @@ def test_an_even_load_moves_nothing() -> None:
     rates = {f"{e}-{n}": 5_000 + n for e in "ABC" for n in range(2)}
     assert not plan.rebalance(rates, NS_PER_S)
     assert not Plan("g1", Limits()).rebalance({}, 0)
+
+
+def test_channels_without_markets_have_connections_of_their_own() -> None:
+    """Trades and tickers are carried by one process of a host, new markets are heard by all."""
+    first, second = (own_connections(combos=False, share=n) for n in (1, 2))
+    channels = [name for names in first.values() for name in names]
+    assert sorted(channels) == ["market_lifecycle_v2", "ticker", "trade"]
+    assert len(first) == 3
+    assert second == {"lifecycle": first["lifecycle"]}
+    combos = own_connections(combos=True)["lifecycle"]
+    assert combos == ("market_lifecycle_v2", "multivariate_market_lifecycle")
 
 
 def test_limits_out_of_range_are_refused() -> None:

@@ -20,6 +20,7 @@ import orjson
 from aiohttp import web
 
 from exchange.auth import KEY_HEADER, SIGNATURE_HEADER, Verifier
+from exchange.faults import SECOND_US
 from exchange.frames import price_text, size_text, time_text
 from exchange.market_text import (
     EXCHANGE_INDEX,
@@ -238,7 +239,9 @@ class Rest:
         markets = [
             market
             for market in self._venue.markets
-            if (series is None or market.spec.series_ticker == series) and _has(market, asked)
+            if (series is None or market.spec.series_ticker == series)
+            and _has(market, asked)
+            and market.spec.open_us >= _since_us(request)
         ]
         events = self._by_event(markets)
         nested = request.query.get("with_nested_markets") == "true"
@@ -266,6 +269,7 @@ class Rest:
             and query.get("event_ticker") in (None, market.spec.event_ticker)
             and query.get("series_ticker") in (None, market.spec.series_ticker)
             and _has(market, query.get("status"))
+            and market.spec.open_us >= _since_us(request)
         ]
         page, cursor = _page(request, wanted, MARKETS_LIMIT)
         return _json({"markets": [_market_body(market) for market in page], "cursor": cursor})
@@ -328,6 +332,13 @@ def _has(market: Market, asked: str | None) -> bool:
     if not asked:
         return True
     return any(market.status in STATUS_FILTERS.get(word, ()) for word in asked.split(","))
+
+
+def _since_us(request: web.Request) -> int:
+    """The filters of lists by time: a made-up market is created and last updated as it opens."""
+    query = request.query
+    since_s = max(_number(query.get(f"min_{what}_ts"), 0) for what in ("created", "updated"))
+    return since_s * SECOND_US
 
 
 def _number(text: str | None, default: int) -> int:

@@ -1,209 +1,78 @@
 """Which markets exist: REST rounds and lifecycle frames in, subscriptions and history rows out.
 
-Purpose: find every open market, give it to the plan and its connection, and keep what the exchange
-says about markets, events and series in the second database, one row for each distinct content.
+Purpose: find every market that belongs here, give it to the plan, and keep what the exchange says
+about markets, events and series in the second database.
+Three ways to a market, each covering for the others: a lifecycle frame (at once), a look at what
+was created or updated since (every `interval_s`), a full round over all lists of markets and events
+(every `full_round_s`). No message announces openings and closings: the clock does.
 Invariants:
-- A market once placed stays subscribed until the exchange has called it settled, and then for
-  SETTLED_HOLD_NS more: closing frames come late.
-- A history row is written when the content differs from the newest one, prices and volumes
-  left out.
+- What a market is told to be is decided in one place (marketdata.roll), whoever told.
+- A look begins where the newest time ever told ends, by the exchange's own clock, less OVERLAP_S.
 - The exchange or the database being away delays metadata; it never stops recording.
+- Other tasks of the process wait for no more than CHUNK markets.
 Does not do: sockets, books, deciding who carries what (plan).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import asyncpg
-
+from gatherer.history import History, history_row
+from gatherer.lifecycle import SingleMarkets
 from gatherer.rest import RestClient, RestError
-from marketdata import events, rest_bodies
-from marketdata.errors import StorageError, WireError
-from marketdata.plan import Changes, MarketRef, Plan
+from marketdata import events, fields, rest_bodies
+from marketdata.errors import WireError
+from marketdata.plan import Changes, Plan
+from marketdata.rest_bodies import Market
+from marketdata.roll import Now, Roll
+from marketdata.selection import NO_COMBOS, ONLY_COMBOS, Selection
+from marketdata.units import US_PER_S
 from runtime import logs
 from runtime.clock import Clock
-from runtime.postgres import TRANSIENT, Connection, backoff_s, connect, migrate
 
 MARKETS_PAGE: Final = 1000
 EVENTS_PAGE: Final = 200
-PENDING_ROWS_MAX: Final = 500_000
-"""History rows waiting for the second database; past it a round's rows are left to the next one."""
+STATUSES: Final = ("open", "unopened", "paused")
+"""The exchange's words for active, initialized, inactive; each list is asked for alone."""
 FIRST_ROUND_RETRY_S: Final = 0.25
-SETTLED_HOLD_NS: Final = 600_000_000_000
-SETTLED: Final = frozenset({"finalized"})
+TICK_S: Final = 1.0
+OVERLAP_S: Final = 120
+"""How late a list may show a market that was created or updated at a moment."""
+CHUNK: Final = 50
+REFUSED_FILTER: Final = 400
 
-VOLATILE: Final = frozenset(
-    {
-        "yes_bid", "yes_ask", "no_bid", "no_ask", "last_price", "previous_yes_bid",
-        "previous_yes_ask", "previous_price", "volume", "volume_24h", "open_interest", "liquidity",
-        "yes_bid_dollars", "yes_ask_dollars", "no_bid_dollars", "no_ask_dollars",
-        "last_price_dollars", "previous_yes_bid_dollars", "previous_yes_ask_dollars",
-        "previous_price_dollars", "volume_fp", "volume_24h_fp", "open_interest_fp",
-        "liquidity_dollars", "yes_bid_size_fp", "yes_ask_size_fp", "markets", "dollar_volume",
-        "dollar_open_interest",
-    }
-)  # fmt: skip
-"""Fields that change with every trade: not part of what a market is."""
-
-_INSERT: Final = {
-    "market": (
-        "INSERT INTO market_history (ticker, valid_from_ns, content_hash, status, body)"
-        " VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
-    ),
-    "event": (
-        "INSERT INTO event_history (event_ticker, valid_from_ns, content_hash, body)"
-        " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING"
-    ),
-    "series": (
-        "INSERT INTO series_history (series_ticker, valid_from_ns, content_hash, body)"
-        " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING"
-    ),
-}
-_NEWEST: Final = {
-    "market": "SELECT DISTINCT ON (ticker) ticker, content_hash FROM market_history"
-    " ORDER BY ticker, valid_from_ns DESC",
-    "event": "SELECT DISTINCT ON (event_ticker) event_ticker, content_hash FROM event_history"
-    " ORDER BY event_ticker, valid_from_ns DESC",
-    "series": "SELECT DISTINCT ON (series_ticker) series_ticker, content_hash FROM series_history"
-    " ORDER BY series_ticker, valid_from_ns DESC",
-}
+Query = dict[str, str | int]
 
 log = logs.get("discovery")
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryRow:
-    """One distinct content of a market, event or series."""
+@dataclass(slots=True)
+class Newest:
+    """The newest times that the exchange told, of its own clock; 0 before the first."""
 
-    kind: str
-    name: str
-    seen_ns: int
-    content_hash: bytes
-    status: str
-    body: str
+    created_us: int = 0
+    updated_us: int = 0
+    event_us: int = 0
 
 
-def history_row(
-    kind: str, name: str, status: str, body: dict[str, Any], seen_ns: int
-) -> HistoryRow:
-    """The row of a REST body without its volatile fields."""
-    kept = {key: value for key, value in body.items() if key not in VOLATILE}
-    text = rest_bodies.canonical_json(kept)
-    return HistoryRow(kind, name, seen_ns, hashlib.sha256(text).digest(), status, text.decode())
+@dataclass(slots=True)
+class Found:
+    """Counts since the start."""
 
-
-class History:
-    """The second database: writes what is new, remembers what is there. Patient."""
-
-    def __init__(self, dsn: str, *, on_state: Callable[[str], None] | None = None) -> None:
-        self._dsn = dsn
-        self._on_state = on_state
-        self._newest: dict[tuple[str, str], bytes] = {}
-        self._pending: dict[tuple[str, str], HistoryRow] = {}
-        self._wake = asyncio.Event()
-        self._stopping = asyncio.Event()
-        self.rows_written = 0
-        self.rows_left_out = 0
-
-    @property
-    def pending(self) -> int:
-        """Rows not yet in the database."""
-        return len(self._pending)
-
-    def offer(self, row: HistoryRow) -> None:
-        """Have a row written if its content is new. The newest of a name counts."""
-        key = (row.kind, row.name)
-        if self._newest.get(key) == row.content_hash:
-            self._pending.pop(key, None)
-            return
-        if key not in self._pending and len(self._pending) >= PENDING_ROWS_MAX:
-            self.rows_left_out += 1  # the next round offers it again
-            return
-        self._pending[key] = row
-        self._wake.set()
-
-    async def run(self) -> None:
-        """Write pending rows until `stop`. A database that refuses is told and tried again: it must
-        never end the recording."""
-        attempt = 0
-        while not self._stopping.is_set():
-            try:
-                await self._write_on()
-            except (StorageError, asyncpg.PostgresError, *TRANSIENT) as error:
-                self._note(f"{type(error).__name__}: {error}")
-            else:
-                return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(backoff_s(attempt)):
-                    await self._stopping.wait()
-            attempt += 1
-
-    async def _write_on(self) -> None:
-        """One connection, as long as it lasts or until `stop`."""
-        connection = await connect(self._dsn, on_retry=self._note)
-        try:
-            await migrate(connection, "gatherer_meta")
-            await self._remember(connection)
-            self._note("")
-            while not self._stopping.is_set():
-                await self._write(connection)
-                await self._wake.wait()
-            await self._write(connection)
-        finally:
-            connection.terminate()
-
-    async def stop(self) -> None:
-        """Have `run` write what is pending and return; not if the database is away."""
-        self._stopping.set()
-        self._wake.set()
-
-    async def _remember(self, connection: Connection) -> None:
-        for kind, query in _NEWEST.items():
-            for name, content_hash in await connection.fetch(query):
-                self._newest[(kind, name)] = content_hash
-
-    async def _write(self, connection: Connection) -> None:
-        self._wake.clear()
-        rows = [
-            row for key, row in self._pending.items() if self._newest.get(key) != row.content_hash
-        ]
-        async with connection.transaction():
-            for kind, insert in _INSERT.items():
-                values = [
-                    (
-                        r.name,
-                        r.seen_ns,
-                        r.content_hash,
-                        *([r.status] if kind == "market" else []),
-                        r.body,
-                    )
-                    for r in rows
-                    if r.kind == kind
-                ]
-                if values:
-                    await connection.executemany(insert, values)
-        for row in rows:
-            self._newest[(row.kind, row.name)] = row.content_hash
-        self._pending = {
-            key: row
-            for key, row in self._pending.items()
-            if self._newest.get(key) != row.content_hash
-        }
-        self.rows_written += len(rows)
-
-    def _note(self, told: str) -> None:
-        if self._on_state is not None:
-            self._on_state(told)
+    full_rounds: int = 0
+    looks: int = 0
+    by_events: int = 0  # markets that no list of markets showed, only their event
+    not_listed: int = 0  # recorded markets that a full round did not list
+    refused_lists: int = 0  # lists that the exchange does not give
+    ignored_filters: int = 0  # looks whose filter changed nothing
 
 
 class Discovery:
-    """Rounds over the exchange's lists; tells `on_changes` what the plan has changed."""
+    """Tells `on_changes` what the plan has changed."""
 
     def __init__(
         self,
@@ -213,136 +82,238 @@ class Discovery:
         clock: Clock,
         *,
         interval_s: float,
+        full_round_s: float,
         on_changes: Callable[[Changes], None],
-        series: Iterable[str] = (),
+        selection: Selection | None = None,
     ) -> None:
-        """`series`: whose order books are recorded; empty: every market's."""
         self._rest = rest
-        self._plan = plan
         self._history = history
         self._clock = clock
         self._interval_s = interval_s
+        self._full_round_s = full_round_s
         self._on_changes = on_changes
-        self._series = frozenset(series)
-        self._nudged = asyncio.Event()
-        self._settled_ns: dict[str, int] = {}
+        self.selection = selection or Selection()
+        self.roll = Roll(plan, self.selection)
+        self.single = SingleMarkets(rest, self.roll.lookups, clock, self._took)
+        self._newest = Newest()
+        self.found = Found()
         self.rounds = 0
         self.reason = "no round yet"
         self.markets = 0
-        self.problems = 0
+        self._problems = 0
+
+    @property
+    def problems(self) -> int:
+        """Bodies that were not understood."""
+        return self._problems + self.single.problems
+
+    def numbers(self) -> dict[str, Any]:
+        """Figures for /health."""
+        lookups = self.roll.lookups
+        return {
+            **dataclasses.asdict(self.found),
+            "problems": self.problems,
+            "wait_for_opening": self.roll.n_waiting,
+            "settled_and_held": self.roll.n_settled,
+            "lookups_pending": len(lookups),
+            "lookups_given_up": lookups.given_up,
+            "lookup_requests": self.single.requests,
+            "history_rows": self._history.rows_written,
+            "history_pending": self._history.pending,
+        }
 
     def on_event(self, event: events.Decoded) -> None:
-        """A lifecycle frame: a created market is subscribed at once, REST may not know it yet."""
-        if not isinstance(event, events.MarketLifecycle) or event.is_multivariate:
-            return
-        if event.event_type in ("created", "activated"):
-            metadata = event.body.get("additional_metadata") or {}
-            parent = metadata.get("event_ticker") if isinstance(metadata, dict) else None
-            market = MarketRef(event.market, str(parent or event.market))
-            if not self._series or series_of(market.event) in self._series:
-                self._place([market])
-            self._nudged.set()
-        elif event.event_type == "settled":
-            self._settled_ns.setdefault(event.market, self._clock.monotonic_ns())
-        else:
-            self._nudged.set()
+        """A frame of a lifecycle channel; others are passed over."""
+        if isinstance(event, events.MarketLifecycle):
+            self._apply(self.roll.announced(event, self._now()))
 
     async def run(self) -> None:
-        """Rounds for ever; the first one is repeated quickly until it works."""
+        """Rounds, single questions and the clock, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._rounds(), name="rounds")
+            group.create_task(self.single.run(), name="single markets")
+            group.create_task(self._tick(), name="openings and closings")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._apply(self.roll.tick(self._now()))
+            for ticker in self.roll.take_ended():
+                self._history.forget("market", ticker)
+
+    async def _rounds(self) -> None:
+        """Full rounds and looks; the first round is repeated quickly until it works."""
+        full_due_ns = 0
         while True:
             wait_s = self._interval_s
+            began_ns = self._clock.monotonic_ns()
             try:
-                await self._round()
+                if began_ns >= full_due_ns or not self._newest.created_us:
+                    await self._full_round()
+                    full_due_ns = began_ns + int(self._full_round_s * 1e9)
+                else:
+                    await self._look()
+                self.reason = ""
             except (RestError, WireError) as error:
                 self.reason = str(error)
                 log.warning("discovery round failed", error=str(error))
                 if not self.rounds:
                     wait_s = FIRST_ROUND_RETRY_S
-            self._forget_settled()
-            self._nudged.clear()
-            await self._wait(wait_s)
+            await asyncio.sleep(wait_s)
 
-    async def _wait(self, wait_s: float) -> None:
-        """The interval; after a lifecycle frame a tenth of it, so that a burst makes one round."""
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._nudged.wait()
-                await asyncio.sleep(wait_s / 10)
-        except TimeoutError:
-            return
+    # --- rounds
 
-    async def _round(self) -> None:
-        """One look at all open markets, then at their events and series."""
-        found = 0
-        for chosen in sorted(self._series) or [""]:
-            query: dict[str, str | int] = {
-                "limit": MARKETS_PAGE,
-                "status": "open",
-                "mve_filter": "exclude",
-            }
-            found += await self._markets_round({**query, **_one_series(chosen)})
-        self.markets = found
+    async def _full_round(self) -> None:
+        """All lists of markets, then all events with their markets, then the series."""
+        listed: set[str] = set()
+        whole = True
+        for status in STATUSES:
+            for mve_filter in self.selection.mve_filters:
+                query: Query = {"status": status, "mve_filter": mve_filter}
+                whole &= await self._list_or_refused(query, listed)
+            if status == STATUSES[0]:
+                self.markets = len(listed)
         self.rounds += 1
+        self.found.full_rounds += 1
         self.reason = ""
-        for chosen in sorted(self._series) or [""]:
-            await self._describe_events(_one_series(chosen))
-
-    async def _markets_round(self, query: dict[str, str | int]) -> int:
-        """Place and describe every market of a query; how many there were."""
-        found = 0
-        async for body in self._rest.pages("/markets", "markets", query):
-            page = rest_bodies.markets_page({"markets": body})
-            self._note_problems(page.problems)
-            found += len(page.items)
-            seen_ns = self._clock.wall_ns()
-            for market in page.items:
-                row = history_row("market", market.ticker, market.status, market.body, seen_ns)
-                self._history.offer(row)
-            self._place(MarketRef(m.ticker, m.event_ticker) for m in page.items)
-        return found
-
-    async def _describe_events(self, chosen: dict[str, str | int]) -> None:
         series: set[str] = set()
-        query: dict[str, str | int] = {"limit": EVENTS_PAGE, "status": "open", **chosen}
-        async for body in self._rest.pages("/events", "events", query):
+        for chosen in self._chosen():
+            await self._events({"status": "open", **chosen}, listed, series)
+        await self._series(series)
+        if whole:
+            self.found.not_listed += self.roll.listed(listed, self._now())
+
+    async def _list_or_refused(self, query: Query, listed: set[str]) -> bool:
+        """One list; False where the exchange does not give it. The first of all must be given."""
+        try:
+            await self._list(query, listed)
+        except RestError as error:
+            if error.status != REFUSED_FILTER or query["status"] == STATUSES[0]:
+                raise
+            self.found.refused_lists += 1
+            log.warning("a list of markets is refused", **query, error=str(error))
+            return False
+        return True
+
+    async def _look(self) -> None:
+        """What was created or updated since the newest that is known."""
+        self.found.looks += 1
+        newest, since_us = self._newest, OVERLAP_S * US_PER_S
+        created_s = max(0, newest.created_us - since_us) // US_PER_S
+        lists: list[Query] = [{"min_created_ts": created_s, "mve_filter": NO_COMBOS}]
+        if self.selection.combos == "all":
+            lists.append({"min_created_ts": created_s, "mve_filter": ONLY_COMBOS})
+        if newest.updated_us:
+            updated_s = max(0, newest.updated_us - since_us) // US_PER_S
+            lists.append({"min_updated_ts": updated_s, "mve_filter": NO_COMBOS})
+        for query in lists:
+            await self._list(query, set())
+        if newest.event_us:
+            event_s = max(0, newest.event_us - since_us) // US_PER_S
+            for chosen in self._chosen():
+                await self._events({"min_updated_ts": event_s, **chosen}, set(), set())
+
+    async def _list(self, query: Query, listed: set[str]) -> None:
+        """Every market of a list, of the chosen series; their tickers into `listed`."""
+        for chosen in self._chosen():
+            whole = {"limit": MARKETS_PAGE, **query, **chosen}
+            async for body in self._rest.pages("/markets", "markets", whole):
+                page = rest_bodies.markets_page({"markets": body})
+                self._note_problems(page.problems)
+                listed.update(market.ticker for market in page.items)
+                await self._took(page.items)
+                if _ignores(query, page.items):
+                    self.found.ignored_filters += 1
+                    break
+
+    async def _events(self, query: Query, listed: set[str], series: set[str]) -> None:
+        """Events and the markets in them; what no list of markets showed is taken from here."""
+        whole: Query = {"limit": EVENTS_PAGE, "with_nested_markets": "true", **query}
+        is_full_round = bool(listed)
+        async for body in self._rest.pages("/events", "events", whole):
             page = rest_bodies.events_page({"events": body})
             self._note_problems(page.problems)
             seen_ns = self._clock.wall_ns()
+            nested: list[Market] = []
             for event in page.items:
+                if not self.selection.takes_event(event.event_ticker):
+                    continue
                 series.add(event.series_ticker)
                 row = history_row("event", event.event_ticker, "", event.body, seen_ns)
                 self._history.offer(row)
-        if series:
-            listed = rest_bodies.series_page(await self._rest.get("/series"))
-            seen_ns = self._clock.wall_ns()
-            for item in listed.items:
-                if item.ticker in series:
-                    self._history.offer(history_row("series", item.ticker, "", item.body, seen_ns))
+                self._note_problems(event.problems)
+                self._newest.event_us = max(self._newest.event_us, _updated_us(event))
+                nested += [market for market in event.markets if market.ticker not in listed]
+            if is_full_round:
+                unknown = [m for m in nested if not self.roll.plan.knows(m.ticker)]
+                await self._took(nested)
+                self.found.by_events += sum(self.roll.plan.knows(m.ticker) for m in unknown)
+                listed.update(market.ticker for market in nested if _is_listed(market))
+            else:
+                await self._took(nested)
 
-    def _place(self, markets: Iterable[MarketRef]) -> None:
-        changes = self._plan.place(markets)
+    async def _series(self, wanted: set[str]) -> None:
+        if not wanted:
+            return
+        page = rest_bodies.series_page(await self._rest.get("/series"))
+        self._note_problems(page.problems)
+        seen_ns = self._clock.wall_ns()
+        for item in page.items:
+            if item.ticker in wanted:
+                self._history.offer(history_row("series", item.ticker, "", item.body, seen_ns))
+
+    def _chosen(self) -> list[dict[str, str]]:
+        """The queries' part about series."""
+        return [{"series_ticker": name} for name in sorted(self.selection.series)] or [{}]
+
+    # --- markets
+
+    async def _took(self, markets: list[Market]) -> None:
+        """Markets that REST told of, however: their rows, and what they change."""
+        for begin in range(0, len(markets), CHUNK):
+            now, newest = self._now(), self._newest
+            mine = [m for m in markets[begin : begin + CHUNK] if self.selection.takes(m)]
+            for market in mine:
+                row = history_row("market", market.ticker, market.status, market.body, now.wall_ns)
+                self._history.offer(row)
+                newest.created_us = max(newest.created_us, market.created_us or 0)
+                newest.updated_us = max(newest.updated_us, market.updated_us or 0)
+            self._apply(self.roll.told(mine, now))
+            await asyncio.sleep(0)
+
+    def _apply(self, changes: Changes) -> None:
         if changes:
             self._on_changes(changes)
 
-    def _forget_settled(self) -> None:
-        """Take markets out that were settled long enough ago."""
-        now_ns = self._clock.monotonic_ns()
-        over = [t for t, at in self._settled_ns.items() if now_ns - at > SETTLED_HOLD_NS]
-        if over:
-            for ticker in over:
-                del self._settled_ns[ticker]
-            self._on_changes(self._plan.remove(over))
+    def _now(self) -> Now:
+        return Now(self._clock.wall_ns(), self._clock.monotonic_ns())
 
     def _note_problems(self, problems: list[WireError]) -> None:
-        self.problems += len(problems)
+        self._problems += len(problems)
         for problem in problems[:3]:
             log.warning("a body was not understood", error=str(problem))
 
 
-def series_of(event_ticker: str) -> str:
-    """The series that an event belongs to: what stands before its first dash."""
-    return event_ticker.partition("-")[0]
+def _updated_us(event: rest_bodies.Event) -> int:
+    """When the exchange last changed it; its field is a text despite its name."""
+    try:
+        return fields.time_or_none(event.body, "last_updated_ts") or 0
+    except WireError:
+        return 0
 
 
-def _one_series(ticker: str) -> dict[str, str | int]:
-    return {"series_ticker": ticker} if ticker else {}
+def _is_listed(market: Market) -> bool:
+    """Whether a list of a full round should show it: it is not over."""
+    return market.status in ("active", "initialized", "inactive")
+
+
+def _ignores(query: Query, page: list[Market]) -> bool:
+    """Whether a page shows that the exchange does not know the filter: everything is older."""
+    if "min_created_ts" in query:
+        times = [market.created_us for market in page]
+    elif "min_updated_ts" in query:
+        times = [market.updated_us for market in page]
+    else:
+        return False
+    since_us = int(query.get("min_created_ts", query.get("min_updated_ts", 0))) * US_PER_S
+    return bool(times) and all(at is not None and at < since_us for at in times)

@@ -17,9 +17,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from gatherer.auth import FileSigner
-from gatherer.discovery import Discovery, History
+from gatherer.discovery import Discovery
 from gatherer.exchange_watch import ExchangeWatch
 from gatherer.feed import FeedConnection, FeedSettings
+from gatherer.history import History
 from gatherer.intake import LiveIntake, recover
 from gatherer.keeping import Keeper
 from gatherer.observe import Observer, Parts
@@ -29,7 +30,8 @@ from gatherer.rest import RestClient
 from gatherer.sink import Sink, SinkSettings
 from gatherer.witness import Witness
 from marketdata import stagger
-from marketdata.plan import OWN_CONNECTIONS, Changes, Limits, Plan
+from marketdata.plan import Changes, Limits, Plan, own_connections
+from marketdata.selection import Selection
 from marketdata.session import Report, ReportKind, SessionSettings
 from runtime import logs
 from runtime.clock import Clock
@@ -73,6 +75,12 @@ class Gatherer:
         self._stopping = asyncio.Event()
         limits = Limits(settings.markets_per_connection, settings.connections_max)
         self.plan = Plan(settings.gatherer_name, limits)
+        self.selection = Selection(
+            settings.combos,
+            frozenset(settings.series),
+            max(1, settings.feed_number),
+            settings.feed_processes if settings.feed_number else 1,
+        )
 
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
         """Recover the spool, make the parts, listen on the health ports."""
@@ -143,8 +151,9 @@ class Gatherer:
             self.history,
             clock,
             interval_s=settings.discovery_interval_s,
+            full_round_s=settings.full_round_s,
             on_changes=self._assigned,
-            series=settings.series,
+            selection=self.selection,
         )
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
@@ -180,7 +189,8 @@ class Gatherer:
         log.info("listening", health=server.health_port, metrics=server.metrics_port)
 
     def _numbers(self) -> dict[str, Any]:
-        return {**self.observer.numbers(), **self.witness.numbers()}
+        discovery = {"discovery": self.discovery.numbers()}
+        return {**self.observer.numbers(), **self.witness.numbers(), **discovery}
 
     def _add_parts(self) -> None:
         deadline_s = float(self.settings.drain_deadline_s)
@@ -246,7 +256,8 @@ class Gatherer:
     # --- feeds
 
     async def _run_feeds(self) -> None:
-        for name, channels in OWN_CONNECTIONS.items():
+        combos, share = self.selection.combos != "none", self.selection.share
+        for name, channels in own_connections(combos=combos, share=share).items():
             self._add_feed(name, channels)
         async with asyncio.TaskGroup() as group:
             self._feed_tasks = group

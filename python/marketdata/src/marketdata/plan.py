@@ -46,6 +46,15 @@ OWN_CONNECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 """Connections of the channels without a market filter, by name."""
 
 
+def own_connections(*, combos: bool, share: int = 1) -> dict[str, tuple[str, ...]]:
+    """Those of one process: trades and tickers are of the whole exchange, so that the first process
+    of a host carries them alone; new markets are everybody's business."""
+    lifecycle = (LIFECYCLE_CHANNEL, COMBO_LIFECYCLE_CHANNEL) if combos else (LIFECYCLE_CHANNEL,)
+    if share > 1:
+        return {"lifecycle": lifecycle}
+    return {**OWN_CONNECTIONS, "lifecycle": lifecycle}
+
+
 class Why(StrEnum):
     """Why a market is where it is."""
 

@@ -102,7 +102,10 @@ class GathererSettings(ServiceSettings):
     connections_max: Annotated[int, Field(ge=1, le=200)] = 60
     audit_interval_s: Count = 300  # one get_snapshot round over all books
     data_timeout_s: Count = 30  # silence of a feed that should speak
-    discovery_interval_s: Count = 60
+    discovery_interval_s: Count = 60  # between looks at what was created or updated
+    full_round_s: Count = 600  # between rounds over all lists of the exchange
+    # Combinations: every one, those with an offer, a trade or an open contract, or none.
+    combos: Literal["all", "priced", "none"] = "none"
     drain_deadline_s: Count = 20  # at a clean stop
     segment_bytes: Annotated[int, Field(ge=64 * 1024, le=SEGMENT_BYTES_MAX)] = SEGMENT_BYTES
     spool_retain_bytes: Amount = RETAIN_BYTES
