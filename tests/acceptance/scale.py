@@ -130,6 +130,7 @@ def main() -> int:
         faults="none", seed=1, gatherers=1, merge="runs", transport="picows", window_ms=5000,
         markets_per_connection=2_000, events_per_s=asked.events_per_s,
         turnover_per_s=asked.turnover, start_timeout_s=600.0, rest_rate_per_s=20.0,
+        audit_interval_s=300,
     )  # fmt: skip
     try:
         result, seen = asyncio.run(run(plan))

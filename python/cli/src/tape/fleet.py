@@ -46,6 +46,7 @@ class DemoPlan:
     events_per_s: float = 0.0  # of a made-up exchange; 0: one a market
     turnover_per_s: int = 0  # markets that open, and as many that close
     start_timeout_s: float = 60.0  # the play waits so long for full subscriptions
+    audit_interval_s: int = 20
     rest_rate_per_s: float = 200.0  # the simulated exchange asks for nothing gentler
 
 
@@ -175,7 +176,7 @@ async def start_gatherers(fleet: Fleet[DemoPlan], private_key: Path) -> None:
                 # A replay runs many times faster.
                 "KT_RECONNECT_BASE_MS": "50",
                 "KT_RECONNECT_CAP_MS": "1000",
-                "KT_AUDIT_INTERVAL_S": "20",
+                "KT_AUDIT_INTERVAL_S": str(fleet.plan.audit_interval_s),
                 "KT_DATA_TIMEOUT_S": "10",
                 "KT_TRADE_WINDOW_S": "5",
                 "KT_TRADE_SETTLE_S": "2",

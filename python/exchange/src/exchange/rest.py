@@ -235,13 +235,13 @@ class Rest:
 
     async def _events(self, request: web.Request) -> web.Response:
         series = request.query.get("series_ticker")
-        asked = request.query.get("status")
+        asked, since_us = _statuses(request.query.get("status")), _since_us(request)
         markets = [
             market
             for market in self._venue.markets
             if (series is None or market.spec.series_ticker == series)
-            and _has(market, asked)
-            and market.spec.open_us >= _since_us(request)
+            and (asked is None or market.status in asked)
+            and market.spec.open_us >= since_us
         ]
         events = self._by_event(markets)
         nested = request.query.get("with_nested_markets") == "true"
@@ -261,15 +261,17 @@ class Rest:
     async def _markets(self, request: web.Request) -> web.Response:
         query = request.query
         tickers = set(query["tickers"].split(",")) if query.get("tickers") else None
+        asked, since_us = _statuses(query.get("status")), _since_us(request)
+        event, series = query.get("event_ticker"), query.get("series_ticker")
+        markets = self._venue.markets if query.get("mve_filter") != "only" else []
         wanted = [
             market
-            for market in self._venue.markets
-            if query.get("mve_filter") != "only"
+            for market in markets
+            if (asked is None or market.status in asked)
             and (tickers is None or market.spec.ticker in tickers)
-            and query.get("event_ticker") in (None, market.spec.event_ticker)
-            and query.get("series_ticker") in (None, market.spec.series_ticker)
-            and _has(market, query.get("status"))
-            and market.spec.open_us >= _since_us(request)
+            and event in (None, market.spec.event_ticker)
+            and series in (None, market.spec.series_ticker)
+            and market.spec.open_us >= since_us
         ]
         page, cursor = _page(request, wanted, MARKETS_LIMIT)
         return _json({"markets": [_market_body(market) for market in page], "cursor": cursor})
@@ -327,11 +329,11 @@ class Rest:
         return web.Response(text=body, content_type="application/json")
 
 
-def _has(market: Market, asked: str | None) -> bool:
-    """Whether a market has one of the statuses of a filter word (comma separated)."""
+def _statuses(asked: str | None) -> frozenset[str] | None:
+    """The statuses that a filter's words (comma separated) mean; None: any."""
     if not asked:
-        return True
-    return any(market.status in STATUS_FILTERS.get(word, ()) for word in asked.split(","))
+        return None
+    return frozenset(s for word in asked.split(",") for s in STATUS_FILTERS.get(word, ()))
 
 
 def _since_us(request: web.Request) -> int:
