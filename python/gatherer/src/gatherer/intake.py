@@ -233,7 +233,12 @@ class LiveIntake:
 
     def tickers_of(self, market_ids: Collection[int]) -> list[str]:
         """The tickers of these ids; looks through all, for rare use."""
-        return [t for t, given in self._continuity.market_ids.items() if given in market_ids]
+        return list(self.tickers_by_id(market_ids).values())
+
+    def tickers_by_id(self, market_ids: Collection[int]) -> dict[int, str]:
+        """As above, by id."""
+        known = self._continuity.market_ids.items()
+        return {given: ticker for ticker, given in known if given in market_ids}
 
     def latest_exchange_us(self) -> int:
         """The newest exchange time seen on any channel; 0 before the first."""

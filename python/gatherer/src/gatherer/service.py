@@ -25,12 +25,13 @@ from gatherer.intake import LiveIntake, recover
 from gatherer.keeping import Keeper
 from gatherer.observe import Observer, Parts
 from gatherer.packing import PackedBatch
+from gatherer.rebalance import BOOKS, Rebalancer
 from gatherer.refusal import RefusedRow
 from gatherer.rest import RestClient
 from gatherer.sink import Sink, SinkSettings
 from gatherer.witness import Witness
 from marketdata import stagger
-from marketdata.plan import Changes, Limits, Plan, own_connections
+from marketdata.plan import RATE_S, Changes, Limits, Plan, own_connections
 from marketdata.selection import Selection
 from marketdata.session import Report, ReportKind, SessionSettings
 from runtime import logs
@@ -73,7 +74,11 @@ class Gatherer:
         self.feeds: dict[str, FeedConnection] = {}
         self._feed_tasks: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
-        limits = Limits(settings.markets_per_connection, settings.connections_max)
+        limits = Limits(
+            settings.markets_per_connection,
+            settings.connections_max,
+            settings.hot_frames_per_s * RATE_S,
+        )
         self.plan = Plan(settings.gatherer_name, limits)
         self.selection = Selection(
             settings.combos,
@@ -155,6 +160,14 @@ class Gatherer:
             on_changes=self._assigned,
             selection=self.selection,
         )
+        self.rebalancer = Rebalancer(
+            self.plan,
+            self.intake,
+            self.feeds,
+            clock,
+            interval_s=settings.rebalance_s,
+            on_changes=self._assigned,
+        )
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
         settings = self.settings
@@ -189,8 +202,8 @@ class Gatherer:
         log.info("listening", health=server.health_port, metrics=server.metrics_port)
 
     def _numbers(self) -> dict[str, Any]:
-        discovery = {"discovery": self.discovery.numbers()}
-        return {**self.observer.numbers(), **self.witness.numbers(), **discovery}
+        parts = {"discovery": self.discovery.numbers(), "rebalance": self.rebalancer.numbers()}
+        return {**self.observer.numbers(), **self.witness.numbers(), **parts}
 
     def _add_parts(self) -> None:
         deadline_s = float(self.settings.drain_deadline_s)
@@ -201,6 +214,7 @@ class Gatherer:
         add("feeds", self._run_feeds, stop=self._stop_feeds)
         add("history", self.history.run, stop=self.history.stop, deadline_s=HISTORY_STOP_S)
         add("discovery", self.discovery.run)
+        add("rebalance", self.rebalancer.run)
         add("housekeeping", self.keeper.run)
         add("exchange", self.watch.run)
         self.witness.add(self._supervisor)
@@ -234,6 +248,7 @@ class Gatherer:
 
     def _committed(self, packed: PackedBatch, seconds: float) -> None:
         self.witness.committed(packed)
+        self.rebalancer.committed(packed)
         metrics = self.metrics
         metrics.counter("sink_batches_total").inc()
         metrics.histogram("commit_seconds").observe(seconds)
@@ -303,7 +318,7 @@ class Gatherer:
         if self._supervisor.stopping.is_set():
             return
         for number in sorted(changes.add.keys() | changes.drop.keys()):
-            name = f"books-{number}"
+            name = BOOKS.format(number=number)
             feed = self.feeds.get(name) or self._add_feed(name, ())
             feed.change(changes.add.get(number, ()), changes.drop.get(number, ()))
         self.metrics.gauge("markets_subscribed").set(self.plan.n_placed)

@@ -29,6 +29,8 @@ from itertools import islice
 from typing import Final
 
 NS_PER_S: Final = 1_000_000_000
+RATE_S: Final = 1_000
+"""Rates are frames of a market in so many seconds: whole numbers, and small ones are not 0."""
 CONNECTIONS_OF_A_USER: Final = 200
 """The exchange's limit, shared by all gatherers of the user and by what else its keys do."""
 SUBSCRIPTIONS_PER_SESSION_MAX: Final = 500_000
@@ -75,11 +77,11 @@ class MarketRef:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds the plan. Rates are in frames of a market per 1,000 seconds."""
+    """What bounds the plan. Rates are in frames of a market per RATE_S seconds."""
 
     markets_per_connection: int = 2_000
     connections_max: int = 60  # book connections of this gatherer
-    hot_rate: int = 50_000  # from here on a market is hot
+    hot_rate: int = 50 * RATE_S  # from here on a market is hot
     hot_max: int = 500  # the hottest so many are looked at
     spread_percent: int = 150  # of the mean: what a connection's hot markets may bring
     moves_max: int = 4  # under way at a time
@@ -100,7 +102,7 @@ class Place:
     event: str
     connection: int
     why: Why
-    rate: int = 0  # frames per 1,000 s when it was last looked at and hot; else 0
+    rate: int = 0  # frames per RATE_S when it was last looked at and hot; else 0
     moved_ns: int = 0
     moving_to: int = -1
 
@@ -288,7 +290,7 @@ class Plan:
     def rebalance(self, rates: Mapping[str, int], now_ns: int) -> Changes:
         """Look at the rates of the last interval and begin moves of hot markets, if any are due.
 
-        `rates`: frames per 1,000 s; those of quiet markets may be left out.
+        `rates`: frames per RATE_S seconds; those of quiet markets may be left out.
         """
         hottest = self._hottest(rates)
         load = [0] * len(self._members)
