@@ -72,6 +72,15 @@ async def test_status_and_metrics_are_on_their_own_ports() -> None:
         assert 'kalshi_tape_healthy{component="feed"} 0.0' in text
 
 
+async def test_answers_of_many_rows_are_one_object_a_line() -> None:
+    rows = [{"n": n} for n in range(3)]
+    async with HealthServer(Health("g1"), Metrics(), lines={"/rows": lambda: rows}) as server:
+        status, text, headers = await fetch(f"http://127.0.0.1:{server.health_port}/rows")
+        assert (status, text) == (200, '{"n":0}\n{"n":1}\n{"n":2}\n')
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert (await fetch(f"http://127.0.0.1:{server.health_port}/none"))[0] == 404
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 async def test_nothing_can_be_changed_through_it(method: str) -> None:
     async with HealthServer(Health("g1"), Metrics()) as server:

@@ -16,6 +16,7 @@ from tape.coverage import coverage
 from tape.demo import demo
 from tape.doctor import doctor
 from tape.output import EXIT_REFUSED
+from tape.plan import plan
 from tape.restore import restore
 from tape.spool import app as spool_app
 from tape.trades import trades
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, capture, doctor, coverage, trades, book, verify, restore):
+for command in (demo, capture, doctor, plan, coverage, trades, book, verify, restore):
     app.command()(command)
 app.add_typer(spool_app)
 

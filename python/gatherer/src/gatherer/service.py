@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from gatherer.sink import Sink, SinkSettings
 from gatherer.witness import Witness
 from marketdata import stagger
 from marketdata.plan import RATE_S, Changes, Limits, Plan, own_connections
+from marketdata.plan_rows import plan_rows
 from marketdata.selection import Selection
 from marketdata.session import Report, ReportKind, SessionSettings
 from runtime import logs
@@ -196,6 +198,7 @@ class Gatherer:
             metrics_port=settings.metrics_port,
             detail=self._numbers,
             status=self._numbers,
+            lines={"/plan": self._plan_rows},
         )
         await stack.enter_async_context(server)
         self.health_port, self.metrics_port = server.health_port, server.metrics_port
@@ -204,6 +207,15 @@ class Gatherer:
     def _numbers(self) -> dict[str, Any]:
         parts = {"discovery": self.discovery.numbers(), "rebalance": self.rebalancer.numbers()}
         return {**self.observer.numbers(), **self.witness.numbers(), **parts}
+
+    def _plan_rows(self) -> Iterator[dict[str, Any]]:
+        offset_ns = self._clock.wall_ns() - self._clock.monotonic_ns()
+        for row in plan_rows(self.plan, self.settings.gatherer_name, self._own_connections()):
+            yield {**row, "wall_minus_monotonic_ns": offset_ns} if row["kind"] == "head" else row
+
+    def _own_connections(self) -> dict[str, tuple[str, ...]]:
+        selection = self.selection
+        return own_connections(combos=selection.combos != "none", share=selection.share)
 
     def _add_parts(self) -> None:
         deadline_s = float(self.settings.drain_deadline_s)
@@ -271,8 +283,7 @@ class Gatherer:
     # --- feeds
 
     async def _run_feeds(self) -> None:
-        combos, share = self.selection.combos != "none", self.selection.share
-        for name, channels in own_connections(combos=combos, share=share).items():
+        for name, channels in self._own_connections().items():
             self._add_feed(name, channels)
         async with asyncio.TaskGroup() as group:
             self._feed_tasks = group

@@ -149,6 +149,10 @@ class Plan:
         """What each connection carries."""
         return {n: tuple(tickers) for n, tickers in enumerate(self._members) if tickers}
 
+    def carried_by(self, number: int) -> tuple[str, ...]:
+        """What one connection carries."""
+        return tuple(self._members[number]) if number < len(self._members) else ()
+
     @property
     def moving(self) -> tuple[str, ...]:
         """Markets that are on two connections now."""

@@ -10,9 +10,10 @@ Does not do: decide what a component's trouble is; the component says it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -89,6 +90,7 @@ class Health:
 
 
 Report = Callable[[], Mapping[str, Any]]
+Lines = Callable[[], Iterable[Mapping[str, Any]]]
 _Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -96,8 +98,9 @@ class HealthServer:
     """Both HTTP servers of a service, as an async context manager.
 
     `detail` adds to /health (`detail` key), `status` is the body of /status, `exposition` gives
-    metrics of other processes to stand behind those of this one. Port 0: the system
-    chooses; `health_port` and `metrics_port` tell which.
+    metrics of other processes to stand behind those of this one, `lines` are answers of many rows
+    by path: one JSON object a line, made one by one, so that nothing else waits for long. Port 0:
+    the system chooses; `health_port` and `metrics_port` tell which.
     """
 
     def __init__(
@@ -111,17 +114,24 @@ class HealthServer:
         detail: Report | None = None,
         status: Report | None = None,
         exposition: Callable[[], Awaitable[bytes]] | None = None,
+        lines: Mapping[str, Lines] | None = None,
     ) -> None:
         self._health, self._metrics = health, metrics
         self._bind = bind
         self.health_port, self.metrics_port = health_port, metrics_port
         self._detail, self._status, self._exposition = detail, status, exposition
+        self._lines = dict(lines or {})
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         try:
             self.health_port = await self._serve(
-                self.health_port, {"/health": self._answer_health, "/status": self._answer_status}
+                self.health_port,
+                {
+                    "/health": self._answer_health,
+                    "/status": self._answer_status,
+                    **dict.fromkeys(self._lines, self._answer_lines),
+                },
             )
             self.metrics_port = await self._serve(
                 self.metrics_port, {"/metrics": self._answer_metrics}
@@ -165,6 +175,16 @@ class HealthServer:
 
     async def _answer_status(self, _request: web.Request) -> web.StreamResponse:
         return _json(dict(self._status()) if self._status is not None else {}, 200)
+
+    async def _answer_lines(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        if request.method != "HEAD":
+            for row in self._lines[request.path]():
+                await response.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+                await asyncio.sleep(0)
+        await response.write_eof()
+        return response
 
     async def _answer_metrics(self, _request: web.Request) -> web.StreamResponse:
         for name, component in self._health.report()["components"].items():
