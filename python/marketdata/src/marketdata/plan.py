@@ -149,6 +149,11 @@ class Plan:
         """What each connection carries."""
         return {n: tuple(tickers) for n, tickers in enumerate(self._members) if tickers}
 
+    @property
+    def connections(self) -> tuple[int, ...]:
+        """Numbers of the connections that carry anything."""
+        return tuple(number for number, held in enumerate(self._members) if held)
+
     def carried_by(self, number: int) -> tuple[str, ...]:
         """What one connection carries."""
         return tuple(self._members[number]) if number < len(self._members) else ()

@@ -25,7 +25,7 @@ def plan_rows(
     plan: Plan, gatherer: str, own: Mapping[str, tuple[str, ...]]
 ) -> Iterator[dict[str, Any]]:
     """See the module's text. `own`: connections of channels without a market filter."""
-    numbers = sorted(plan.books())
+    numbers = plan.connections
     yield {
         "kind": "head",
         "gatherer": gatherer,
