@@ -61,6 +61,19 @@ async def test_complete_only_once_every_book_has_its_snapshot(tmp_path: Path) ->
         json.dumps(numbers)
 
 
+async def test_before_the_first_round_nothing_is_complete(tmp_path: Path) -> None:
+    """Every market that is known is covered: there may be many that are not known yet."""
+    async with AsyncExitStack() as stack:
+        gatherer = await opened(stack, tmp_path)
+        answer(gatherer, snapshots=GIVEN)
+        gatherer.discovery.rounds = 0
+        gatherer.observer._observe_capture()
+        told = gatherer.health.get("capture")
+        assert told is not None
+        assert "first round" in told.reason
+        assert gatherer.observer.numbers()["complete"] is False
+
+
 async def test_a_gap_makes_it_failing_until_the_snapshot(tmp_path: Path) -> None:
     """The control of the test above: the same feeds with one hole."""
     async with AsyncExitStack() as stack:

@@ -92,9 +92,7 @@ class Observer:
             if channel.oldest_proof_ms is not None:
                 proof = self.metrics.gauge("oldest_proof_seconds", channel=name)
                 proof.set(channel.oldest_proof_ms / 1000)
-        reasons = verdict(states, self._parts.spool.problem)
-        if self._parts.discovery.rounds == 0:
-            reasons.append("markets: the first round over the exchange's lists is under way")
+        reasons = self._missing(states)
         self.metrics.gauge("capture_complete").set(not reasons)
         if not reasons:
             self._was_complete = True
@@ -103,6 +101,13 @@ class Observer:
             self.health.set("capture", "failing", "not complete now: " + " | ".join(reasons))
         else:
             self.health.set("capture", "starting", "not complete yet: " + " | ".join(reasons))
+
+    def _missing(self, states: Mapping[str, ChannelState]) -> list[str]:
+        """Why the capture is not complete; before the first round nobody knows what there is."""
+        reasons = verdict(states, self._parts.spool.problem)
+        if self._parts.discovery.rounds == 0:
+            reasons.append("markets: the first round over the exchange's lists is under way")
+        return reasons
 
     def numbers(self) -> dict[str, Any]:
         """Figures for /health and the screens that read it."""
@@ -138,7 +143,7 @@ class Observer:
             "retention_waits": self._parts.keeper.reason,
             "lag_ms": max(0, lag_ns) // 1_000_000,
             "sink": sink.state,
-            "complete": all(state.is_complete for state in channels.values()),
+            "complete": not self._missing(channels),
             "channels": {name: state.described() for name, state in channels.items()},
         }
 
