@@ -23,11 +23,14 @@ from exchange.poison import HARMLESS, MANGLED, STRAYS
 from runtime.embedded import EmbeddedPostgres
 from tape.fleet import write_test_key
 from tests.faults.stepped import step
-from tests.faults.world import PATIENCE_S, POLL_S, World
+from tests.faults.world import PATIENCE_S, World
 
 HOUR_S = 3600
 DISK_BYTES = 512 << 20  # below 256 MiB free the gatherer says so, fault or not
 FILL_CHUNK = bytes(1 << 20)
+ENDS = ("slow_client", "left")
+"""Whoever is first: the exchange cuts off who does not read, or the gatherer gives a silent
+connection up."""
 
 
 @contextlib.asynccontextmanager
@@ -131,9 +134,9 @@ class SmallDisk:
 async def disk_full(
     world: World, disk: SmallDisk, seconds: float, *, and_then: bool = True
 ) -> None:
-    """Nothing can be written until memory is as full as it may be: reading stops, the exchange cuts
-    the connections off, what it sends meanwhile is lost to us."""
-    before = await world.count("slow_client")
+    """Nothing can be written until memory is as full as it may be: reading stops, the connections
+    end, and what the exchange sends meanwhile is lost to us."""
+    before = await world.count(*ENDS)
     disk.fill(world)
     try:
         async with lasting(seconds):
@@ -142,9 +145,8 @@ async def disk_full(
                 # 16 MiB on each connection: what would take minutes at this rate takes a moment.
                 await world.switch(poison=["large"])
                 await asyncio.sleep(1.0)
-            await world.switch(slow_client_s=seconds / 4)
-            while await world.count("slow_client") == before:  # noqa: ASYNC110
-                await asyncio.sleep(POLL_S)
+            await world.switch(slow_client_s=min(5.0, seconds / 4))
+            await world.counted(before, *ENDS)
     finally:
         disk.free(world)
     await world.switch(slow_client_s=None)
@@ -160,8 +162,7 @@ async def gatherer_frozen(world: World, seconds: float) -> None:
     try:
         async with lasting(seconds):
             await world.until(lambda r: r.state == "silent", "nobody answers")
-            while await world.count("slow_client") == before:  # noqa: ASYNC110
-                await asyncio.sleep(POLL_S)
+            await world.counted(before, "slow_client")
     finally:
         os.kill(world.pid, signal.SIGCONT)
     await world.switch(slow_client_s=None)
@@ -249,8 +250,7 @@ async def storm(world: World, channel: str, seconds: float) -> None:
     before = await world.count("storm_ends")
     await world.switch(storm={"channel": channel, "seconds": seconds, "every_s": 0.02})
     await world.told("capture", "not complete now")
-    while await world.count("storm_ends") == before:  # noqa: ASYNC110
-        await asyncio.sleep(POLL_S)
+    await world.counted(before, "storm_ends")
     await world.well()
 
 

@@ -32,31 +32,28 @@ Fault = Callable[[World], Awaitable[int]]
 async def _through(plan: Plan, fault: Fault, *, set_aside: bool = False) -> None:
     """One world, one fault, one verdict, told in one line."""
     disk, began_s = inflict.SmallDisk(), time.monotonic()
-    try:
-        async with world(plan, disk.prepare if fault is _disk else None) as made:
-            made.disk = disk
-            kept = await fault(made)
-            outage_s = time.monotonic() - began_s
-            found = await judge(made)
-            print(
-                f"{fault.__name__.strip('_')}: {outage_s:.0f} s, {made.kills} kills,"
-                f" sent {found.rows.sent}, stored {found.rows.compared}, lost {found.rows.lost},"
-                f" kept aside {kept}, doubled {found.rows.doubled},"
-                f" received {found.tape.events_truth}, missing {found.tape.missing},"
-                f" quarantined {sum(found.quarantined.values())},"
-                f" false complete {found.tape.false_complete}, books checked"
-                f" {found.tape.books_checked}, wrong {found.tape.books_wrong};"
-                f" judged in {time.monotonic() - began_s - outage_s:.0f} s",
-                flush=True,
-            )
-            found.holds(lost=kept, set_aside=set_aside)
-            if fault is _gatherer_frozen:
-                seen = await asyncio.to_thread(controls, made, found)
-                print(f"negative controls: {seen}")
-                assert (seen.row_removed, seen.row_doubled, seen.tape_row_removed) == (1, 1, 1)
-                assert seen.complete_forged > 0
-    finally:
-        disk.remove()
+    async with world(plan, disk if fault is _disk else None) as made:
+        made.disk = disk
+        kept = await fault(made)
+        outage_s = time.monotonic() - began_s
+        found = await judge(made)
+        print(
+            f"{fault.__name__.strip('_')}: {outage_s:.0f} s, {made.kills} kills,"
+            f" sent {found.rows.sent}, stored {found.rows.compared}, lost {found.rows.lost},"
+            f" kept aside {kept}, doubled {found.rows.doubled},"
+            f" received {found.tape.events_truth}, missing {found.tape.missing},"
+            f" quarantined {sum(found.quarantined.values())},"
+            f" false complete {found.tape.false_complete}, books checked"
+            f" {found.tape.books_checked}, wrong {found.tape.books_wrong};"
+            f" judged in {time.monotonic() - began_s - outage_s:.0f} s",
+            flush=True,
+        )
+        found.holds(lost=kept, set_aside=set_aside)
+        if fault is _gatherer_frozen:
+            seen = await asyncio.to_thread(controls, made, found)
+            print(f"negative controls: {seen}", flush=True)
+            assert (seen.row_removed, seen.row_doubled, seen.tape_row_removed) == (1, 1, 1)
+            assert seen.complete_forged > 0
 
 
 @pytest.mark.parametrize("level", ["standard", "harsh"])

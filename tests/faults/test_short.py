@@ -9,7 +9,6 @@ and the comparison is shown to see flaws.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -27,8 +26,9 @@ PLAN = Plan(
 )
 
 
-async def _life(disk: inflict.SmallDisk) -> tuple[Judgement, Controls, int]:
-    async with world(PLAN, disk.prepare) as made:
+async def _life() -> tuple[Judgement, Controls, int]:
+    disk = inflict.SmallDisk()
+    async with world(PLAN, disk) as made:
         await inflict.poison_frames(made)
         kept = await inflict.poison_rows(made, 0.5)
         await inflict.key_expired(made, 0.5)
@@ -48,12 +48,8 @@ async def _life(disk: inflict.SmallDisk) -> tuple[Judgement, Controls, int]:
 
 
 @pytest.fixture(scope="module")
-def life() -> Iterator[tuple[Judgement, Controls, int]]:
-    disk = inflict.SmallDisk()
-    try:
-        yield asyncio.run(_life(disk))
-    finally:
-        disk.remove()
+def life() -> tuple[Judgement, Controls, int]:
+    return asyncio.run(_life())
 
 
 def test_after_every_fault_all_that_was_received_is_there_once_and_nothing_is_called_complete_falsely(  # noqa: E501

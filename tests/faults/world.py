@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -49,6 +49,14 @@ class Plan:
     launcher: str = ""  # module that runs the gatherer's module, "" for none
     settings: dict[str, str] = field(default_factory=dict)
     scaled: dict[str, float] = field(default_factory=dict)  # with a launcher: tests.faults.stepped
+
+
+class Disk(Protocol):
+    """Where a spool lies."""
+
+    def prepare(self, folder: Path) -> None: ...
+
+    def remove(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -117,9 +125,17 @@ class World:
             found: dict[str, Any] = await answer.json()
             return found
 
-    async def count(self, kind: str) -> int:
-        """How often the exchange has told a fault of this kind."""
-        return int((await self.exchange_status())["faults"].get(kind, 0))
+    async def count(self, *kinds: str) -> int:
+        """How often the exchange has told faults of these kinds."""
+        told = (await self.exchange_status())["faults"]
+        return sum(int(told.get(kind, 0)) for kind in kinds)
+
+    async def counted(self, before: int, *kinds: str) -> None:
+        """Wait until the exchange has told one more."""
+        deadline = time.monotonic() + PATIENCE_S
+        while await self.count(*kinds) <= before:
+            assert time.monotonic() < deadline, f"none of {kinds} came\n{self.log()}"
+            await asyncio.sleep(POLL_S)
 
     async def look(self) -> Reading:
         """One reading of /health."""
@@ -247,10 +263,10 @@ def _folder() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def world(plan: Plan, spool_on: Callable[[Path], None] | None = None) -> AsyncIterator[World]:
+async def world(plan: Plan, disk: Disk | None = None) -> AsyncIterator[World]:
     """Start everything and wait until all is recorded; leave nothing behind.
 
-    `spool_on` prepares the folder in which the spool will lie (a small disk).
+    `disk`: on which the spool lies, if not on the one of everything else.
     """
     out = _folder()
     hot, meta = EmbeddedPostgres(out / "db" / "hot"), EmbeddedPostgres(out / "db" / "meta")
@@ -259,8 +275,8 @@ async def world(plan: Plan, spool_on: Callable[[Path], None] | None = None) -> A
     try:
         (out / "logs").mkdir()
         (out / GATHERER).mkdir()
-        if spool_on is not None:
-            spool_on(out / GATHERER)
+        if disk is not None:
+            disk.prepare(out / GATHERER)
         private, public = write_test_key(out / "keys")
         await hot.start()
         (exchange, port), _ = await asyncio.gather(_exchange(out, plan, public), meta.start())
@@ -285,4 +301,6 @@ async def world(plan: Plan, spool_on: Callable[[Path], None] | None = None) -> A
         for child in reversed(children):
             await child.stop(timeout_s=5.0)
         await asyncio.gather(hot.stop(), meta.stop(), return_exceptions=True)
+        if disk is not None:
+            disk.remove()
         shutil.rmtree(out, ignore_errors=True)
