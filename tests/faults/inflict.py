@@ -178,7 +178,8 @@ async def killed(world: World, times: int, longest_life_s: float, seed: int = 1)
             await asyncio.sleep(0.01)
         await asyncio.sleep(rng.uniform(0.0, longest_life_s))
         assert world.kill(), world.log()
-        await asyncio.sleep(0.01)
+        while world.gatherer.restarts < world.kills:  # noqa: ASYNC110 - its death is not seen yet
+            await asyncio.sleep(0.01)
     assert world.kills - before == times
     await world.well()
 

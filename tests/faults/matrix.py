@@ -110,7 +110,9 @@ async def _poison_frames(made: World) -> int:
 
 
 async def _poison_rows(made: World) -> int:
-    return await inflict.poison_rows(made, 30.0)
+    kept = await inflict.poison_rows(made, 30.0)
+    await made.well(patience_s=LONG_S)  # the words about it stay for a while
+    return kept
 
 
 async def _rest_down(made: World) -> int:
