@@ -235,6 +235,23 @@ def test_a_refused_frame_ends_the_claim_on_its_market_only() -> None:
     assert feed.controls(ControlKind.PROBLEM)[0].detail["ordinal"] == 7
 
 
+def test_changes_after_a_refused_one_do_not_fit_onto_a_snapshot_before_it() -> None:
+    """Their relative hash begun at 0 would be the snapshot's book with the next change: a reader
+    who knows that snapshot would find no hole, and would call it complete."""
+    feed = Feed(BOOK)
+    feed.send(snapshot(1, yes=YES), Refused("off_scale", "?", {}, 1, 2, "M"))
+    feed.send(delta(3), delta(4), snapshot(5, yes=YES), delta(6))
+    first, second, third = feed.deltas["book_hash"].tolist()
+    before, after = feed.continuity.rows.snapshots
+    steps = (int(second) - int(first)) & MASK
+    assert (int(first) - steps) & MASK != 0  # the same change twice: its base is not 0
+    assert before.running_hash == 0
+    assert after.running_hash == second
+    assert (after.verdict, after.flags) == (SnapshotVerdict.ANCHOR, DeltaFlag.FLOATING)
+    assert third == (after.book_hash + steps) & MASK
+    assert feed.deltas["flags"].tolist() == [DeltaFlag.FLOATING, DeltaFlag.FLOATING, 0]
+
+
 def test_a_refused_frame_of_a_market_not_seen_before_asks_for_its_snapshot() -> None:
     feed = Feed(BOOK)
     feed.send(Refused("malformed", "?", {}, 1, 1, "M"))

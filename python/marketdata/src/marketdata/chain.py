@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from marketdata import events
-from marketdata.book import hash_levels, pack_levels, unpack_levels
+from marketdata.book import MASK, hash_levels, pack_levels, unpack_levels
 from marketdata.rows import DELTA_ROW, TICKER_ROW, TRADE_ROW, ControlRow, SnapshotRow
 from marketdata.sequence import Tracker
 
@@ -104,6 +104,9 @@ def pack_ticker(event: events.Ticker, exchange_us: int, received_ns: int, market
     )  # fmt: skip
 
 
+LOSS_BASE: Final = 0x9E37_79B9_7F4A_7C15  # odd: different for every number
+
+
 class Chain:
     """One market of one subscription: its book and hash while anchored, else a relative hash."""
 
@@ -125,6 +128,13 @@ class Chain:
         self.hash = 0
         self.yes.clear()
         self.no.clear()
+
+    def float_after_loss(self, run_id: int, seq: int) -> None:
+        """A change with the number `seq` could not be read: the relative hash begins anew, at a
+        value that no snapshot of before can explain. Begun at 0 the changes after it would fit onto
+        a snapshot before it, as if nothing stood between."""
+        self.float_in(run_id)
+        self.hash = LOSS_BASE * (seq + 1) & MASK
 
     def load(self, yes: list[tuple[int, int]], no: list[tuple[int, int]], book_hash: int) -> None:
         """Take a snapshot over: the chain is anchored from here. No level is empty (events)."""

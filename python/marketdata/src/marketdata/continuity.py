@@ -398,9 +398,13 @@ class Continuity(Runs):
     ) -> None:
         """The claim on a market ends: it left the subscription, or (with `reason`) a frame of it
         was not understood."""
-        chain = scope.chains.pop(ticker, None)
+        chain = scope.chains.get(ticker)
         if chain is None:
             return
+        if reason:
+            chain.float_after_loss(scope.run_id, seq)
+        else:
+            del scope.chains[ticker]
         self._control_row(
             ControlKind.MARKET_REMOVED,
             received_ns,

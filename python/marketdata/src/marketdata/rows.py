@@ -29,7 +29,9 @@ class DeltaFlag(IntFlag):
     """Bits of `flags` on a delta row, at the gatherer and in production alike."""
 
     RESET = 1  # an empty snapshot that emptied a non-empty book; price, side and delta are 0
-    FLOATING = 2  # no snapshot yet in this run: book_hash is relative (it starts at 0 with the run)
+    # No snapshot yet in this run, or none since a change that could not be read: book_hash is
+    # relative (it starts at 0 with the run, at another value after such a change).
+    FLOATING = 2
     TS_INFERRED = 4  # the frame had no time; exchange_us is that of the event before it
     TS_MS_ONLY = 8  # the frame had only ts_ms: the last three digits of exchange_us are 000
     NEGATIVE = 16  # the level went below zero at this gatherer: its book was wrong
