@@ -1,0 +1,229 @@
+"""What the checkers look at: the exchange's log, the raw spools, the databases as they are left.
+
+Purpose: one reading of a world at rest for all checkers. Frames are read as in `tape.truth_view`:
+only type, sid and seq, so that an error in decode, continuity or merge cannot hide itself here.
+
+Does not do: any comparison.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import orjson
+
+from exchange.truth import TRUTH_EVENT, TRUTH_SEND
+from marketdata import segment
+from tape import truth_view
+from tape.truth_view import Received, Truth
+from tests.sim.disk import SimDisk
+from tests.sim.production import Content
+from tests.sim.world import World
+
+RESET = 1  # flag of a reset row (docs/formats.md; written again on purpose)
+AMBIGUOUS, DISPUTED = 64, 128
+SKEW_US = 100_000
+
+
+@dataclass
+class Violation:
+    """One thing that should not be: what, what was seen, what was expected."""
+
+    what: str
+    checker: str = ""
+    seen: str = ""
+    expected: str = ""
+
+    def told(self) -> str:
+        """In one line."""
+        parts = [f"{self.checker}: {self.what}"]
+        if self.seen:
+            parts.append(f"seen {self.seen}")
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        return "; ".join(parts)
+
+
+@dataclass
+class Spool:
+    """What one disk of a gatherer holds."""
+
+    gatherer: int
+    lost: bool  # the disk was thrown away
+    got: Received = field(default_factory=Received)
+    in_runs: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    anyhow: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+
+class View:
+    """Everything, read once."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.content: Content = world.production.content
+        ledger = world.exchange.ledger
+        sends = np.frombuffer(bytes(ledger.sends), TRUTH_SEND)
+        sends = sends[np.lexsort((sends["seq"], sends["sid"], sends["conn"]))]
+        lines = {
+            name: [orjson.loads(line) for line in bytes(text).splitlines()]
+            for name, text in ledger.lines.items()
+        }
+        self.truth = Truth(
+            tickers=list(ledger.markets),
+            events=np.frombuffer(bytes(ledger.events), TRUTH_EVENT),
+            sends=sends,
+            conn_of_handshake={row["handshake"]: int(row["conn"]) for row in lines["conns"]},
+            books=lines["books"],
+            trades=lines["trades"],
+            ticker_states=lines["tickers"],
+        )
+        self.spools = [
+            self._spool(host.number, disk, lost=disk is not host.disks[-1])
+            for host in world.hosts
+            for disk in host.disks
+        ]
+
+    def _spool(self, gatherer: int, disk: SimDisk, *, lost: bool) -> Spool:
+        spool = Spool(gatherer, lost, _received(disk, self.truth))
+        spool.in_runs = truth_view.received_in_runs(self.truth, spool.got)
+        spool.anyhow = self._anyhow(spool.got)
+        return spool
+
+    def _anyhow(self, got: Received) -> np.ndarray:
+        """Per event: did a frame with it reach the spool, in a run with a snapshot or not?"""
+        found = np.zeros(self.truth.events.size, bool)
+        sends = self.truth.sends
+        keys = sends["conn"].astype(np.int64) << 32 | sends["sid"].astype(np.int64)
+        for (conn, sid), seqs in got.seqs.items():
+            low, high = np.searchsorted(keys, [conn << 32 | sid, (conn << 32 | sid) + 1])
+            mine = sends[low:high]
+            mine = mine[np.isin(mine["seq"], np.array(seqs, np.int64))]
+            mine = mine[(mine["event"] >= 0) & (mine["kind"] <= truth_view.SEND_SNAPSHOT)]
+            found[mine["event"]] = True
+        return found
+
+    # -- who received what
+
+    def by_gatherer(self, name: str, *, lost_too: bool) -> list[np.ndarray]:
+        """Per gatherer and event: `in_runs` or `anyhow`."""
+        made = [np.zeros(self.truth.events.size, bool) for _ in self.world.hosts]
+        for spool in self.spools:
+            if lost_too or not spool.lost:
+                made[spool.gatherer] |= getattr(spool, name)
+        return made
+
+    @cached_property
+    def due(self) -> np.ndarray:
+        """Events that must be on the tape: some gatherer has them in an anchored run."""
+        return np.logical_or.reduce(self.by_gatherer("in_runs", lost_too=False))
+
+    # -- the tape
+
+    @cached_property
+    def tickers(self) -> dict[int, str]:
+        return {row[0]: row[1] for row in self.content.tables["market"].values()}
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """Delta rows by ticker, in tape order."""
+        rows = self.content.rows("orderbook_delta")
+        order = np.lexsort((rows["market_seq"], rows["epoch"], rows["market_id"]))
+        rows = rows[order]
+        return {
+            self.tickers[int(m)]: rows[rows["market_id"] == m] for m in np.unique(rows["market_id"])
+        }
+
+    @cached_property
+    def epochs(self) -> dict[str, dict[int, tuple[int, int]]]:
+        """Ticker -> epoch -> (from_us, start hash)."""
+        made: dict[str, dict[int, tuple[int, int]]] = {}
+        for market, epoch, from_us, start_hash, _ in self.content.tables["market_epoch"].values():
+            made.setdefault(self.tickers[market], {})[epoch] = (from_us, start_hash % 2**64)
+        return made
+
+    def market_events(self, ticker: str) -> np.ndarray:
+        """Indexes of a market's events, in the exchange's order."""
+        number = self.truth.tickers.index(ticker)
+        mine = (self.truth.events["market"] == number) & (
+            self.truth.events["kind"] != truth_view.EVENT_HOLE
+        )
+        return np.flatnonzero(mine)
+
+    @cached_property
+    def places(self) -> dict[str, np.ndarray]:
+        """Ticker -> index of the truth's event for each row of the tape; -1 where there is none."""
+        return {ticker: self._match(ticker, rows) for ticker, rows in self.rows.items()}
+
+    def _match(self, ticker: str, rows: np.ndarray) -> np.ndarray:
+        """First with the events that are due, then with all: equal ones are told apart by that."""
+        index = self.market_events(ticker)
+        events = self.truth.events[index]
+        tape = [_key(*r) for r in zip(
+            rows["exchange_us"].tolist(), rows["side"].tolist(), rows["price"].tolist(),
+            rows["delta"].tolist(), ((rows["flags"] & RESET) != 0).tolist(), strict=True,
+        )]  # fmt: skip
+        told = [_key(*r) for r in zip(
+            events["exchange_us"].tolist(), events["side"].tolist(), events["price"].tolist(),
+            events["delta"].tolist(), (events["kind"] == truth_view.EVENT_RESET).tolist(),
+            strict=True,
+        )]  # fmt: skip
+        due = self.due[index]
+        wanted = index[due]
+        if tape == [key for key, is_due in zip(told, due.tolist(), strict=True) if is_due]:
+            return wanted
+        return index[_in_order(tape, told, due.tolist())] if tape and told else np.array([], int)
+
+    @cached_property
+    def overtaken(self) -> bool:
+        """Whether windows closed before everything of them was there, and so may have less."""
+        return bool(self.world.dedup.watch.overtaken)
+
+    @cached_property
+    def replaced(self) -> bool:
+        """Whether a gatherer's database was thrown away in mid-play."""
+        return any(len(host.databases) > 1 for host in self.world.hosts)
+
+
+def _key(us: int, side: int, price: int, delta: int, reset: bool) -> tuple[int, ...]:  # noqa: FBT001
+    return (-1, -1, 0, 0) if reset else (us, side, price, delta)
+
+
+def _in_order(tape: list[tuple[int, ...]], told: list[tuple[int, ...]], due: list[bool]) -> list[int]:
+    """For each row the next equal event, one that is due if there is one in the same microsecond."""
+    made, at = [], 0
+    for key in tape:
+        found = next((n for n in range(at, len(told)) if told[n] == key), -1)
+        if found < 0:
+            made.append(-1)
+            continue
+        better = found
+        while better < len(told) and not due[better] and told[better][0] == key[0]:
+            following = next(
+                (n for n in range(better + 1, len(told)) if told[n] == key), len(told)
+            )
+            if following >= len(told):
+                break
+            better = following
+        chosen = better if better < len(told) and due[better] else found
+        made.append(chosen)
+        at = chosen + 1
+    return made
+
+
+def _received(disk: SimDisk, truth: Truth) -> Received:
+    """As tape.truth_view.read_spool, of a disk in memory."""
+    got = Received()
+    conns: dict[int, int] = {}
+    for _, body in sorted(disk.segments.items()):
+        for record in segment.scan(bytes(body), segment.HEADER_BYTES):
+            if record.kind == segment.KIND_CONTROL:
+                control = orjson.loads(record.payload)
+                if control.get("k") == "connect":
+                    conns[int(control["conn"])] = truth.conn_of_handshake[control["handshake"]]
+            elif record.kind == segment.KIND_FRAMES:
+                frames = segment.decode_frames(record.payload)
+                for one in frames.frames:
+                    truth_view._read_frame(bytes(one), conns[frames.conn], got)
+    return got

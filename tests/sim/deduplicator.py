@@ -1,0 +1,194 @@
+"""The deduplicator's process: the real Pipeline on simulated databases.
+
+Purpose: run `dedup.pipeline.Pipeline` whole: readers, arbiter, waiting rules, publications, fence,
+restart from production. It is started again after each death.
+
+What is imitated: the export to the lake (nothing is exported), health and metrics pages.
+
+Does not do: deciding anything that the product decides. `Watch` only looks on: whether a window was
+closed before everything of it was there, which is what I6 may depend on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from dedup.arbitrate import Arbiter
+from dedup.output import WindowOutput
+from dedup.pipeline import Pipeline
+from marketdata.rows import GathererBatch
+from runtime.health import Health
+from runtime.metrics import Metrics
+from tests.sim.gatherer import fates
+from tests.sim.plan import FaultPlan
+from tests.sim.virtual import Process, Story, VirtualLoop
+
+IDLE_HOLD_MS = 15_000
+GRACE_MS = 2_000
+PATIENCE_S = 30
+
+
+class NoLake:
+    """Stands for dedup.export.Exporter."""
+
+    hours_waiting = 0
+
+    async def open(self, conn: Any) -> None:
+        """Nothing."""
+
+    def due(self, closed_to_us: int) -> bool:
+        return False
+
+    def published(self, made: Any) -> None:
+        """Nothing."""
+
+
+def settings_of(plan: FaultPlan, process: str) -> Any:
+    """As runtime.config.DedupSettings; names of databases carry who asks."""
+    return SimpleNamespace(
+        gatherer_dsns=[f"hot{n}|{process}" for n in range(len(plan.gatherers))],
+        production_dsn=f"production|{process}",
+        window_ms=plan.window_ms,
+        grace_ms=GRACE_MS,
+        idle_hold_ms=IDLE_HOLD_MS,
+        patience_s=PATIENCE_S,
+        merge="runs",
+        poll_ms=plan.poll_ms,
+        final=True,
+    )
+
+
+class Watch:
+    """Whether windows were closed too early for something that came later, and why."""
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+        self.overtaken: dict[str, int] = {}
+        self.closed_windows = 0
+
+    def note(self, why: str) -> None:
+        if why not in self.overtaken:
+            self.story.tell("watch", f"windows close without something: {why}")
+        self.overtaken[why] = self.overtaken.get(why, 0) + 1
+
+    def absorbing(self, arbiter: Arbiter, batch: GathererBatch) -> None:
+        """Something of a window that is closed already?"""
+        inflow = arbiter.inflows[batch.gatherer]
+        new = batch.last_batch_id > inflow.reread[1]
+        if inflow.closed < 0 or not new:
+            return
+        for name, rows in (("rows", batch.deltas), ("trades", batch.trades), ("tickers", batch.tickers)):
+            fresh = rows[rows["batch_id"] > inflow.reread[1]] if len(rows) else rows
+            if len(fresh) and int(fresh["exchange_us"].min()) // inflow.window_us <= inflow.closed:
+                self.note(f"late {name} of gatherer {batch.gatherer}")
+
+    def closing(self, arbiter: Arbiter, output: WindowOutput, *, final: bool) -> None:
+        """Was anybody not waited for?"""
+        self.closed_windows += 1
+        if final:
+            return
+        if arbiter.patience.left_out:
+            self.note(f"left out {sorted(arbiter.patience.left_out)}")
+        for inflow in arbiter.inflows:
+            skew = arbiter.settings.engine_skew_us
+            for run in inflow.runs.values():
+                if (
+                    not run.ended
+                    and not inflow.ended
+                    and run.channel == "orderbook"
+                    and run.shown_us - skew < output.to_us
+                ):
+                    self.note(f"an idle run of gatherer {inflow.gatherer}")
+
+
+class SimPipeline(Pipeline):
+    """The real pipeline, watched."""
+
+    watch: Watch
+
+    def _arbiter(self, standing: Any) -> Arbiter:
+        arbiter = super()._arbiter(standing)
+        watch, absorb, step = self.watch, arbiter.absorb, arbiter.step
+
+        def watched_absorb(batch: GathererBatch) -> None:
+            watch.absorbing(arbiter, batch)
+            absorb(batch)
+
+        def watched_step(*, final: bool = False) -> WindowOutput | None:
+            output = step(final=final)
+            if output is not None:
+                watch.closing(arbiter, output, final=final)
+            return output
+
+        arbiter.absorb = watched_absorb  # type: ignore[method-assign]
+        arbiter.step = watched_step  # type: ignore[method-assign]
+        return arbiter
+
+
+class DedupHost:
+    """The deduplicator's machine: one process after the other, and perhaps a second one."""
+
+    def __init__(self, plan: FaultPlan, story: Story, loop: VirtualLoop) -> None:
+        self.world = plan
+        self.plan = plan.dedup
+        self.story = story
+        self.loop = loop
+        self.rng = random.Random(f"{plan.seed}/dedup-host")
+        self.watch = Watch(story)
+        self.fates = fates(self.plan.crashes_step, self.plan.line_cuts)
+        self.read_fates = fates((), self.plan.read_cuts)
+        self.processes: list[Process] = []
+        self.pipelines: list[SimPipeline] = []
+        self.failures: list[BaseException] = []
+        self.violations: dict[str, int] = {}
+        self.finished = False
+        self.may_finish: Callable[[], bool] = lambda: True
+
+    def start(self, *, again: bool = True) -> None:
+        """A new process; `again`: whoever dies is followed by another one."""
+        if self.finished:
+            return
+        process = Process(f"dedup.{len(self.processes) + 1}", self.story)
+        self.processes.append(process)
+        self.story.tell(process.name, "starts")
+        pipeline = SimPipeline(
+            settings_of(self.world, process.name),
+            NoLake(),  # type: ignore[arg-type]
+            Health("production", "merge", "lake"),
+            Metrics(),
+            lambda: None,
+        )
+        pipeline.watch = self.watch
+        self.pipelines.append(pipeline)
+
+        def ended() -> None:
+            if pipeline.finished:
+                self.story.tell(process.name, "has finished the tape")
+                self.finished = self.may_finish()
+            process.kill("ends")
+
+        def died() -> None:
+            self.failures += process.failures
+            for name, seen in pipeline.invariants.violations.items():
+                self.violations[name] = self.violations.get(name, 0) + seen
+            if again:
+                wait_s = self.plan.down_s * self.rng.uniform(0.5, 1.5)
+                self.loop.call_later(wait_s, self.start)
+
+        process.on_death.append(died)
+        process.start(pipeline.run(), ended)
+
+    def kill(self, name: str) -> None:
+        """All processes die now."""
+        for process in self.processes:
+            if not process.dead:
+                self.story.fault(name, process.name)
+                process.kill(name)
+
+    @property
+    def waiting_for(self) -> list[str]:
+        """What the newest pipeline waits for."""
+        return self.pipelines[-1].waiting_for if self.pipelines else []

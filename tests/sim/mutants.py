@@ -1,0 +1,282 @@
+"""The seeded bugs: real slips that somebody could make in merge, coverage, cursors and publish.
+
+Each is a text of a module and what the slip makes of it. The bug must be caught by a checker on
+some seed (mutate). A bug that is not caught is a weakness of the simulation: strengthen that, never
+this list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One seeded bug."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+    why: str  # what the slip is, in a few words
+
+
+MUTANTS = (
+    # -- claims and coverage
+    Mutant(
+        "claim_starts_too_early", "dedup.window",
+        "return int(us[at]) + 1 + (0 if own else self.skew_us)",
+        "return int(us[at]) - 2_000_000",
+        "a claim begins before the first time that was shown after the snapshot",
+    ),
+    Mutant(
+        "claim_from_snapshot_after_gap", "dedup.tails",
+        "return run.first_seq, run.first_seq - 1",
+        "return 0, 0",
+        "a run after a gap claims from the connection's start",
+    ),
+    Mutant(
+        "skew_margin_forgotten", "dedup.arbitrate",
+        "margin = 0 if alone else self.settings.engine_skew_us",
+        "margin = 0",
+        "progress of a run without the engines' margin",
+    ),
+    Mutant(
+        "proof_beyond_shown_time", "dedup.window",
+        "return max(own_last_us, shown_us - margin)",
+        "return max(own_last_us, shown_us + 3_000_000)",
+        "a quiet run proves more silence than it has shown",
+    ),
+    Mutant(
+        "run_end_reason_ignored", "dedup.arbitrate",
+        'if end.reason == "gap":\n                    self._bequeath(run)',
+        'if end.reason == "gap" and False:\n                    self._bequeath(run)',
+        "the run after a gap does not know which markets were subscribed before it",
+    ),
+    Mutant(
+        "claim_kept_over_reject", "dedup.markets",
+        'self.close_claim(pair, before, rejects[0].reason if rejects else "disputed")',
+        "pass",
+        "rows that could not be placed do not end the claim",
+    ),
+    Mutant(
+        "removed_market_still_claimed", "dedup.window",
+        "return whole or self.ends.get((run.gatherer, run.run_id, market))",
+        "return whole",
+        "a market that left the subscription is claimed on",
+    ),
+    Mutant(
+        "end_of_run_not_told", "dedup.arbitrate",
+        "max(run.z_us - margin, from_us), key in ended, ended.get(key, \"\"),",
+        "max(run.z_us - margin, from_us), False, \"\",",
+        "the progress of an ended run says that it lives",
+    ),
+    Mutant(
+        "open_claim_reaches_for_ever", "marketdata.coverage",
+        "        to_us = run.to_us\n    return _Stretch",
+        "        to_us = run.to_us + 60_000_000\n    return _Stretch",
+        "an open claim reaches beyond its run's progress",
+    ),
+    # -- merge
+    Mutant(
+        "epoch_without_gap_row", "dedup.quiet",
+        "            self.sink.gaps.append(",
+        "            _ = (",
+        "an epoch opens and its gap row is forgotten",
+    ),
+    Mutant(
+        "joined_without_live_time", "dedup.markets",
+        "and 0 <= from_us <= self._live_to(from_us)",
+        "and True",
+        "equal books join without shared live time (rule 7)",
+    ),
+    Mutant(
+        "overlap_not_proven", "marketdata.alignment",
+        "return start, (length if equal.all() else int(np.argmin(equal))), length",
+        "return start, (length if equal[0] else 0), length",
+        "an offset counts when its first event is equal (rule 4)",
+    ),
+    Mutant(
+        "quarantine_not_counted", "dedup.markets",
+        'self.sink.counts["quarantined_rows"] += int(rows.size)',
+        "pass",
+        "rows in quarantine are not accounted for",
+    ),
+    Mutant(
+        "duplicate_witness", "dedup.tails",
+        "masks[start:stop] |= 1 << part.piece.gatherer",
+        "masks[start:] |= 1 << part.piece.gatherer",
+        "a run is named as witness of what follows it",
+    ),
+    Mutant(
+        "witness_forgotten", "dedup.fast",
+        "mask |= 1 << b.gatherer\n",
+        "mask = 1 << b.gatherer\n",
+        "the last gatherer alone is remembered as witness of the last event",
+    ),
+    Mutant(
+        "witness_lost_in_bulk", "dedup.fast",
+        "masks = [sum({1 << b.gatherer for b in t.bunches}) for t in self.taken]",
+        "masks = [1 << t.bunches[0].gatherer for t in self.taken]",
+        "the fast path names the first gatherer only",
+    ),
+    Mutant(
+        "snapshot_at_the_wrong_place", "dedup.markets",
+        "self._place_keyframe(frame, pair.gatherer, epoch, zero + index, us)",
+        "self._place_keyframe(frame, pair.gatherer, epoch, zero + index + 1, us)",
+        "a keyframe stands one event too late",
+    ),
+    Mutant(
+        "floating_rows_thrown_away", "dedup.drafts",
+        "            if soon and ahead.levels != EMPTY_LEVELS:",
+        "            if False and ahead.levels != EMPTY_LEVELS:",
+        "rows before a snapshot in a later window lose their H",
+    ),
+    Mutant(
+        "floating_constant_wrong", "dedup.drafts",
+        "self.constant = (snap.book_hash - snap.running_hash) & MASK",
+        "self.constant = snap.book_hash",
+        "H of rows before a snapshot is not carried back by the difference",
+    ),
+    Mutant(
+        "empty_snapshot_anchors_backwards", "dedup.drafts",
+        "if snap.levels == EMPTY_LEVELS and (had_rows or not self.run.fresh):",
+        "if False:",
+        "an empty first snapshot gives H to the rows before it (rule 2)",
+    ),
+    Mutant(
+        "repeats_not_skipped", "dedup.markets",
+        "rows = rows[fresh]",
+        "pass",
+        "a row read twice is counted as skipped and merged all the same",
+    ),
+    Mutant(
+        "tail_dropped", "dedup.quiet",
+        "market.tail = make_tail(retained.part(len(retained) - keep, len(retained)), masks[-keep:])",
+        "market.tail = None",
+        "what a run behind has not shown yet is not kept",
+    ),
+    Mutant(
+        "numbers_begin_at_zero_again", "dedup.markets",
+        'block["market_seq"] = np.arange(market.count + 1, market.count + n + 1)',
+        'block["market_seq"] = np.arange(market.count, market.count + n)',
+        "off by one in the numbering of the slow path",
+    ),
+    Mutant(
+        "late_rows_appended", "marketdata.merge",
+        'self._reject(piece, first, first + late, "late")',
+        "late = 0",
+        "rows before the end of the tape are appended to it",
+    ),
+    # -- windows and waiting
+    Mutant(
+        "window_of_end_by_read", "dedup.inflow",
+        "key, window = -1, run.max_window",
+        "key, window = -1, self.max_window",
+        "the end of a run goes to the window of whatever was read last",
+    ),
+    Mutant(
+        "grace_forgotten", "dedup.gate",
+        "elif not inflow.ended and inflow.max_received_ns < due_ns:",
+        "elif False:",
+        "a window closes before the others have committed",
+    ),
+    Mutant(
+        "open_runs_not_waited_for", "dedup.gate",
+        "if run.ended or run.channel != \"orderbook\" or inflow.ended:",
+        "if True:",
+        "a window closes while a run has not shown a later time",
+    ),
+    # -- cursors and reading
+    Mutant(
+        "reread_filter_off_by_one", "dedup.inflow",
+        "return window <= self.reread[0] and batch_id <= self.reread[1]",
+        "return window < self.reread[0] and batch_id <= self.reread[1]",
+        "snapshots and ends of the last closed window are taken again after a restart",
+    ),
+    Mutant(
+        "reread_rows_taken_again", "dedup.inflow",
+        'new = (window > self.reread[0]) | (rows["batch_id"] > self.reread[1])\n            keep = np.flatnonzero(new)\n            rows, key, window',
+        'new = (window >= self.reread[0]) | (rows["batch_id"] > self.reread[1])\n            keep = np.flatnonzero(new)\n            rows, key, window',
+        "rows of the last closed window are taken again after a restart",
+    ),
+    Mutant(
+        "reread_from_too_far", "dedup.inflow",
+        "return min(batches, default=self.seen_batch + 1)",
+        "return self.seen_batch + 1",
+        "after a restart reading goes on behind rows that no window has taken",
+    ),
+    Mutant(
+        "xid_window_to_xmax", "dedup.pull",
+        "SELECT pg_snapshot_xmin(pg_current_snapshot())::text",
+        "SELECT pg_snapshot_xmax(pg_current_snapshot())::text",
+        "the window reaches over transactions that are still under way",
+    ),
+    Mutant(
+        "xid_window_not_closed", "dedup.pull",
+        "xid >= $1::text::xid8 AND xid < $2::text::xid8",
+        "xid > $1::text::xid8 AND xid < $2::text::xid8",
+        "the first transaction of each window is left out",
+    ),
+    Mutant(
+        "read_again_not_waited_for", "dedup.pipeline",
+        "        return not missing\n",
+        "        return True\n",
+        "windows close after a restart before everything was read again",
+    ),
+    Mutant(
+        "cursor_guard_forgotten", "gatherer.hot_database",
+        '" WHERE spool_uid = $1 AND segment = $5 AND offset_bytes = $6 AND batch_id = $7"',
+        '" WHERE spool_uid = $1"',
+        "the spool's cursor moves from wherever it stands",
+    ),
+    Mutant(
+        "commit_before_durable", "gatherer.sink",
+        "            await self._spool.wait_durable(batch.end)\n",
+        "",
+        "rows are committed whose records a crash may still lose",
+    ),
+    # -- publish
+    Mutant(
+        "fence_ignored", "dedup.publish",
+        '" received_ns_max = greatest(received_ns_max, $4), counts = $5 WHERE windows = $1",',
+        '" received_ns_max = greatest(received_ns_max, $4), counts = $5",',
+        "a second merger is not stopped",
+    ),
+    Mutant(
+        "lost_answer_published_twice", "dedup.publish",
+        "            if found == before + made.windows:\n                return True",
+        "            if found == before + made.windows:\n                return None",
+        "a commit whose answer was lost is made again",
+    ),
+    Mutant(
+        "states_before_rows", "dedup.publish",
+        "                async with conn.transaction():\n                    await _move(conn, before, made, counts)\n",
+        "                async with conn.transaction():\n                    await _write_states(conn, made, identifiers)\n                async with conn.transaction():\n                    await _move(conn, before, made, counts)\n",
+        "the cursor is stored in a transaction before the rows",
+    ),
+    Mutant(
+        "gone_states_kept", "dedup.publish",
+        'await conn.execute("DELETE FROM arbiter_state WHERE name = ANY($1::text[])", gone)',
+        "pass",
+        "states that are over stay in production",
+    ),
+    Mutant(
+        "late_trades_not_looked_up", "dedup.publish",
+        "known = {row[\"trade_id\"].bytes for row in found}",
+        "known = set()",
+        "a late trade that is there already is stored again",
+    ),
+    Mutant(
+        "trade_memory_too_short", "dedup.union",
+        "MEMORY_WINDOWS: Final = 24",
+        "MEMORY_WINDOWS: Final = 0",
+        "copies of a trade that come a window later are not recognised",
+    ),
+    Mutant(
+        "later_claims_not_replaced", "dedup.publication",
+        "made.claims[(known[c.ticker], c.gatherer, c.run_id, c.from_us)] = c",
+        "made.claims.setdefault((known[c.ticker], c.gatherer, c.run_id, c.from_us), c)",
+        "of two words on one claim in one publication the first one stands",
+    ),
+)  # fmt: skip
