@@ -30,6 +30,7 @@ DURATIONS = {
     "gatherer.discovery": "seconds between rounds",
     "gatherer.feed": "seconds of timers and of the reconnect's backoff",
     "gatherer.lifecycle": "seconds between questions",
+    "gatherer.main": "the interpreter's switch interval in seconds",
     "gatherer.observe": "seconds for the metrics",
     "gatherer.reconcile": "seconds between looks",
     "gatherer.processes": "deadlines in seconds, requests a second",

@@ -9,11 +9,16 @@ import pytest
 
 from gatherer.hot_database import CursorMovedError, HotDatabase
 from gatherer.intake import RowBatch
+from gatherer.packing import PackedBatch
 from marketdata.errors import StorageError
 from runtime.spool import START, Position
 from tests.continuity_feed import Feed, delta, snapshot, ticker, trade
 
 SPOOL = uuid.UUID(int=5)
+
+
+async def _store(database: HotDatabase, batch: RowBatch, last_batch_id: int) -> PackedBatch:
+    return await database.commit(batch, last_batch_id, database.pack(batch, last_batch_id))
 
 
 def _batch(start: Position, end: Position) -> RowBatch:
@@ -28,7 +33,7 @@ async def test_a_batch_moves_the_cursor_with_its_rows(dsn: str) -> None:
         found = await database.open()
         assert (found.cursor, found.batch_id, found.told_ns) == (START, 0, 0)
         end = Position(1, 900)
-        packed = await database.commit(_batch(START, end), found.batch_id)
+        packed = await _store(database, _batch(START, end), found.batch_id)
         assert (packed.batch_id, packed.counts["ticker"]) == (1, 1)
         await database.close()
         again = await database.open()
@@ -45,11 +50,11 @@ async def test_the_same_rows_are_never_stored_twice(dsn: str) -> None:
     try:
         await database.open()
         end = Position(1, 900)
-        await database.commit(_batch(START, end), 0)
+        await _store(database, _batch(START, end), 0)
         with pytest.raises(CursorMovedError):
-            await database.commit(_batch(START, end), 0)
+            await _store(database, _batch(START, end), 0)
         with pytest.raises(CursorMovedError):
-            await database.commit(_batch(Position(1, 100), end), 1)
+            await _store(database, _batch(Position(1, 100), end), 1)
         connection = await asyncpg.connect(dsn)
         assert await connection.fetchval("SELECT count(*) FROM orderbook_delta") == 1
         assert await connection.fetchval("SELECT count(*) FROM ingest_batch") == 1

@@ -13,6 +13,7 @@ import pytest
 from gatherer import refusal
 from gatherer.hot_database import HotDatabase
 from gatherer.intake import RowBatch
+from gatherer.packing import PackedBatch
 from gatherer.refusal import RefusedRow, closing_controls
 from marketdata.errors import StorageError
 from marketdata.rows import DELTA_ROW, ControlKind
@@ -21,6 +22,10 @@ from tests.continuity_feed import Feed, delta, snapshot, ticker, trade
 
 SPOOL = uuid.UUID(int=6)
 END = Position(3, 900)
+
+
+async def _store(database: HotDatabase, batch: RowBatch, last_batch_id: int) -> PackedBatch:
+    return await database.commit(batch, last_batch_id, database.pack(batch, last_batch_id))
 
 
 def _batch(changes: int) -> RowBatch:
@@ -48,7 +53,7 @@ async def test_refused_changes_are_kept_aside_and_the_rest_is_in_order(
         await connection.execute(
             f"ALTER TABLE orderbook_delta ADD CONSTRAINT poison CHECK (seq NOT IN ({seqs}))"
         )
-        packed = await database.commit(_batch(20), 0)
+        packed = await _store(database, _batch(20), 0)
         assert [row.seq for row in database.refused] == poison
         stored = [r["seq"] for r in await connection.fetch("SELECT seq FROM orderbook_delta")]
         assert stored == [seq for seq in range(2, 22) if seq not in poison]
@@ -67,7 +72,7 @@ async def test_refused_changes_are_kept_aside_and_the_rest_is_in_order(
         # The next batch is whole again.
         assert database.refused
         rows = replace(_batch(0).rows, markets=[])
-        await database.commit(RowBatch(rows, END, Position(3, 950), 3_000, 4_000), 1)
+        await _store(database, RowBatch(rows, END, Position(3, 950), 3_000, 4_000), 1)
         assert database.refused == []
     finally:
         await connection.close()
@@ -89,7 +94,7 @@ async def test_each_table_may_lose_a_row_and_ends_what_claimed_it(
     database, connection = await _opened(dsn)
     try:
         await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT poison CHECK (false)")
-        packed = await database.commit(_batch(3), 0)
+        packed = await _store(database, _batch(3), 0)
         assert [row.table for row in database.refused] == [table]
         assert table not in packed.counts
         added = await connection.fetch("SELECT kind FROM control WHERE reason = 'refused_row'")
@@ -107,7 +112,7 @@ async def test_a_value_that_no_column_holds_is_refused_like_any_other(dsn: str) 
         rows = np.frombuffer(batch.rows.deltas, DELTA_ROW).copy()
         rows["exchange_us"][2] = 2**63 - 1
         batch.rows.deltas[:] = rows.tobytes()
-        await database.commit(batch, 0)
+        await _store(database, batch, 0)
         assert [row.seq for row in database.refused] == [4]
         assert await connection.fetchval("SELECT count(*) FROM orderbook_delta") == 4
     finally:
@@ -124,7 +129,7 @@ async def test_a_table_that_refuses_everything_is_an_outage_and_nothing_is_set_a
     try:
         await connection.execute("ALTER TABLE orderbook_delta ADD CONSTRAINT poison CHECK (false)")
         with pytest.raises(StorageError, match="more than 4 rows"):
-            await database.commit(_batch(20), 0)
+            await _store(database, _batch(20), 0)
         assert await connection.fetchval("SELECT count(*) FROM refused_row") == 0
         assert await connection.fetchval("SELECT batch_id FROM spool_cursor") == 0
     finally:
@@ -141,7 +146,7 @@ async def test_rows_that_give_the_others_their_meaning_are_never_set_aside(
     try:
         await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT poison CHECK (false)")
         with pytest.raises(asyncpg.CheckViolationError):
-            await database.commit(_batch(3), 0)
+            await _store(database, _batch(3), 0)
         assert await connection.fetchval("SELECT count(*) FROM ingest_batch") == 0
     finally:
         await connection.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+from typing import Final
 
 import uvloop
 
@@ -21,7 +22,12 @@ from runtime import config, logs
 from runtime.clock import Clock
 from runtime.supervise import Supervisor
 
-EXIT_SETTINGS = 2
+EXIT_SETTINGS: Final = 2
+SWITCH_S: Final = 0.0005
+"""How long a thread waits before it asks the running one for the interpreter. The main thread is
+busy for most of a second at a high rate, and a transaction asks some thirty times: with the usual
+5 ms that alone is 150 ms (50,000 frames/s: p99 of send to commit 342 to 634 ms, with this and
+packing in the main thread 204 to 270)."""
 
 
 async def serve(settings: config.GathererSettings) -> int:
@@ -47,6 +53,7 @@ def main() -> int:
         settings = config.load(config.GathererSettings)
         check(settings)
         logs.setup("gatherer", settings.log_level)
+        sys.setswitchinterval(SWITCH_S)
         logs.get("main").info("starting", **settings.described())
         return uvloop.run(serve(settings))
     except ConfigError as error:

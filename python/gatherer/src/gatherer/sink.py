@@ -7,7 +7,8 @@ Invariants:
   from there. Late, never lost. One that does not answer at all is told, and given up in the end.
 - A row that the database refuses is kept aside and told (refusal); what came after it goes on.
 - The transaction runs in a thread with an event loop of its own: a flood of frames must not delay
-  it by a turn of the main loop at each of its steps.
+  it by a turn of the main loop at each of its steps. What costs the processor is done before.
+- Nobody waits for the group commit: a batch that is due asks the spool to sync it now.
 Does not do: making rows (intake), deciding what a row says (continuity), SQL (hot_database).
 """
 
@@ -247,7 +248,7 @@ class Sink:
             if batch is None:
                 await self._catch_up()
                 continue
-            await self._spool.wait_durable(batch.end)
+            await self._spool.sync()
             await self._commit(batch)
             self.status.state, self.status.reason = "live", ""
             if self._draining and self.status.cursor == self._spool.end:
@@ -258,7 +259,8 @@ class Sink:
     async def _commit(self, batch: RowBatch) -> None:
         status = self.status
         began_ns = self._clock.monotonic_ns()
-        packed = await self._answer(self._database.commit(batch, status.batch_id))
+        ready = self._database.pack(batch, status.batch_id)
+        packed = await self._answer(self._database.commit(batch, status.batch_id, ready))
         self._give_up_s = GIVE_UP_S
         status.cursor, status.batch_id = batch.end, packed.batch_id
         status.batches += 1
