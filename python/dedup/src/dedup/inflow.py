@@ -118,7 +118,11 @@ class SnapItem:
 
 @dataclass(slots=True)
 class EndItem:
-    """The end of a run, or of one market in it (`key` is -1 for a whole run)."""
+    """The end of a run, or of one market in it (`key` is -1 for a whole run).
+
+    `shown_us`: the latest exchange time that the run had shown up to `seq`; -1: none, or the whole
+    run.
+    """
 
     run_id: int
     key: int
@@ -126,6 +130,7 @@ class EndItem:
     seq: int
     batch_id: int
     reason: str
+    shown_us: int = -1
 
 
 @dataclass(slots=True)
@@ -186,7 +191,7 @@ class Inflow:
         self._snapshots(batch.snapshots, before, trace)
         self._trades_and_tickers(batch)
         for control in closings:
-            self._closing(control)
+            self._closing(control, before, trace)
         self.max_received_ns = max(self.max_received_ns, batch.max_received_ns)
         self.seen_batch = max(self.seen_batch, batch.last_batch_id)
 
@@ -350,7 +355,8 @@ class Inflow:
             if shown_us < 0:
                 self.held.append(item)
                 continue
-            window = max((shown_us - self.skew_us) // self.window_us, self._own_window(key, row), 0)
+            shown_window = (shown_us - self.skew_us) // self.window_us
+            window = max(shown_window, self._own_window(key, row.seq), 0)
             if self._is_reread(window, row.batch_id):
                 self.anchors.pop(key, None)
                 continue
@@ -358,31 +364,41 @@ class Inflow:
             run.max_window = max(run.max_window, item.window)
             self.snapshots.append(item)
 
-    def _own_window(self, key: int, row: SnapshotRow) -> int:
-        """Window of the latest row up to the snapshot (a reset's row has its seq) in its pair."""
+    def _own_window(self, key: int, seq: int) -> int:
+        """Window of the pair's latest row up to `seq` (a reset's row has its snapshot's seq)."""
         for chunk in reversed(self.chunks):
-            window = chunk.window_of(key, row.seq)
+            window = chunk.window_of(key, seq)
             if window >= 0:
                 return window
         return 0
 
-    def _closing(self, control: ControlRow) -> None:
+    def _closing(
+        self, control: ControlRow, before: dict[int, int], trace: dict[int, tuple[I64, I64]]
+    ) -> None:
         run = self.runs.get(control.run_id)
         if run is None:
             return  # read again after a restart: dealt with before it
+        shown_us = -1
         if control.kind == ControlKind.RUN_END:
             run.ended = True
             key, window = -1, run.max_window
             self.floats = {k: v for k, v in self.floats.items() if k & LOW != run.run_id}
         else:
             key = pair_key(self.ids[control.market_id], control.run_id)
-            window = max(self.floors.get(key, 0), (run.shown_us - self.skew_us) // self.window_us)
+            # Up to its place in the sequence, not to the end of what was read with it (INV-R1).
+            shown_us = before.get(control.run_id, -1)
+            if control.run_id in trace:
+                seqs, shown = trace[control.run_id]
+                at = int(seqs.searchsorted(control.seq, side="right"))
+                shown_us = int(shown[at - 1]) if at else shown_us
+            shown_window = (shown_us - self.skew_us) // self.window_us
+            window = max(self._own_window(key, control.seq), shown_window, 0)
             if self._is_reread(window, control.batch_id):
                 return
         self.ends.append(
             EndItem(
                 control.run_id, key, max(window, self.closed + 1), control.seq, control.batch_id,
-                control.reason,
+                control.reason, shown_us,
             )
         )  # fmt: skip
 

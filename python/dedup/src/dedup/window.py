@@ -143,9 +143,7 @@ class RunTimes:
         shown_us = run.z_us
         removed = self.ends.get((run.gatherer, run.run_id, market))
         if removed is not None:  # the market left the subscription here
-            seq, us, _ = self.timed(run)
-            before = us[: int(np.searchsorted(seq, removed.seq, side="right"))]
-            shown_us = int(before.max()) if before.size else -1
+            shown_us = min(shown_us, removed.shown_us)
         if shown_us < 0:
             return own_last_us
         margin = 0 if n_markets <= 1 else self.skew_us
