@@ -19,6 +19,7 @@ from tape.output import EXIT_REFUSED
 from tape.plan import plan
 from tape.restore import restore
 from tape.spool import app as spool_app
+from tape.status import status
 from tape.trades import trades
 from tape.verify import verify
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, capture, doctor, plan, coverage, trades, book, verify, restore):
+for command in (demo, capture, doctor, status, plan, coverage, trades, book, verify, restore):
     app.command()(command)
 app.add_typer(spool_app)
 
