@@ -61,7 +61,7 @@ from runtime.spool_read import SpoolReader, SpoolRecord, start_of
 __all__ = ["START", "Position", "SpoolReader", "SpoolRecord", "SpoolWriter", "start_of"]
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
-GROUP_COMMIT_MS: Final = 20
+GROUP_COMMIT_MS: Final = 100
 BUFFER_FULL_BYTES: Final = 32 * 1024 * 1024  # waiting for the disk: stop reading sockets
 BUFFER_MAX_BYTES: Final = 256 * 1024 * 1024  # what was already read when `full` was said must fit
 RETRY_S: Final = 0.5  # after a disk error
