@@ -15,6 +15,7 @@ from tape.capture import capture
 from tape.coverage import coverage
 from tape.demo import demo
 from tape.doctor import doctor
+from tape.exchange import exchange
 from tape.output import EXIT_REFUSED
 from tape.plan import plan
 from tape.restore import restore
@@ -30,7 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, capture, doctor, status, plan, coverage, trades, book, verify, restore):
+commands = (demo, exchange, capture, doctor, status, plan, coverage, trades, book, verify, restore)
+for command in commands:
     app.command()(command)
 app.add_typer(spool_app)
 
