@@ -19,6 +19,7 @@ from dedup.pull import Position, Pull
 from marketdata.errors import StorageError
 from marketdata.rows import GathererBatch
 from runtime.embedded import EmbeddedPostgres
+from runtime.postgres import server_identity
 from tests.gatherer_rows import make_stream, record, write_batches
 
 HOT = Path(runtime.__file__).parent / "migrations" / "gatherer_hot" / "0001_initial.sql"
@@ -193,20 +194,44 @@ async def test_restart_reads_again_from_the_batch_it_is_told(conn: Connection) -
 
 
 async def test_replaced_cluster_goes_on_by_batch_id(conn: Connection) -> None:
-    """Transaction ids of another cluster mean nothing; batch ids without a hole still do."""
+    """Transaction ids of another cluster mean nothing; batch ids still do."""
     made = record(make_stream(5), 0, seed=5)
     await write_batches(conn, made)
-    await conn.execute("DELETE FROM ingest_batch WHERE batch_id = $1", len(made) - 1)
     elsewhere = Position(system_identifier=1, next_xid=1 << 40, last_batch_id=3)
     found, position = await read_all(conn, elsewhere)
     assert position.by_batch
-    assert [b.last_batch_id for b in found][-1] == len(made) - 2, "it stops before a hole"
-    assert joined(found)["deltas"] == joined(made[3:-2])["deltas"]
+    assert joined(found)["deltas"] == joined(made[3:])["deltas"]
     resumed = await puller.resume(conn, 1, 4)
     assert resumed.by_batch
     assert resumed.last_batch_id == 3
     with pytest.raises(StorageError, match="was replaced"):
         await puller.pull(conn, 0, Position(1, 0, len(made) + 5))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_batches_that_are_gone_are_told_after_a_restart(
+    conn: Connection, replaced: bool
+) -> None:
+    """A read ends before a hole, and the next one says what is missing before it."""
+    made = record(make_stream(5), 0, seed=5, disconnects=1)
+    await write_batches(conn, made)
+    identity = await server_identity(conn)
+    holes = [(4, 6), (9, 10)]
+    for first, after in holes:
+        await conn.execute(
+            "DELETE FROM ingest_batch WHERE batch_id >= $1 AND batch_id < $2", first, after
+        )
+    position = await puller.resume(conn, 1 if replaced else identity, 4)
+    assert position.by_batch == replaced
+    told = []
+    while (got := await puller.pull(conn, 0, position)).batch is not None:
+        assert got.batch.first_batch_id == (got.gone.to_batch if got.gone else -1)
+        told.append((got.gone.from_batch, got.gone.to_batch))
+        position = got.position
+    assert told == holes
+    assert position.last_batch_id == len(made)
+    fresh = await puller.pull(conn, 0, Position())
+    assert fresh.gone is None, "a tape that begins has lost nothing"
 
 
 async def test_deleted_rows_are_noticed(conn: Connection) -> None:

@@ -6,7 +6,9 @@ What holds:
   fixed by the tape, not by the clock: an undisturbed and a killed deduplicator leave equal lakes.
 - Objects first, then the lake's version, then production's note of both in one transaction. A crash
   anywhere repeats what was not noted and changes no byte.
-- A lake that lost its versions is written again from production.
+- What the lake lost is made again from production with the same bytes (dedup.repair_lake).
+- Production that was restored from an older state finds its moments in the lake's versions: what
+  it gives again is compared and not written; what differs becomes a new version, and is told.
 
 Does not do: merging; the form of objects (kalshilake).
 """
@@ -20,19 +22,23 @@ from typing import Any, Final
 import asyncpg
 import pyarrow as pa
 
-from dedup import hours, metadata
+from dedup import hours, metadata, repair_lake
 from dedup.coverage_rows import coverage_records
 from dedup.proof import load_evidence
 from dedup.publication import HOUR_US, Publication
+from dedup.repair_lake import Noted
 from kalshilake.manifest import ObjectRecord
 from kalshilake.store import Store
 from kalshilake.tables import records_table
-from kalshilake.write import Commit, commit_version, load_head, write_hour
+from kalshilake.write import Commit, commit_version, load_head, load_version, write_hour
 from marketdata.errors import StorageError
+from runtime import logs
 from runtime.postgres import TRANSIENT, Connection, connect
 
 LAG_US: Final = 60_000_000
 META_TRIES_MAX: Final = 20
+
+log = logs.get("export")
 
 _ROW_TABLES: Final[Mapping[str, Callable[[Connection, int, Mapping[int, str]], Any]]] = {
     "orderbook_deltas": hours.delta_table,
@@ -54,30 +60,37 @@ class Exporter:
         self._store = store
         self._meta_dsns = list(meta_dsns)
         self._dirty: dict[int, tuple[bool, bool]] = {}
+        self._lost: list[Noted] = []  # of the lake, to be made again
+        self._unlisted = False  # the newest version is gone
+        self._head = 0  # newest version of the lake when it was opened
         self._exported_to_us = 0
         self.version = 0
         self.version_sha256 = ""
         self.objects_written = 0
+        self.not_made_again: list[str] = []  # lost, and production gives other bytes now
+        self.differing: list[str] = []  # the lake had other bytes of a moment that came again
         self.coverage_us: dict[str, int] = {}  # status -> microseconds of the exported hours
         self._coverage_by_hour: dict[int, dict[str, int]] = {}
 
     async def open(self, conn: Connection) -> None:
-        """Load what is dirty; a lake without our version is written anew."""
+        """Load what is dirty and what the lake lost."""
         rows = await conn.fetch("SELECT hour_us, rows_dirty, proof_dirty FROM lake_hour")
         self._dirty = {
             r["hour_us"]: (r["rows_dirty"], r["proof_dirty"])
             for r in rows
             if r["rows_dirty"] or r["proof_dirty"]
         }
+        head = await asyncio.to_thread(load_head, self._store)
+        self._head = 0 if head is None else head.version.version
         noted = await conn.fetchrow("SELECT * FROM lake_version")
         if noted is None:
             return
-        head = await asyncio.to_thread(load_head, self._store)
-        if head is None or head.version.version < noted["version"]:
-            self._dirty = {r["hour_us"]: (True, True) for r in rows}
-            return
         self._exported_to_us = noted["exported_to_us"]
         self.version, self.version_sha256 = noted["version"], noted["sha256"]
+        self._unlisted = self._head < self.version
+        since_us = None if self._unlisted else repair_lake.CHECKED_US
+        objects = await repair_lake.noted_objects(conn, since_newest_us=since_us)
+        self._lost = await asyncio.to_thread(repair_lake.lost, self._store, objects)
 
     def published(self, made: Publication) -> None:
         """Take note of the hours that a committed publication touched."""
@@ -89,13 +102,27 @@ class Exporter:
             )
 
     def due(self, closed_to_us: int) -> bool:
-        """Whether the tape has passed the next moment of export."""
+        """Whether the tape has passed the next moment of export, or the lake lost something."""
+        return self._moment(closed_to_us) or self._unlisted or bool(self._lost)
+
+    def _moment(self, closed_to_us: int) -> bool:
         return export_hour_of(closed_to_us) > export_hour_of(self._exported_to_us)
 
     @property
     def hours_waiting(self) -> int:
         """Hours that differ from what the lake holds."""
-        return len(self._dirty)
+        hours = self._dirty.keys() | {item.hour_us for item in self._lost}
+        return len(hours) or int(self._unlisted)
+
+    def told(self) -> str:
+        """What somebody has to look at; "" where nothing is."""
+        parts = []
+        if self.not_made_again:
+            lost = ", ".join(self.not_made_again)
+            parts.append(f"lost, and production gives other bytes now: {lost}")
+        if self.differing:
+            parts.append(f"the lake had another history from here on: {self.differing[0]}")
+        return "; ".join(parts)
 
     async def export(
         self,
@@ -111,60 +138,146 @@ class Exporter:
         Raises:
             StorageError, LakeError: the lake or a database refused; nothing was noted.
         """
+        await self._heal(conn, names)
+        if not final and not self._moment(closed_to_us):
+            return None
         ready = sorted(
             hour for hour in self._dirty if final or hour + HOUR_US + LAG_US <= closed_to_us
         )
-        records: list[ObjectRecord] = []
-        for hour in ready:
-            rows_dirty, _ = self._dirty[hour]
-            known_ns = await self._known_ns(conn, hour, received_ns_max)
-            records += await self._export_hour(
-                conn, hour, closed_to_us, known_ns, names, with_rows=rows_dirty
-            )
-        commit = None
-        if records:
-            commit = await asyncio.to_thread(
-                commit_version, self._store, records, watermark_us=closed_to_us
-            )
+        asked = (conn, ready, closed_to_us, received_ns_max, names)
+        commit = await asyncio.to_thread(self._twin, closed_to_us) if ready else None
+        records = None if commit is None else await self._write(*asked, twin=commit)
+        if records is None:
+            commit, records = None, await self._write(*asked)
+            assert records is not None, "only a comparison can fail"
+            if records:
+                commit = await asyncio.to_thread(
+                    commit_version, self._store, records, watermark_us=closed_to_us
+                )
+        if commit is not None:
             self.version, self.version_sha256 = commit.version.version, commit.sha256
-            self.objects_written += len(records)
         await self._note(conn, ready, records, closed_to_us)
         self._exported_to_us = closed_to_us
         for hour in ready:
             del self._dirty[hour]
         return commit
 
+    def _twin(self, closed_to_us: int) -> Commit | None:
+        """The version that the lake has of this moment already: a crash came before its note, or
+        production was restored from an older state."""
+        for number in range(self.version + 1, self._head + 1):
+            found = load_version(self._store, number)
+            if found.version.watermark_us == closed_to_us:
+                return found
+        return None
+
+    async def _write(
+        self,
+        conn: Connection,
+        ready: Sequence[int],
+        closed_to_us: int,
+        received_ns_max: int,
+        names: Mapping[int, str],
+        twin: Commit | None = None,
+    ) -> list[ObjectRecord] | None:
+        """Write the objects of these hours; with `twin` only compare them with what it lists: None
+        at the first that differs."""
+        listed = {} if twin is None else {o.key: o for o in twin.version.objects}
+        records: list[ObjectRecord] = []
+        for hour in ready:
+            rows_dirty, _ = self._dirty[hour]
+            known_ns = await self._known_ns(conn, hour, received_ns_max)
+            tables = [*_ROW_TABLES, "markets"] if rows_dirty else []
+            for table in (*tables, "coverage"):
+                rows = await self._table(conn, table, hour, closed_to_us, known_ns, names)
+                if not rows.num_rows:
+                    continue
+                if twin is None:
+                    records.append(
+                        await asyncio.to_thread(
+                            write_hour, self._store, table, hour, rows, watermark_us=closed_to_us
+                        )
+                    )
+                    self.objects_written += 1
+                    continue
+                record = await asyncio.to_thread(repair_lake.record_of, table, hour, rows)
+                if listed.get(record.key) != record:
+                    self._head = 0  # from here on the lake's later versions are another history
+                    self.differing.append(record.key)
+                    log.error("the lake has another hour than production", object=record.key)
+                    return None
+                records.append(record)
+        return records
+
+    async def _heal(self, conn: Connection, names: Mapping[int, str]) -> None:
+        """Make again what the lake lost; hours that are exported again anyway are left to that."""
+        for item in self._lost:
+            rows_dirty, proof_dirty = self._dirty.get(item.hour_us, (False, False))
+            if not rows_dirty and not (proof_dirty and item.table == "coverage"):
+                await self._put_back(conn, item, names)
+        self._lost = []
+        if self._unlisted:
+            await self._list_again(conn)
+            self._unlisted = False
+
+    async def _put_back(self, conn: Connection, item: Noted, names: Mapping[int, str]) -> None:
+        closed_to_us = item.watermark_us or self._exported_to_us
+        known_ns = await self._known_ns(conn, item.hour_us, 0)
+        rows = await self._table(conn, item.table, item.hour_us, closed_to_us, known_ns, names)
+        record = await asyncio.to_thread(repair_lake.record_of, item.table, item.hour_us, rows)
+        if record.sha256 != item.sha256:
+            self.not_made_again.append(item.key)
+            log.error("lost, and production gives other bytes now", object=item.key)
+            return
+        await asyncio.to_thread(
+            write_hour, self._store, item.table, item.hour_us, rows, watermark_us=closed_to_us
+        )
+        log.warning("lost and made again", object=item.key)
+
+    async def _list_again(self, conn: Connection) -> None:
+        """The newest version again; where that cannot be, everything is exported anew."""
+        objects = await repair_lake.noted_objects(conn)
+        records = await asyncio.to_thread(repair_lake.listed_again, self._store, objects)
+        if records is None:
+            hours_us = [r["hour_us"] for r in await conn.fetch("SELECT hour_us FROM lake_hour")]
+            self._dirty = dict.fromkeys(hours_us, (True, True))
+            self._exported_to_us = self.version = 0
+            return
+        made = await asyncio.to_thread(
+            commit_version,
+            self._store,
+            records,
+            watermark_us=max(item.watermark_us for item in objects) or self._exported_to_us,
+        )
+        if made.sha256 != self.version_sha256:
+            log.warning("the lake's list begins anew", version=made.version.version)
+            await conn.execute(
+                "UPDATE lake_version SET version = $1, sha256 = $2",
+                made.version.version,
+                made.sha256,
+            )
+        self.version, self.version_sha256 = made.version.version, made.sha256
+
     async def _known_ns(self, conn: Connection, hour: int, received_ns_max: int) -> int:
         """Receipt up to which market metadata count for this hour: fixed by its first export."""
         held = await conn.fetchval("SELECT known_ns FROM lake_hour WHERE hour_us = $1", hour)
         return int(held or received_ns_max)
 
-    async def _export_hour(
+    async def _table(
         self,
         conn: Connection,
+        table: str,
         hour: int,
         closed_to_us: int,
         known_ns: int,
         names: Mapping[int, str],
-        *,
-        with_rows: bool,
-    ) -> list[ObjectRecord]:
-        made: dict[str, pa.Table] = {}
-        if with_rows:
-            for table, read in _ROW_TABLES.items():
-                made[table] = await read(conn, hour, names)
-            made["markets"] = await self._markets(conn, hour, known_ns)
-        records = await self._coverage(conn, hour, closed_to_us)
-        made["coverage"] = records_table("coverage", records)
-        written = []
-        for table, rows in made.items():
-            if rows.num_rows:
-                written.append(
-                    await asyncio.to_thread(
-                        write_hour, self._store, table, hour, rows, watermark_us=closed_to_us
-                    )
-                )
-        return written
+    ) -> pa.Table:
+        """The rows of one object."""
+        if table == "coverage":
+            return records_table(table, await self._coverage(conn, hour, closed_to_us))
+        if table == "markets":
+            return await self._markets(conn, hour, known_ns)
+        return await _ROW_TABLES[table](conn, hour, names)
 
     async def _coverage(
         self, conn: Connection, hour: int, closed_to_us: int
@@ -228,10 +341,13 @@ class Exporter:
         """Production's note of what the lake holds now."""
         async with conn.transaction():
             await conn.executemany(
-                "INSERT INTO export_object VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (key)"
+                "INSERT INTO export_object VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (key)"
                 " DO UPDATE SET n_rows = excluded.n_rows, n_bytes = excluded.n_bytes,"
-                " sha256 = excluded.sha256",
-                [(r.key, r.table, r.hour_us, r.rows, r.bytes, r.sha256) for r in records],
+                " sha256 = excluded.sha256, watermark_us = excluded.watermark_us",
+                [
+                    (r.key, r.table, r.hour_us, r.rows, r.bytes, r.sha256, closed_to_us)
+                    for r in records
+                ],
             )
             await conn.execute(
                 "UPDATE lake_hour SET rows_dirty = false, proof_dirty = false,"

@@ -29,6 +29,7 @@ from dedup.output import ArbiterSettings, WindowOutput
 from dedup.publication import Publication, publication_of
 from dedup.publish import Publisher, Standing, broken_once_failed
 from dedup.readers import GathererReader
+from dedup.state import known_runs
 from dedup.status import Tally
 from marketdata.errors import LakeError, StorageError
 from marketdata.rows import GathererBatch
@@ -96,6 +97,7 @@ class Pipeline:
         self.invariants = Invariants()
         self.tally = Tally()
         self.waiting_for: list[str] = []
+        self.gone: dict[int, list[str]] = {}  # gatherer -> what it no longer had
         self.finished = False
 
     def _held_up(self, why: str) -> None:
@@ -182,6 +184,7 @@ class Pipeline:
             self._settings.gatherer_dsns[gatherer],
             poll_s=self._settings.poll_ms / 1000,
             resume_at=resume_at,
+            runs=known_runs(standing.named_states, gatherer),
         )
 
     def _read_again(self, standing: Standing) -> bool:
@@ -282,7 +285,8 @@ class Pipeline:
             log.warning("export failed", reason=str(error))
             return
         self._export_tried_s = 0.0
-        self._health.set("lake", "ok")
+        told = self.exporter.told()
+        self._health.set("lake", "degraded" if told else "ok", told)
         self._metrics.histogram("export_seconds").observe(time.monotonic() - began_s)
 
     def _report(self) -> None:
@@ -290,7 +294,11 @@ class Pipeline:
         patience_s = float(self._settings.patience_s)
         for reader in self.readers:
             name = f"gatherer{reader.index}"
-            if reader.answering:
+            if reader.gone:
+                self.gone[reader.index] = reader.gone
+            if reader.answering and reader.index in self.gone:
+                self._health.set(name, "degraded", "; ".join(self.gone[reader.index]))
+            elif reader.answering:
                 self._health.set(name, "ok")
             elif reader.silent_s() < patience_s:
                 self._health.set(name, "degraded", reader.reason or "connecting")

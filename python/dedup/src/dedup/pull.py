@@ -15,6 +15,9 @@ If the cluster was replaced (another system identifier) transaction ids mean not
 reader then goes by batch id and takes only what follows without a hole, which the gatherer's one
 writer guarantees.
 
+After a restart the batches that follow may not be there any more. Where the next one is not the
+one that follows, the read says so (`Pull.gone`), and ends before the hole or begins behind it.
+
 Does not do: deciding when to read, retrying, merging.
 """
 
@@ -30,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.columns import picked
+from dedup.lost import Gone
 from marketdata.errors import StorageError
 from marketdata.rows import (
     BATCH_TICKER,
@@ -71,7 +75,8 @@ class Position:
     """Where the reading of one gatherer stands; everything before it was read.
 
     `system_identifier` 0 means that nothing was ever read. `by_batch` is set for good once the
-    cluster was found replaced.
+    cluster was found replaced. `holes` are batches that are gone, as (first, first after them);
+    after a restart they are not `checked` until something is read.
     """
 
     system_identifier: int = 0
@@ -79,6 +84,8 @@ class Position:
     last_batch_id: int = 0
     by_batch: bool = False
     markets_known: bool = False
+    checked: bool = True
+    holes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +93,14 @@ class Pull:
     """The outcome of one read. `batch` is None when nothing new was committed.
 
     `backlog` counts batches that were already committed, as far as ids tell, and not yet read.
+    `gone`: what is missing before the batch.
     """
 
     batch: GathererBatch | None
     position: Position
     rows: int
     backlog: int
+    gone: Gone | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ async def resume(conn: Connection, system_identifier: int, from_batch: int) -> P
         next_xid = int(row["at"])
     else:
         next_xid = 0 if row["before"] is None else int(row["before"]) + 1
-    return Position(here, next_xid, from_batch - 1)
+    return Position(here, next_xid, from_batch - 1, checked=from_batch <= 1)
 
 
 async def pull(
@@ -160,11 +169,18 @@ async def pull(
         elif position.system_identifier != here:
             position = await _moved(conn, here, position.last_batch_id)
         newest = await conn.fetchval("SELECT coalesce(max(batch_id), 0) FROM ingest_batch")
+        if not position.checked and newest > position.last_batch_id:
+            holes = await _holes(conn, position.last_batch_id + 1)
+            position = replace(position, checked=True, holes=holes)
         chosen = await _choose(conn, position, max_rows)
         if not chosen.ids:
             after = replace(position, next_xid=chosen.xid_after)
             return Pull(None, after, 0, max(0, newest - position.last_batch_id))
         batch = await _read(conn, gatherer, position, chosen)
+        gone = None
+        if position.holes and chosen.first >= position.holes[0][1]:
+            gone = await _gone(conn, *position.holes[0])
+            position = replace(position, holes=position.holes[1:])
     rows = len(batch.deltas) + len(batch.snapshots) + len(batch.trades) + len(batch.tickers)
     after = replace(
         position,
@@ -172,7 +188,29 @@ async def pull(
         last_batch_id=max(position.last_batch_id, batch.last_batch_id),
         markets_known=True,
     )
-    return Pull(batch, after, rows + len(batch.controls), max(0, newest - after.last_batch_id))
+    backlog = max(0, newest - after.last_batch_id)
+    return Pull(batch, after, rows + len(batch.controls), backlog, gone)
+
+
+async def _holes(conn: Connection, expected: int) -> tuple[tuple[int, int], ...]:
+    """Batches from `expected` on that are not there although later ones are."""
+    found = await conn.fetch(
+        "SELECT before + 1 AS first, batch_id FROM (SELECT batch_id,"
+        " lag(batch_id, 1, $1 - 1) OVER (ORDER BY batch_id) AS before"
+        " FROM ingest_batch WHERE batch_id >= $1) AS read WHERE batch_id > before + 1"
+        " ORDER BY batch_id",
+        expected,
+    )
+    return tuple((r["first"], r["batch_id"]) for r in found)
+
+
+async def _gone(conn: Connection, from_batch: int, to_batch: int) -> Gone:
+    rows = await conn.fetch(
+        "SELECT run_id FROM control WHERE kind = $1 AND batch_id >= $2",
+        ControlKind.RUN_START,
+        to_batch,
+    )
+    return Gone(from_batch, to_batch, frozenset(r["run_id"] for r in rows))
 
 
 async def ended(conn: Connection, position: Position) -> bool:
@@ -208,7 +246,7 @@ async def _moved(conn: Connection, here: int, last_batch_id: int) -> Position:
             f"batch {newest}, before batch {last_batch_id} that was already read",
             hint="restore its database, or leave this gatherer out and start a new tape",
         )
-    return Position(here, 0, last_batch_id, by_batch=True)
+    return Position(here, 0, last_batch_id, by_batch=True, checked=last_batch_id < 1)
 
 
 async def _choose(conn: Connection, position: Position, max_rows: int) -> _Chosen:
@@ -221,7 +259,10 @@ async def _choose(conn: Connection, position: Position, max_rows: int) -> _Chose
             position.last_batch_id,
             MAX_BATCHES_PER_PULL,
         )
-        found = [r for i, r in enumerate(found) if r["batch_id"] == position.last_batch_id + 1 + i]
+        first = position.last_batch_id + 1
+        if position.holes and position.holes[0][0] == first:
+            first = position.holes[0][1]
+        found = [r for i, r in enumerate(found) if r["batch_id"] == first + i]
     else:
         window = "xid >= $1::text::xid8 AND xid < $2::text::xid8 ORDER BY ingest_batch.xid"
         found = await conn.fetch(
@@ -231,7 +272,10 @@ async def _choose(conn: Connection, position: Position, max_rows: int) -> _Chose
             MAX_BATCHES_PER_PULL,
         )
     taken, rows = 0, 0
+    ahead = [h for h, _ in position.holes if found and h > found[0]["batch_id"]]
     for row in found:
+        if ahead and row["batch_id"] > ahead[0]:
+            break
         rows += row["n_rows"]
         if taken and rows > max_rows:
             break

@@ -5,6 +5,7 @@ What holds:
 - No reader runs more than AHEAD_NS of received time ahead of another one that still has rows to
   give: the merge would have to hold what it cannot use, and would take a late answer for silence.
 - A database that does not answer holds the others up for at most `patience_s`.
+- After a restart only rows of runs count whose beginning is known (dedup.lost).
 
 Does not do: merging; deciding what silence means (the arbiter does).
 """
@@ -14,14 +15,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal
 
 import asyncpg
 
+from dedup.lost import KnownRuns
 from dedup.pull import MAX_ROWS_PER_PULL, Position, Pull, ended, pull, resume, tell
 from marketdata.errors import StorageError
 from marketdata.rows import GathererBatch
+from runtime import logs
 from runtime.postgres import TRANSIENT, Connection, backoff_s, connect
 
 READ_TIMEOUT_S: Final = 60.0
@@ -29,11 +32,14 @@ CLOSE_TIMEOUT_S: Final = 1.0
 AHEAD_NS: Final = 10_000_000_000
 TELL_S: Final = 5.0  # between two words to a gatherer on how far we are
 
+log = logs.get("readers")
+
 State = Literal["starting", "reading", "idle", "ended", "down", "refused"]
 
 
 class GathererReader:
-    """Reads one gatherer. `resume_at`: (system identifier, batch to read again from)."""
+    """Reads one gatherer. `resume_at`: (system identifier, batch to read again from); `runs`: those
+    that the arbiter knew when it stopped."""
 
     def __init__(
         self,
@@ -42,6 +48,7 @@ class GathererReader:
         *,
         poll_s: float,
         resume_at: tuple[int, int] | None = None,
+        runs: Iterable[int] = (),
         max_rows: int = MAX_ROWS_PER_PULL,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -49,6 +56,7 @@ class GathererReader:
         self.position = Position()
         self.state: State = "starting"
         self.reason = ""
+        self.gone: list[str] = []  # what the gatherer no longer had when it was read again
         self.rows = 0
         self.backlog = 0
         self.errors = 0
@@ -57,6 +65,7 @@ class GathererReader:
         self._dsn = dsn
         self._poll_s = poll_s
         self._resume_at = resume_at
+        self._runs = None if resume_at is None else KnownRuns(runs)
         self._max_rows = max_rows
         self._monotonic = monotonic
         self._conn: Connection | None = None
@@ -83,6 +92,11 @@ class GathererReader:
         """Everything up to this batch is on the tape: the gatherer may forget how it came."""
         self._stored = batch_id
 
+    @property
+    def left_out(self) -> int:
+        """Rows that were read and not used: the beginning of their run is gone."""
+        return 0 if self._runs is None else self._runs.left_out
+
     async def read(self) -> GathererBatch | None:
         """The next batches; None when there is nothing or no answer (see `state`). Paced."""
         if self._failures:
@@ -108,7 +122,10 @@ class GathererReader:
         self.rows += got.rows
         self.max_received_ns = max(self.max_received_ns, got.batch.max_received_ns)
         self.state = "reading"
-        return got.batch
+        if got.gone is not None:
+            self.gone.append(got.gone.told())
+            log.error("rows are gone", gatherer=self.index, reason=got.gone.told())
+        return got.batch if self._runs is None else self._runs.usable(got.batch, got.gone)
 
     async def _pull(self) -> Pull:
         if self._conn is None or self._conn.is_closed():

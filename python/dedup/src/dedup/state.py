@@ -37,6 +37,14 @@ class _Core(msgspec.Struct):
     floors: tuple[int, int]  # of the memories of trades and of tickers
 
 
+def known_runs(named_states: Mapping[str, bytes], gatherer: int) -> list[int]:
+    """Runs of a gatherer that a stored state knows."""
+    if "core" not in named_states:
+        return []
+    core = msgspec.msgpack.decode(named_states["core"], type=_Core)
+    return [run.run_id for run in core.runs if run.gatherer == gatherer]
+
+
 class ArbiterState:
     """The memory of one arbiter."""
 
