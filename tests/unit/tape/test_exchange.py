@@ -42,9 +42,12 @@ async def test_what_it_says_to_type_records_it(open_folder: Path) -> None:
     )  # fmt: skip
     assert played.stdout is not None
     try:
-        said = [(await played.stdout.readline()).decode().strip() for _ in range(5)]
+        said = [(await played.stdout.readline()).decode().strip() for _ in range(4)]
         typed = shlex.split(next(line for line in said if line.startswith("tape capture")))
         typed[-1] = str(tape)
+        examined = shlex.split(next(line for line in said if line.startswith("tape doctor")))
+        asked = await asyncio.create_subprocess_exec(*TAPE, *examined[1:], "--out", str(tape))
+        assert await asked.wait() == 0
         recorded = await asyncio.create_subprocess_exec(*TAPE, *typed[1:], "--seconds", "8")
         assert await recorded.wait() == 0
         verified = await asyncio.create_subprocess_exec(

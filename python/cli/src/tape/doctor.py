@@ -205,13 +205,19 @@ def doctor(
     key_file: Annotated[Path | None, typer.Option(help="its private key, PEM")] = None,
     env: Annotated[str | None, typer.Option(help="prod or demo")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the tape")] = None,
+    ws_url: Annotated[str | None, typer.Option(help="another WebSocket address")] = None,
+    rest_url: Annotated[str | None, typer.Option(help="another REST address")] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="trust this certificate too")] = None,
     config: Annotated[Path | None, typer.Option(help="settings as TOML")] = None,
     json_line: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,  # noqa: FBT002
 ) -> None:
     """Try everything that a capture needs and say what to do about what fails."""
 
     def run() -> int:
-        flags = {"key_id": key_id, "key_file": key_file, "env": env, "out": out}
+        flags = {
+            "key_id": key_id, "key_file": key_file, "env": env, "out": out, "ws_url": ws_url,
+            "rest_url": rest_url, "ca_file": ca_file,
+        }  # fmt: skip
         found = asyncio.run(examine(resolve(config, os.environ, flags).config))
         if json_line:
             sys.stdout.write(json.dumps([asdict(finding) for finding in found]) + "\n")
