@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dedup import inflow as module
+from dedup.arbitrate import Arbiter
 from dedup.inflow import Chunk, Inflow
 from marketdata.rows import DELTA_ROW, DeltaFlag, GathererBatch
-from tests.hand import QUICK, Hand, us
+from tests.hand import QUICK, Hand, drain, us
 
 INFERRED = int(DeltaFlag.TS_INFERRED)
 
@@ -150,6 +151,65 @@ def test_the_end_of_a_run_comes_after_all_its_rows() -> None:
     inflow = taken(hand.commit())
     assert [e.window for e in inflow.ends] == [us(2_500) // QUICK.window_us]
     assert inflow.ended
+
+
+def test_the_end_of_a_run_that_showed_nothing_makes_no_window() -> None:
+    """Which window would be its own followed from when it was read, and with it the market ids of
+    production (found by the simulation)."""
+    hand = opened()
+    hand.end("gap")
+    hand.start(3_000, "gap")
+    hand.stop()
+    inflow = taken(hand.commit())
+    assert [e.run_id for e in inflow.lapsed(set())] == [1, 2]
+    assert (inflow.ends, inflow.next_window()) == ([], None)
+
+
+def test_the_end_of_a_run_of_which_a_window_took_something_keeps_its_window() -> None:
+    """After a restart the run itself does not tell any more that it had rows."""
+    hand = opened()
+    hand.stop()
+    inflow = taken(hand.commit())
+    assert inflow.lapsed({1}) == []
+    assert len(inflow.ends) == 1
+
+
+def test_a_market_that_leaves_before_its_run_showed_a_time_waits_for_that_time() -> None:
+    hand = opened()
+    hand.control("market_removed", run_id=1, seq=hand.seq, market_id=1)
+    inflow = taken(hand.commit())
+    assert (inflow.ends, len(inflow.held_ends), inflow.reread_from()) == ([], 1, 1)
+    hand.delta(3_050, "B", 10_000, 1)
+    inflow.absorb(hand.commit())
+    assert [e.window for e in inflow.ends] == [us(2_950) // QUICK.window_us]
+    assert inflow.held_ends == []
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_a_run_that_showed_nothing_gives_the_same_outputs_however_it_was_read(reads: int) -> None:
+    steady, odd = Hand(0), Hand(1)
+    steady.start(0)
+    steady.snap("A", {10_000: 5})
+    odd.start(0)
+    odd.snap("B", {10_000: 5})
+    odd.control("market_removed", run_id=1, seq=odd.seq, market_id=2)
+    odd.end("gap")
+    for ms in range(100, 6_000, 100):
+        steady.delta(ms, "A", 10_000, 1)
+    steady.stop()
+    arbiter, outputs = Arbiter(2, QUICK), []
+    if reads == 1:
+        odd.control("gatherer_end")
+        arbiter.absorb(odd.commit())
+        arbiter.absorb(steady.commit())
+    else:
+        arbiter.absorb(steady.commit())
+        arbiter.absorb(odd.commit(9_000))
+        outputs += drain(arbiter)
+        odd.control("gatherer_end")
+        arbiter.absorb(odd.commit())
+    outputs += drain(arbiter, final=True)
+    assert [o.window for o in outputs] == [us(0) // QUICK.window_us + n for n in range(6)]
 
 
 def test_the_end_of_a_run_nobody_knows_any_more_is_ignored() -> None:

@@ -32,7 +32,7 @@ from dedup.beginnings import count_equal, first_rows, first_snapshots
 from dedup.columns import by_run, joined, picked, stable_order
 from dedup.fast import Bunch, FastPath
 from dedup.gate import Patience, reasons_to_wait
-from dedup.inflow import LOW, Cut
+from dedup.inflow import LOW, Cut, EndItem, Inflow
 from dedup.markets import Context, MarketWindow
 from dedup.naive import naive_blocks
 from dedup.output import ArbiterSettings, MergedSnapshot, WindowOutput
@@ -101,6 +101,9 @@ class Arbiter(ArbiterState):
             inflow.ids[market_id] = self._index(ticker)
             self._new_ids[batch.gatherer] = True
         inflow.absorb(batch)
+        taken = {run_id for gatherer, run_id in self.carried if gatherer == batch.gatherer}
+        for end in inflow.lapsed(taken):
+            self._forget_run(inflow, end)
         self.patience.delivered(batch.gatherer)
 
     def nothing_new(self, gatherer: int) -> None:
@@ -181,7 +184,7 @@ class Arbiter(ArbiterState):
             reasons = special.get(index, set())
             if self._taken_in_bulk(market, index, reasons, fast, context, cuts):
                 continue
-            given, ahead = self._given(index, fast.bunches.get(index, []), cuts, runs)
+            given, ahead = self._given(market, index, fast.bunches.get(index, []), cuts, runs)
             MarketWindow(market, index, context).run(given, ahead)
             self._note_unsettled(market)
         fast.finish()
@@ -246,12 +249,17 @@ class Arbiter(ArbiterState):
         return special
 
     def _given(
-        self, index: int, found: list[Bunch], cuts: list[Cut], runs: dict[RunKey, Run]
+        self,
+        market: Market,
+        index: int,
+        found: list[Bunch],
+        cuts: list[Cut],
+        runs: dict[RunKey, Run],
     ) -> tuple[list[PairRows], dict[RunKey, SnapshotRow]]:
         """Rows and snapshots of one market by run, and first snapshots that lie further ahead."""
         rows = {(b.gatherer, b.run_id): cuts[b.gatherer].rows[b.start : b.stop] for b in found}
         ahead: dict[RunKey, SnapshotRow] = {}
-        keys = set(rows)
+        keys = set(rows) | {(p.gatherer, p.run_id) for p in market.pairs if p.held}
         for g, cut in enumerate(cuts):
             keys |= {(g, run_id) for run_id in self._runs_with_snapshots(cut, index)}
         given = []
@@ -278,6 +286,7 @@ class Arbiter(ArbiterState):
         open_questions = any(
             (p.standing == Standing.PENDING and p.claim_from_us >= 0)
             or (p.standing == Standing.PINNED and p.position < market.count)
+            or p.held
             for p in market.pairs
         )
         (self.unsettled.add if open_questions else self.unsettled.discard)(market.ticker)
@@ -327,15 +336,21 @@ class Arbiter(ArbiterState):
                     carried = self.carried.get((inflow.gatherer, end.run_id), {})
                     carried.pop(self.tickers[end.key >> 32], None)
                     continue
-                key = (inflow.gatherer, end.run_id)
-                markets = [self.index[t] for t in self.carried.get(key, {})]
-                self.unclaimed.pop(key, None)
-                run = inflow.runs[end.run_id]
-                if end.reason == "gap":
-                    self._bequeath(run)
-                self.heritage.pop(key, None)
-                self.carried.pop(key, None)
-                inflow.forget(run, markets)
+                self._forget_run(inflow, end)
+
+    def _forget_run(self, inflow: Inflow, end: EndItem) -> None:
+        """The whole run is over, and everything of it was taken."""
+        key = (inflow.gatherer, end.run_id)
+        markets = [self.index[t] for t in self.carried.get(key, {})]
+        self.unclaimed.pop(key, None)
+        run = inflow.runs[end.run_id]
+        if end.reason == "gap":
+            self._bequeath(run)
+        else:
+            self.heirless.pop((run.gatherer, run.connection), None)
+        self.heritage.pop(key, None)
+        self.carried.pop(key, None)
+        inflow.forget(run, markets)
 
     # -- output ------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ Does not do: merging, evidence, deciding when to close (arbitrate.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -164,6 +164,7 @@ class Inflow:
         self.snapshots: list[SnapItem] = []
         self.held: list[SnapItem] = []  # of runs that have not shown an exchange time yet
         self.ends: list[EndItem] = []
+        self.held_ends: list[EndItem] = []  # of markets of such runs
         self.trades, self.tickers = Waiting(BATCH_TRADE), Waiting(BATCH_TICKER)
         self.floors: dict[int, int] = {}  # pair -> window of its latest row
         self.floats: dict[int, tuple[int, int]] = {}  # pair -> (window, received_ns): no anchor yet
@@ -319,7 +320,7 @@ class Inflow:
 
     def _release_held(self, run: Run, shown_us: int) -> None:
         """The run showed its first exchange time: its snapshots before it can have a window."""
-        if run.shown_us >= 0 or shown_us < 0 or not self.held:
+        if run.shown_us >= 0 or shown_us < 0 or not (self.held or self.held_ends):
             return
         window = max((shown_us - self.skew_us) // self.window_us, 0)
         mine = [s for s in self.held if s.row.run_id == run.run_id]
@@ -329,6 +330,10 @@ class Inflow:
             run.max_window = max(run.max_window, item.window)
             if not self._is_reread(window, item.row.batch_id):
                 self.snapshots.append(item)
+        ends = [e for e in self.held_ends if e.run_id == run.run_id]
+        self.held_ends = [e for e in self.held_ends if e.run_id != run.run_id]
+        for end in ends:
+            self._end_market(end, window)
 
     def _snapshots(
         self,
@@ -378,29 +383,49 @@ class Inflow:
         run = self.runs.get(control.run_id)
         if run is None:
             return  # read again after a restart: dealt with before it
-        shown_us = -1
         if control.kind == ControlKind.RUN_END:
             run.ended = True
-            key, window = -1, run.max_window
             self.floats = {k: v for k, v in self.floats.items() if k & LOW != run.run_id}
+            window = max(run.max_window, self.closed + 1)
+            self.ends.append(_end_of(control, -1, window, -1))
+            return
+        key = pair_key(self.ids[control.market_id], control.run_id)
+        # Up to its place in the sequence, not to the end of what was read with it (INV-R1).
+        shown_us, first_us = before.get(control.run_id, -1), -1
+        if control.run_id in trace:
+            seqs, shown = trace[control.run_id]
+            at = int(seqs.searchsorted(control.seq, side="right"))
+            shown_us = int(shown[at - 1]) if at else shown_us
+            first_us = int(shown[np.argmax(shown >= 0)])
+        end = _end_of(control, key, 0, shown_us)
+        window = self._own_window(key, control.seq)
+        if shown_us >= 0 or window:
+            self._end_market(end, max(window, (shown_us - self.skew_us) // self.window_us))
+        elif first_us >= 0:  # as the snapshots before the run's first time
+            self._end_market(end, max((first_us - self.skew_us) // self.window_us, 0))
         else:
-            key = pair_key(self.ids[control.market_id], control.run_id)
-            # Up to its place in the sequence, not to the end of what was read with it (INV-R1).
-            shown_us = before.get(control.run_id, -1)
-            if control.run_id in trace:
-                seqs, shown = trace[control.run_id]
-                at = int(seqs.searchsorted(control.seq, side="right"))
-                shown_us = int(shown[at - 1]) if at else shown_us
-            shown_window = (shown_us - self.skew_us) // self.window_us
-            window = max(self._own_window(key, control.seq), shown_window, 0)
-            if self._is_reread(window, control.batch_id):
-                return
-        self.ends.append(
-            EndItem(
-                control.run_id, key, max(window, self.closed + 1), control.seq, control.batch_id,
-                control.reason, shown_us,
-            )
-        )  # fmt: skip
+            self.held_ends.append(end)
+
+    def _end_market(self, end: EndItem, window: int) -> None:
+        """The market's claim in its run ends in this window, unless that was dealt with before."""
+        if not self._is_reread(window, end.batch_id):
+            end.window = max(window, self.closed + 1)
+            self.ends.append(end)
+
+    def lapsed(self, taken: Container[int]) -> list[EndItem]:
+        """Takes out the ends of runs that are over and have shown nothing: no window is theirs, and
+        none must be made for them (INV-R1). `taken`: runs of which a window took something."""
+        found = [
+            e
+            for e in self.ends
+            if e.key < 0
+            and e.run_id not in taken
+            and self.runs[e.run_id].shown_us < 0
+            and not self.runs[e.run_id].max_window
+        ]
+        gone = {id(e) for e in found}
+        self.ends = [e for e in self.ends if id(e) not in gone]
+        return found
 
     def _trades_and_tickers(self, batch: GathererBatch) -> None:
         trades, window = self._with_windows(batch.trades, _found_us(batch.controls))
@@ -447,7 +472,7 @@ class Inflow:
         """First batch with something that no window has taken."""
         batches = [c.oldest_batch for c in self.chunks]
         batches += [s.row.batch_id for s in self.snapshots] + [s.row.batch_id for s in self.held]
-        batches += [e.batch_id for e in self.ends]
+        batches += [e.batch_id for e in self.ends] + [e.batch_id for e in self.held_ends]
         for waiting in (self.trades.oldest_batch, self.tickers.oldest_batch):
             if waiting is not None:
                 batches.append(waiting)
@@ -495,6 +520,13 @@ class Inflow:
             self.floats.pop(key, None)
             self.anchors.pop(key, None)
         self.held = [s for s in self.held if s.row.run_id != run.run_id]
+        self.held_ends = [e for e in self.held_ends if e.run_id != run.run_id]
+
+
+def _end_of(control: ControlRow, key: int, window: int, shown_us: int) -> EndItem:
+    return EndItem(
+        control.run_id, key, window, control.seq, control.batch_id, control.reason, shown_us
+    )
 
 
 def _found_us(controls: Iterable[ControlRow]) -> dict[int, int]:
