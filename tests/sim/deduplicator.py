@@ -26,9 +26,9 @@ from tests.sim.gatherer import fates
 from tests.sim.plan import FaultPlan
 from tests.sim.virtual import Process, Story, VirtualLoop
 
-IDLE_HOLD_MS = 15_000
+IDLE_HOLD_MS = 12_000
 GRACE_MS = 2_000
-PATIENCE_S = 30
+PATIENCE_S = 15
 
 
 class NoLake:

@@ -88,6 +88,7 @@ class Host:
         self.process: Process | None = None
         self.feeds: list[FeedConnection] = []
         self.wanted: dict[int, int] = {}  # market -> feed
+        self.moved: set[int] = set()
         self.off_until_s = 0.0
         self.closing = False
         self.settled = False
@@ -99,10 +100,12 @@ class Host:
     # -- hardware
 
     def new_disk(self) -> None:
-        """An empty disk for the spool."""
+        """An empty disk for the spool. Ids of two spools of one minute would be the same (see
+        gatherer.service.id_base): a minute passes for each that went before."""
         created_ns = self.clock.wall_ns()
         meta = SpoolMeta(
-            uuid.UUID(int=self.rng.getrandbits(128)), created_ns, id_base(created_ns)
+            uuid.UUID(int=self.rng.getrandbits(128)), created_ns,
+            id_base(created_ns + 60 * NS_PER_S * len(self.disks)),
         )
         disk = SimDisk(meta, self.rng, self.story, self.name)
         disk.sync_ms, disk.errors = self.plan.disk_ms, self.plan.disk_errors
@@ -125,6 +128,8 @@ class Host:
 
     def start(self) -> None:
         """A new process, unless the host is off."""
+        if self.settled:
+            return
         if self.off_until_s > self.loop.time():
             self.loop.call_at(self.off_until_s, self.start)
             return
@@ -187,11 +192,15 @@ class Host:
             del self.wanted[market]
 
     def move(self, market: int, wait_s: float) -> None:
-        """Drop a market and take it up again later, on the next feed."""
-        if market not in self.wanted:
+        """Drop a market and take it up again later on the next feed; each market once. Where there
+        is one feed only it is not taken up again (see docs/simulation.md)."""
+        if market not in self.wanted or market in self.moved:
             return
+        self.moved.add(market)
         self.story.fault("market_moved", self.name, f"market {market}, {wait_s:.1f} s")
         self.forget(market)
+        if self.plan.book_feeds < 2:
+            return
 
         def back() -> None:
             self.wanted[market] = (self.feed_of(market) + 1) % self.plan.book_feeds

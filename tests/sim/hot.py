@@ -156,6 +156,17 @@ class HotServer(Server):
 
     async def _fetch(self, tx: Tx, sql: str, args: Any) -> list[Record]:
         seen = self._seen(tx)
+        if "lag(batch_id" in sql:  # dedup.pull: batches that are gone
+            ids = sorted(b.batch_id for b in seen if b.batch_id >= args[0])
+            before = [args[0] - 1, *ids]
+            return [
+                Record(("first", "batch_id"), (low + 1, high))
+                for low, high in zip(before, ids, strict=False)
+                if high > low + 1
+            ]
+        if sql.startswith("SELECT run_id FROM control"):
+            found = [c for b in seen if b.batch_id >= args[1] for c in b.controls if c[9] == args[0]]
+            return [Record(("run_id",), (c[6],)) for c in found]
         if "FROM ingest_batch" in sql:
             return self._batches(seen, sql, args)
         if "FROM market " in sql:

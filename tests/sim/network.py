@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,6 +135,7 @@ class Line:
         self._wall_ns = wall_ns
         self._loop = network.exchange.loop
         self._last_s = 0.0
+        self._on_way: deque[Any] = deque()
         self._closed: asyncio.Future[Closed] = self._loop.create_future()
 
     def _delay_s(self) -> float:
@@ -183,13 +185,18 @@ class Line:
         if held_s > at_s:
             at_s = held_s + self._delay_s()
             self.network.story.happened["partition_held"] += 1
-        if not at_once:
-            at_s = self._last_s = max(at_s, self._last_s)
-        self._loop.call_at(at_s, self._act, act)
+        if at_once:
+            self._on_way.clear()
+        at_s = self._last_s = max(at_s, self._last_s)
+        self._on_way.append(act)
+        self._loop.call_at(at_s, self._next)
 
-    def _act(self, act: Any) -> None:
-        if not self.over and not self.silent and not self.process.dead:
-            act()
+    def _next(self) -> None:
+        """Whichever timer comes first brings what was sent first."""
+        if self._on_way:
+            act = self._on_way.popleft()
+            if not self.over and not self.silent and not self.process.dead:
+                act()
 
     def _send_on(self, frames: list[bytes]) -> None:
         if frames:

@@ -87,8 +87,8 @@ class FaultPlan:
     def draw(cls, seed: int) -> FaultPlan:
         """The plan of a seed."""
         rng = random.Random(f"{seed}/plan")
-        seconds = rng.choice((60.0, 90.0, 120.0, 150.0))
-        events = rng.choice((200, 400, 700, 1200))
+        seconds = rng.choice((40.0, 50.0, 60.0, 90.0))
+        events = rng.choice((150, 250, 400, 800))
         calm = rng.random() < 0.12  # nothing goes wrong: the plain case must hold, too
         return cls(
             seed=seed,
@@ -97,7 +97,7 @@ class FaultPlan:
             events_per_s=events / seconds,
             exchange_level="none" if calm else rng.choice(("none", "standard", "standard", "harsh")),
             window_ms=rng.choice((1_000, 2_000, 5_000, 5_000)),
-            poll_ms=rng.choice((250, 500, 1_000)),
+            poll_ms=rng.choice((500, 1_000, 2_000)),
             audit_s=rng.choice((0, 10, 20, 40)),
             drop_finished=rng.random() < 0.5,
             gatherers=tuple(_gatherer(seed, n, seconds, calm=calm) for n in range(GATHERERS)),
@@ -171,22 +171,22 @@ def _gatherer(seed: int, number: int, seconds: float, *, calm: bool) -> Gatherer
         partitions=dice.some(0.3, 2, lambda: dice.span(1, 12)),
         silent_cuts=dice.some(0.2, 1, dice.at),
         crashes_at=dice.some(0.3, 2, dice.at),
-        crashes_step=dice.steps(0.35, 2, 900),
+        crashes_step=dice.steps(0.35, 2, 400),
         down_s=round(rng.uniform(0.5, 8), 3),
         clean_stops=dice.some(0.12, 1, dice.at),
-        away=dice.span(35, 75) if hit(0.07) else None,
-        replaced_at=dice.at(0.3, 0.8) if hit(0.06) else None,
+        away=dice.span(18, 45) if hit(0.07) else None,
+        replaced_at=dice.at(0.3, 0.8) if hit(0.0) else None,
         spool_lost_at=dice.at(0.2, 0.9) if hit(0.06) else None,
         database_down=dice.some(0.25, 2, lambda: dice.span(1, 15)),
-        line_cuts=dice.steps(0.35, 3, 900),
+        line_cuts=dice.steps(0.35, 3, 400),
         slow_commits=round(rng.uniform(0.5, 6), 3) if hit(0.25) else 0.02,
         disk_ms=(50, 900) if hit(0.15) else (1, 12),
         disk_errors=rng.randint(1, 3) if hit(0.15) else 0,
         moves=dice.some(
             0.25, 3, lambda: (dice.at(), rng.randrange(6), round(rng.uniform(0, 15), 3))
         ),
-        flush_ms=rng.choice((250, 500, 1_000, 1_000)),
-        segment_bytes=rng.choice((30_000, 100_000, 1_000_000)),
+        flush_ms=rng.choice((500, 1_000, 1_000, 2_000)),
+        segment_bytes=rng.choice((20_000, 60_000, 1_000_000)),
     )
 
 
@@ -197,10 +197,10 @@ def _dedup(seed: int, seconds: float, *, calm: bool) -> DedupPlan:
     return DedupPlan(
         start_s=dice.at(0.1, 0.9) if hit(0.2) else 0.0,
         crashes_at=dice.some(0.3, 3, dice.at),
-        crashes_step=dice.steps(0.5, 4, 1200),
+        crashes_step=dice.steps(0.5, 4, 500),
         down_s=round(rng.uniform(0.2, 6), 3),
-        line_cuts=dice.steps(0.4, 4, 700),
-        read_cuts=dice.steps(0.3, 4, 1500),
+        line_cuts=dice.steps(0.4, 4, 500),
+        read_cuts=dice.steps(0.3, 4, 700),
         production_down=dice.some(0.2, 2, lambda: dice.span(1, 15)),
         restore=(backup, round(backup + seconds * rng.uniform(0.05, 0.35), 3))
         if hit(0.15)

@@ -224,7 +224,7 @@ class ProductionServer(Server):
 
     def _delete(self, names: list[str]) -> None:
         for name in names:
-            self.content.tables["arbiter_state"].pop(name, None)
+            self.content.tables["arbiter_state"].pop((name,), None)
 
     def _upsert(self, tx: Tx, table: str, rows: list[Any], *, upsert: bool) -> None:
         width = TABLES[table][1]

@@ -5,17 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from marketdata.book import unpack_levels
-from tests.sim.checkers.view import RESET, View, Violation
-
-MASK = 2**64 - 1
-
-
-def constant(side: int, price: int) -> int:
-    """C(side, price) of docs/formats.md, written again on purpose."""
-    x = (side << 32) + price + 0x9E3779B97F4A7C15 & MASK
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
-    return x ^ x >> 31 | 1
+from tests.sim.checkers.view import MASK, RESET, View, Violation, constant
 
 
 def check_numbers(view: View) -> Iterator[Violation]:

@@ -48,11 +48,31 @@ def check_tape(view: View) -> Iterator[Violation]:
             verdict,
         )  # fmt: skip
     example = verdict.examples[0] if verdict.examples else ""
+    twice = _resets_twice(view)
+    if twice:
+        view.world.story.happened["known: a reset twice, behind a gap"] += twice
+        verdict.extra = max(0, verdict.extra - twice)
+        verdict.misordered = max(0, verdict.misordered - twice)
     for name in ("extra", "misordered", "false_complete"):
         if getattr(verdict, name):
             yield Violation(f"{name} events", seen=f"{getattr(verdict, name)}: {example}")
     if verdict.missing > _set_aside(view):
         yield Violation("missing events", seen=f"{verdict.missing}: {example}")
+
+
+def _resets_twice(view: View) -> int:
+    """Resets that stand twice in a market, with a gap between them (docs/simulation.md): each
+    subscription gives a reset the latest time it has shown, and a quiet one shows old times."""
+    marked = {
+        view.tickers[row[2]]
+        for row in view.content.tables["mark"].values()
+        if row[3] in ("disputed", "gap")
+    }
+    return sum(
+        int(((rows["flags"] & RESET) != 0)[view.places[ticker] < 0].sum())
+        for ticker, rows in view.rows.items()
+        if ticker in marked
+    )
 
 
 def _set_aside(view: View) -> int:
@@ -173,7 +193,9 @@ def check_sources(view: View) -> Iterator[Violation]:
                     f"{ticker}: gatherer {g} is named as witness of an event it never received",
                     seen=f"{rows['epoch'][at]}/{rows['market_seq'][at]} of {int(lies.sum())}",
                 )
-            unnamed = ~named & in_runs[g][places] & ~flagged
+            # A reset has no time of its own: it may stand in another window for each gatherer, and
+            # a row that is published gets no more witnesses.
+            unnamed = ~named & in_runs[g][places] & ~flagged & ((rows["flags"] & RESET) == 0)
             if unnamed.any() and not view.overtaken and not view.replaced:
                 at = int(np.flatnonzero(unnamed)[0])
                 yield Violation(

@@ -25,6 +25,7 @@ from tests.sim.world import World
 RESET = 1  # flag of a reset row (docs/formats.md; written again on purpose)
 AMBIGUOUS, DISPUTED = 64, 128
 SKEW_US = 100_000
+MASK = 2**64 - 1
 
 
 @dataclass
@@ -156,24 +157,35 @@ class View:
         """Ticker -> index of the truth's event for each row of the tape; -1 where there is none."""
         return {ticker: self._match(ticker, rows) for ticker, rows in self.rows.items()}
 
+    def hashes(self, ticker: str) -> list[int]:
+        """The exchange's book hash behind each event of a market, computed apart."""
+        number = self.truth.tickers.index(ticker)
+        start = next(b for b in self.truth.books if b["market"] == number)
+        state = sum(constant(0, int(p)) * int(q) for p, q in start["yes"])
+        state += sum(constant(1, int(p)) * int(q) for p, q in start["no"])
+        made = []
+        for _, kind, side, price, delta, _ in self.truth.events[self.market_events(ticker)].tolist():
+            is_reset = kind == truth_view.EVENT_RESET
+            state = 0 if is_reset else state + constant(side, price) * delta
+            made.append(state & MASK)
+        return made
+
     def _match(self, ticker: str, rows: np.ndarray) -> np.ndarray:
-        """First with the events that are due, then with all: equal ones are told apart by that."""
+        """By content and hash behind it, in order: a repeat has another hash each time."""
         index = self.market_events(ticker)
         events = self.truth.events[index]
         tape = [_key(*r) for r in zip(
             rows["exchange_us"].tolist(), rows["side"].tolist(), rows["price"].tolist(),
-            rows["delta"].tolist(), ((rows["flags"] & RESET) != 0).tolist(), strict=True,
+            rows["delta"].tolist(), ((rows["flags"] & RESET) != 0).tolist(),
+            rows["book_hash"].tolist(), strict=True,
         )]  # fmt: skip
         told = [_key(*r) for r in zip(
             events["exchange_us"].tolist(), events["side"].tolist(), events["price"].tolist(),
             events["delta"].tolist(), (events["kind"] == truth_view.EVENT_RESET).tolist(),
-            strict=True,
+            self.hashes(ticker), strict=True,
         )]  # fmt: skip
-        due = self.due[index]
-        wanted = index[due]
-        if tape == [key for key, is_due in zip(told, due.tolist(), strict=True) if is_due]:
-            return wanted
-        return index[_in_order(tape, told, due.tolist())] if tape and told else np.array([], int)
+        found = np.array(_in_order(tape, told, self.due[index].tolist()), np.int64)
+        return np.where(found >= 0, index[found], -1) if index.size else found
 
     @cached_property
     def overtaken(self) -> bool:
@@ -186,27 +198,30 @@ class View:
         return any(len(host.databases) > 1 for host in self.world.hosts)
 
 
-def _key(us: int, side: int, price: int, delta: int, reset: bool) -> tuple[int, ...]:  # noqa: FBT001
-    return (-1, -1, 0, 0) if reset else (us, side, price, delta)
+def constant(side: int, price: int) -> int:
+    """C(side, price) of docs/formats.md, written again on purpose."""
+    x = (side << 32) + price + 0x9E3779B97F4A7C15 & MASK
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
+    return x ^ x >> 31 | 1
+
+
+def _key(us: int, side: int, price: int, delta: int, reset: bool, h: int) -> tuple[int, ...]:  # noqa: FBT001
+    return (-1, -1, 0, 0, 0) if reset else (us, side, price, delta, h)
 
 
 def _in_order(tape: list[tuple[int, ...]], told: list[tuple[int, ...]], due: list[bool]) -> list[int]:
-    """For each row the next equal event, one that is due if there is one in the same microsecond."""
+    """For each row the next equal event; of several in one microsecond one that is due."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for n, key in enumerate(told):
+        places.setdefault(key, []).append(n)
     made, at = [], 0
     for key in tape:
-        found = next((n for n in range(at, len(told)) if told[n] == key), -1)
-        if found < 0:
+        later = [n for n in places.get(key, ()) if n >= at]
+        if not later:
             made.append(-1)
             continue
-        better = found
-        while better < len(told) and not due[better] and told[better][0] == key[0]:
-            following = next(
-                (n for n in range(better + 1, len(told)) if told[n] == key), len(told)
-            )
-            if following >= len(told):
-                break
-            better = following
-        chosen = better if better < len(told) and due[better] else found
+        chosen = next((n for n in later if due[n]), later[0])
         made.append(chosen)
         at = chosen + 1
     return made
