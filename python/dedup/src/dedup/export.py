@@ -22,7 +22,7 @@ from typing import Any, Final
 import asyncpg
 import pyarrow as pa
 
-from dedup import hours, metadata, repair_lake
+from dedup import hours, keyframes, metadata, repair_lake
 from dedup.coverage_rows import coverage_records
 from dedup.proof import load_evidence
 from dedup.publication import HOUR_US, Publication
@@ -33,6 +33,7 @@ from kalshilake.tables import records_table
 from kalshilake.write import Commit, commit_version, load_head, load_version, write_hour
 from marketdata.errors import StorageError
 from runtime import logs
+from runtime.partitions import Partitions
 from runtime.postgres import TRANSIENT, Connection, connect
 
 LAG_US: Final = 60_000_000
@@ -64,6 +65,7 @@ class Exporter:
         self._unlisted = False  # the newest version is gone
         self._head = 0  # newest version of the lake when it was opened
         self._exported_to_us = 0
+        self._partitions = Partitions()
         self.version = 0
         self.version_sha256 = ""
         self.objects_written = 0
@@ -74,6 +76,7 @@ class Exporter:
 
     async def open(self, conn: Connection) -> None:
         """Load what is dirty and what the lake lost."""
+        self._partitions.forget()
         rows = await conn.fetch("SELECT hour_us, rows_dirty, proof_dirty FROM lake_hour")
         self._dirty = {
             r["hour_us"]: (r["rows_dirty"], r["proof_dirty"])
@@ -186,6 +189,8 @@ class Exporter:
         records: list[ObjectRecord] = []
         for hour in ready:
             rows_dirty, _ = self._dirty[hour]
+            if rows_dirty or hour % keyframes.DAY_US == 0:
+                rows_dirty |= await keyframes.place(conn, self._partitions, hour) > 0
             known_ns = await self._known_ns(conn, hour, received_ns_max)
             tables = [*_ROW_TABLES, "markets"] if rows_dirty else []
             for table in (*tables, "coverage"):

@@ -1,0 +1,245 @@
+"""Keyframes of our own in production: any reader starts near.
+
+Purpose: before an hour is exported, the books that a reader will want to start from: after every
+EVERY_EVENTS-th event of an epoch in the hour, at the hour's start where the market moved in the
+hour before, at a day's start for every market that somebody recorded then. Where each belongs is
+fixed by the tape alone, so that a killed and an undisturbed deduplicator write the same rows.
+
+What holds:
+- A keyframe is written only where its book has the hash that the chain has there
+  (marketdata.keyframes); what cannot be proven is counted and left out. `sources` is 0: computed,
+  seen by no gatherer.
+- Written once: a second time changes nothing. Nothing else of the tape is touched.
+- At most CHUNK_ROWS changes and CHUNK_PLACES places are in memory.
+
+Does not do: keyframes that are snapshots of the exchange (the merge places those), objects
+(export).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from dedup import tape_rows
+from dedup.publication import HOUR_US, signed
+from dedup.tape_rows import Rows
+from marketdata.keyframes import EVERY_EVENTS, books_at
+from marketdata.rows import MERGED_ROW
+from runtime import logs
+from runtime.partitions import Partitions
+from runtime.pgcopy import unpack_rows
+from runtime.postgres import Connection, copy_out
+
+DAY_US: Final = 24 * HOUR_US
+CHUNK_ROWS: Final = 100_000
+CHUNK_PLACES: Final = 2_000
+
+log = logs.get("keyframes")
+
+_EPOCH: Final = "'epoch'::timestamptz + {} * interval '1 microsecond'"
+_BY_NUMBER: Final = f"""
+SELECT market_id, epoch, market_seq, (extract(epoch FROM exchange_ts) * 1000000)::bigint AS us,
+    received_ns
+FROM orderbook_delta
+WHERE exchange_ts >= {_EPOCH.format("$1")} AND exchange_ts < {_EPOCH.format("$2")}
+    AND market_seq % $3 = 0
+ORDER BY 1, 2, 3
+"""  # noqa: S608 (numbers of parameters)
+_MOVED: Final = f"""
+SELECT DISTINCT market_id FROM orderbook_delta
+WHERE exchange_ts >= {_EPOCH.format("$1")} AND exchange_ts < {_EPOCH.format("$2")}
+"""  # noqa: S608 (numbers of parameters)
+_RECORDED: Final = """
+SELECT DISTINCT market_id FROM market_claim WHERE valid AND to_us > $1 AND from_us <= $1
+"""
+# The prefix of the epoch that is older than the moment: a time may step back, a prefix may not.
+_STANDING: Final = f"""
+SELECT m AS market_id, e.epoch, coalesce(least(last.market_seq, next.market_seq - 1), 0) AS place,
+    coalesce(last.received_ns, 0) AS received_ns
+FROM unnest($1::int[]) AS m
+CROSS JOIN LATERAL (
+    SELECT epoch FROM market_epoch WHERE market_id = m AND from_us <= $2
+    ORDER BY epoch DESC LIMIT 1
+) AS e
+LEFT JOIN LATERAL (
+    SELECT market_seq, received_ns FROM orderbook_delta
+    WHERE market_id = m AND epoch = e.epoch AND exchange_ts < {_EPOCH.format("$2")}
+    ORDER BY market_seq DESC LIMIT 1
+) AS last ON true
+LEFT JOIN LATERAL (
+    SELECT market_seq FROM orderbook_delta
+    WHERE market_id = m AND epoch = e.epoch AND exchange_ts >= {_EPOCH.format("$2")}
+    ORDER BY market_seq LIMIT 1
+) AS next ON true
+ORDER BY 1
+"""  # noqa: S608 (numbers of parameters)
+_NEAREST: Final = """
+SELECT d.n, k.market_seq, k.levels, k.received_ns
+FROM unnest($1::int[], $2::int[], $3::int[]) WITH ORDINALITY AS d(m, e, place, n)
+CROSS JOIN LATERAL (
+    SELECT market_seq, levels, received_ns FROM orderbook_snapshot
+    WHERE market_id = d.m AND epoch = d.e AND market_seq <= d.place
+    ORDER BY market_seq DESC, exchange_ts LIMIT 1
+) AS k
+"""
+_INSERT: Final = f"""
+INSERT INTO orderbook_snapshot
+    (exchange_ts, received_ns, book_hash, market_id, epoch, market_seq, sources, levels)
+VALUES ({_EPOCH.format("$1::bigint")}, $2, $3, $4, $5, $6, 0, $7) ON CONFLICT DO NOTHING
+"""  # noqa: S608 (numbers of parameters)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where a keyframe is due: after `position` events of an epoch; it says `us`."""
+
+    market_id: int
+    epoch: int
+    position: int
+    us: int
+    received_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The keyframe from which a place is computed."""
+
+    position: int
+    levels: bytes
+    received_ns: int
+
+
+async def place(conn: Connection, partitions: Partitions, hour_us: int) -> int:
+    """Write what is due in the hour; how many were written. Run it before the hour is read.
+
+    Raises:
+        asyncpg.PostgresError, OSError: production went away; what was written stays.
+    """
+    due = await _by_number(conn, hour_us)
+    due += await _at_start(conn, hour_us)
+    written = unproven = 0
+    for places in _chunks(sorted(due), CHUNK_PLACES):
+        made, missed = await _computed(conn, places)
+        unproven += missed
+        for day in sorted({row[0] // DAY_US for row in made}):
+            at = day * DAY_US
+            await partitions.ensure(conn, "orderbook_snapshot", at, at, "day")
+        await conn.executemany(_INSERT, made)
+        written += len(made)
+    if unproven:
+        log.warning("keyframes could not be proven and were left out", hour=hour_us, count=unproven)
+    return written
+
+
+async def _by_number(conn: Connection, hour_us: int) -> list[Place]:
+    found = await conn.fetch(_BY_NUMBER, hour_us, hour_us + HOUR_US, EVERY_EVENTS)
+    return [
+        Place(r["market_id"], r["epoch"], r["market_seq"], r["us"], r["received_ns"]) for r in found
+    ]
+
+
+async def _at_start(conn: Connection, hour_us: int) -> list[Place]:
+    """At the hour's start: who moved in the hour before; on a day's first hour who was recorded."""
+    if hour_us % DAY_US:
+        found = await conn.fetch(_MOVED, hour_us - HOUR_US, hour_us)
+    else:
+        found = await conn.fetch(_RECORDED, hour_us)
+    markets = sorted(r["market_id"] for r in found)
+    due: list[Place] = []
+    for some in _chunks(markets, CHUNK_PLACES):
+        due += [
+            Place(r["market_id"], r["epoch"], r["place"], hour_us, r["received_ns"])
+            for r in await conn.fetch(_STANDING, some, hour_us)
+        ]
+    return due
+
+
+async def _computed(
+    conn: Connection, places: Sequence[Place]
+) -> tuple[list[tuple[int, int, int, int, int, int, bytes]], int]:
+    """Rows for the places whose book can be proven, and how many cannot."""
+    near = await conn.fetch(
+        _NEAREST,
+        [p.market_id for p in places],
+        [p.epoch for p in places],
+        [p.position for p in places],
+    )
+    starts = {
+        places[r["n"] - 1]: _Start(r["market_seq"], r["levels"], r["received_ns"]) for r in near
+    }
+    made: list[tuple[int, int, int, int, int, int, bytes]] = []
+    for group in _bounded([(p, starts[p]) for p in places if p in starts]):
+        rows = by_epoch(await _changes(conn, group))
+        for place_, start in group:
+            mine = _between(rows, place_, start)
+            book = books_at(start.levels, mine, [place_.position])[0]
+            if book is not None:
+                received_ns = place_.received_ns or start.received_ns
+                made.append(
+                    (place_.us, received_ns, signed(book.hash), place_.market_id, place_.epoch,
+                     place_.position, book.to_bytes())
+                )  # fmt: skip
+    return made, len(places) - len(made)
+
+
+def _bounded(group: Iterable[tuple[Place, _Start]]) -> Iterator[list[tuple[Place, _Start]]]:
+    """Parts with at most CHUNK_ROWS changes in all; one place is taken whatever it needs."""
+    part: list[tuple[Place, _Start]] = []
+    rows = 0
+    for place_, start in group:
+        needed = place_.position - start.position
+        if part and rows + needed > CHUNK_ROWS:
+            yield part
+            part, rows = [], 0
+        part.append((place_, start))
+        rows += needed
+    if part:
+        yield part
+
+
+async def _changes(conn: Connection, group: Sequence[tuple[Place, _Start]]) -> Rows:
+    """The changes between each start and its place, each once, in the order of the tape."""
+    columns = ", ".join(f"o.{name}" for name in tape_rows.DELTA_COPY.names)
+    wanted = ", ".join(
+        f"({p.market_id}, {p.epoch}, {s.position}, {p.position})"
+        for p, s in group
+        if s.position < p.position
+    )
+    if not wanted:
+        return np.empty(0, MERGED_ROW)
+    body = await copy_out(
+        conn,
+        f"SELECT DISTINCT {columns} FROM (VALUES {wanted}) AS d(m, e, a, b)"  # noqa: S608 (integers)
+        " JOIN orderbook_delta AS o ON o.market_id = d.m AND o.epoch = d.e"
+        " AND o.market_seq > d.a AND o.market_seq <= d.b"
+        " ORDER BY o.market_id, o.epoch, o.market_seq",
+    )
+    return unpack_rows(tape_rows.DELTA_COPY, body, MERGED_ROW)
+
+
+def by_epoch(rows: Rows) -> dict[tuple[int, int], Rows]:
+    """Rows in the order of (market, epoch, number), as one piece for each market and epoch."""
+    if not rows.size:
+        return {}
+    new = (np.diff(rows["market_id"]) != 0) | (np.diff(rows["epoch"]) != 0)
+    cuts = (np.flatnonzero(new) + 1).tolist()
+    return {
+        (int(part["market_id"][0]), int(part["epoch"][0])): part for part in np.split(rows, cuts)
+    }
+
+
+def _between(rows: dict[tuple[int, int], Rows], place_: Place, start: _Start) -> Rows:
+    found = rows.get((place_.market_id, place_.epoch))
+    if found is None:
+        return np.empty(0, MERGED_ROW)
+    low, high = found["market_seq"].searchsorted((start.position, place_.position), side="right")
+    return found[low:high]
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for at in range(0, len(items), size):
+        yield items[at : at + size]

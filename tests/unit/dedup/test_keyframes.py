@@ -1,0 +1,156 @@
+"""Our own keyframes in production: where they are due, only where they are proven, written once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from dedup import keyframes as module
+from dedup.keyframes import DAY_US, by_epoch, place
+from dedup.publication import HOUR_US, signed
+from dedup.tape_rows import DELTA_COPY
+from marketdata.book import Book
+from marketdata.coverage import OPEN_US
+from marketdata.rows import MERGED_ROW
+from runtime.partitions import Partitions
+from runtime.pgcopy import pack_rows
+from runtime.postgres import Connection, connect, copy_in, migrate
+
+DAY = 1_700_006_400_000_000 // DAY_US * DAY_US
+
+
+@pytest.fixture(autouse=True)
+def every(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EVERY_EVENTS", 10)
+
+
+@pytest.fixture
+async def conn(dsn: str) -> AsyncIterator[Connection]:
+    """An empty production."""
+    made = await connect(dsn)
+    await migrate(made, "production")
+    yield made
+    await made.close()
+
+
+async def market(
+    conn: Connection, market_id: int, times: list[int], *, epoch_us: int, to_us: int = OPEN_US
+) -> list[Book]:
+    """A market with a keyframe at its epoch's start and a change at each time; the true books."""
+    book, books = Book([(500_000, 100)], []), []
+    rows = np.zeros(len(times), MERGED_ROW)
+    await conn.execute(
+        "INSERT INTO orderbook_snapshot VALUES (to_timestamp($1), 5, $2, $3, 1, 0, 1, $4)",
+        epoch_us // 1_000_000, signed(book.hash), market_id, book.to_bytes(),
+    )  # fmt: skip
+    for n, us in enumerate(times, 1):
+        book.apply(n % 2, 10_000 * (n % 7 + 1), 100)
+        rows[n - 1] = (
+            us,
+            us * 1_000,
+            100,
+            book.hash,
+            n,
+            market_id,
+            1,
+            10_000 * (n % 7 + 1),
+            n % 2,
+            0,
+            1,
+        )
+        books.append(book.copy())
+    await copy_in(conn, DELTA_COPY, pack_rows(DELTA_COPY, rows))
+    await conn.execute("INSERT INTO market VALUES ($1, $2, 0)", market_id, f"M{market_id}")
+    await conn.execute(
+        "INSERT INTO market_epoch VALUES ($1, 1, $2, 0, 'first')", market_id, epoch_us
+    )
+    await conn.execute(
+        "INSERT INTO market_claim VALUES ($1, 0, 1, $2, $3, true, '')", market_id, epoch_us, to_us
+    )
+    return books
+
+
+async def computed(conn: Connection) -> list[tuple[int, int, int, bytes]]:
+    rows = await conn.fetch(
+        "SELECT market_id, market_seq, (extract(epoch FROM exchange_ts) * 1000000)::bigint AS us,"
+        " levels FROM orderbook_snapshot WHERE sources = 0 ORDER BY 1, 2, 3"
+    )
+    return [tuple(r) for r in rows]
+
+
+async def test_by_number_at_the_hour_and_at_the_day(conn: Connection) -> None:
+    hour = DAY + HOUR_US
+    moved = [hour - 10 + n for n in range(35)]  # 10 before the hour, 25 in it
+    books = await market(conn, 1, moved, epoch_us=DAY - HOUR_US)
+    quiet = await market(conn, 2, [DAY - 3 * DAY_US], epoch_us=DAY - 4 * DAY_US)
+    await market(conn, 3, [DAY - 9 * DAY_US], epoch_us=DAY - 10 * DAY_US, to_us=DAY - 8 * DAY_US)
+    assert await place(conn, Partitions(), hour) == 3
+    assert [(m, n, us) for m, n, us, _ in await computed(conn)] == [
+        (1, 10, hour),
+        (1, 20, moved[19]),
+        (1, 30, moved[29]),
+    ]
+    for _, n, _, levels in await computed(conn):
+        assert levels == books[n - 1].to_bytes()
+    assert await place(conn, Partitions(), DAY) == 2
+    at_day = [row for row in await computed(conn) if row[2] == DAY]
+    assert [(m, n) for m, n, _, _ in at_day] == [(1, 0), (2, 1)]
+    assert at_day[1][3] == quiet[0].to_bytes()
+
+
+async def test_a_second_time_changes_nothing(conn: Connection) -> None:
+    await market(conn, 1, [DAY + n for n in range(25)], epoch_us=DAY - 1)
+    await place(conn, Partitions(), DAY)
+    first = await conn.fetch("SELECT x::text FROM orderbook_snapshot AS x ORDER BY 1")
+    await place(conn, Partitions(), DAY)
+    assert await conn.fetch("SELECT x::text FROM orderbook_snapshot AS x ORDER BY 1") == first
+    assert len(first) > 3
+
+
+async def test_a_prefix_ends_before_a_time_that_steps_back(conn: Connection) -> None:
+    """Event 4 is older than the hour and stands behind event 3, which is not."""
+    hour = DAY + HOUR_US
+    books = await market(conn, 1, [hour - 9, hour - 8, hour + 1, hour - 1], epoch_us=DAY)
+    assert await place(conn, Partitions(), hour) == 1
+    assert [(n, us, levels) for _, n, us, levels in await computed(conn)] == [
+        (2, hour, books[1].to_bytes())
+    ]
+
+
+async def test_what_the_chain_does_not_prove_is_left_out(conn: Connection) -> None:
+    """The control: one size in production is another than the one that made the chain."""
+    hour = DAY + HOUR_US
+    await market(conn, 1, [hour - 20 + n for n in range(10)], epoch_us=DAY)
+    await market(conn, 2, [hour - 20 + n for n in range(10)], epoch_us=DAY)
+    await conn.execute(
+        "UPDATE orderbook_delta SET delta = 7 WHERE market_id = 1 AND market_seq = 4"
+    )
+    assert await place(conn, Partitions(), hour) == 1
+    assert [m for m, _, _, _ in await computed(conn)] == [2]
+
+
+async def test_memory_is_bounded_by_parts(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small parts write the same rows as one."""
+    books = await market(conn, 1, [DAY + n for n in range(95)], epoch_us=DAY - 1)
+    monkeypatch.setattr(module, "CHUNK_ROWS", 20)
+    monkeypatch.setattr(module, "CHUNK_PLACES", 2)
+    assert await place(conn, Partitions(), DAY) == 10
+    by_number = [row for row in await computed(conn) if row[1]]
+    assert [(n, levels) for _, n, _, levels in by_number] == [
+        (n, books[n - 1].to_bytes()) for n in range(10, 91, 10)
+    ]
+
+
+def test_rows_are_split_where_market_or_epoch_changes() -> None:
+    rows = np.zeros(4, MERGED_ROW)
+    rows["market_id"], rows["epoch"] = [1, 1, 1, 2], [1, 2, 2, 2]
+    assert {key: len(part) for key, part in by_epoch(rows).items()} == {
+        (1, 1): 1,
+        (1, 2): 2,
+        (2, 2): 1,
+    }
+    assert by_epoch(rows[:0]) == {}
