@@ -94,7 +94,7 @@ async def test_by_number_at_the_hour_and_at_the_day(conn: Connection) -> None:
     ]
     for _, n, _, levels in await computed(conn):
         assert levels == books[n - 1].to_bytes()
-    assert await place(conn, Partitions(), DAY) == 2
+    assert await place(conn, Partitions(), DAY) == 3  # and event 10, by number
     at_day = [row for row in await computed(conn) if row[2] == DAY]
     assert [(m, n) for m, n, _, _ in at_day] == [(1, 0), (2, 1)]
     assert at_day[1][3] == quiet[0].to_bytes()
