@@ -13,6 +13,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ class Stream:
         return state
 
 
+@cache
+def _constant(side: int, price: int) -> int:
+    return int(level_constants(np.array([side]), np.array([price]))[0])
+
+
 def recorded_stream(path: Path, limit: int | None = None) -> list[Stream]:
     """Every connection of a capture as its own stream of one or more markets."""
     if path.suffix == ".json":
@@ -94,10 +100,8 @@ def _stream(conn: int, lines: list[tuple[int, int, Any]], limit: int | None) -> 
             h = 0
             for side, name in ((0, "yes_dollars_fp"), (1, "no_dollars_fp")):
                 for price, size in msg.get(name, ()):
-                    constant = level_constants(
-                        np.array([side]), np.array([parse_price_micros(price)])
-                    )
-                    h = (h + int(constant[0]) * parse_size_centi(size)) & MASK
+                    constant = _constant(side, parse_price_micros(price))
+                    h = (h + constant * parse_size_centi(size)) & MASK
             if ticker not in tickers:
                 tickers[ticker] = len(tickers)
                 h0.append(h)
@@ -109,8 +113,7 @@ def _stream(conn: int, lines: list[tuple[int, int, Any]], limit: int | None) -> 
         side = 0 if msg["side"] == "yes" else 1
         price, delta = parse_price_micros(msg["price_dollars"]), parse_size_centi(msg["delta_fp"])
         m = tickers[ticker]
-        constant = int(level_constants(np.array([side]), np.array([price]))[0])
-        h_now[m] = (h_now[m] + constant * delta) & MASK
+        h_now[m] = (h_now[m] + _constant(side, price) * delta) & MASK
         columns.append((m, parse_ts_us(msg["ts"]), side, price, delta, 0))
     table = np.array(columns, np.int64).reshape(-1, 6)
     return Stream(
@@ -206,6 +209,7 @@ class Recorder:
         self.snapshots: list[SnapshotRow] = []
         self.controls: list[ControlRow] = []
         self.received = np.zeros(stream.us.size, bool)
+        self.stretches: list[tuple[int, int, int]] = []  # (connection, first event, end) of a run
         self.next_run, self.conn, self.latest_us = 1, 0, 0
         self.last_ns = self.start_ns = 0
         self._record()
@@ -274,6 +278,7 @@ class Recorder:
         """Events a..b of one run, snapshots before event `snap_at`. Returns the next seq."""
         s, run_id = self.stream, self.next_run
         self.next_run += 1
+        self.stretches.append((self.conn, a, b))
         us_a = int(s.us[max(a - 1, 0)])
         self._control(
             "run_start", us_a, run_id=run_id, sid=2, seq=seq,

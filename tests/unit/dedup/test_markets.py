@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections import Counter
 
+import numpy as np
+import pytest
+
+from dedup.arbitrate import Arbiter
+from dedup.output import WindowOutput
 from marketdata.book import level_constants
 from marketdata.rows import DeltaFlag
 from tests.hand import QUICK, Hand, merge, us
@@ -78,3 +83,62 @@ def test_the_time_of_a_reset_is_not_before_the_event_before_it() -> None:
     times = [int(r["exchange_us"]) for o in merge(early, late) for r in o.deltas
              if o.tickers[r["market_id"]] == "A"]  # fmt: skip
     assert times == [us(500), us(500)]
+
+
+def _across_the_end_of_a_window(*, restart: bool) -> list[WindowOutput]:
+    """Gatherer 0's clock shows half a millisecond less than gatherer 1's. It misses a change right
+    before the window ends by its clock, and sees the next one; by the other's clock both lie in the
+    next window."""
+    zero, one = Hand(0), Hand(1)
+    for hand, apart in ((zero, 0.0), (one, 0.5)):
+        hand.start(0)
+        hand.snap("A", BOOK)
+        for n in range(1, 20):
+            hand.delta(100 * n + apart, "A", 10_000 * n, n)
+    batches = [zero.commit(), one.commit()]
+    zero.gap(1_999.6, 1)
+    zero.delta(1_999.8, "A", 310_000, 1)
+    zero.delta(2_100, "A", 320_000, 1)
+    for ms, price in ((2_000.2, 300_000), (2_000.3, 310_000), (2_100.5, 320_000)):
+        one.delta(ms, "A", price, 1)
+    book = {**BOOK, **{10_000 * n: n for n in range(1, 20)}}
+    book[100_000] = 510
+    zero.snap("A", {**book, 300_000: 1, 310_000: 1, 320_000: 1})
+    for hand in (zero, one):
+        for ms in (2_200, 2_300, 3_400):
+            hand.delta(ms, "A", 330_000, 1)
+        hand.stop()
+    batches += [zero.commit(), one.commit()]
+    arbiter, outputs = Arbiter(2, QUICK), []
+    for batch in batches:
+        arbiter.absorb(batch)
+    while (out := arbiter.step(final=True)) is not None:
+        outputs.append(out)
+        if restart and len(outputs) == 2:
+            tails = {k: v for o in outputs for k, v in o.market_states.items()}
+            named = {k: v for o in outputs for k, v in o.named_states.items() if v is not None}
+            arbiter = Arbiter.load(2, QUICK, tails, named, out.positions)
+            for batch in batches:
+                if batch.last_batch_id >= out.positions[batch.gatherer].reread_from_batch:
+                    arbiter.absorb(batch)
+    return outputs
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_run_that_begins_at_the_very_end_of_a_window_waits_for_the_others(restart: bool) -> None:
+    """Taken at once it opened an epoch behind a gap, and what the other had of the gap was late."""
+    outputs = _across_the_end_of_a_window(restart=restart)
+    assert [g for o in outputs for g in o.gaps] == []
+    prices = [int(p) for o in outputs for p in o.deltas["price"]]
+    assert prices == [10_000 * n for n in range(1, 20)] + [
+        300_000,
+        310_000,
+        320_000,
+        *[330_000] * 3,
+    ]
+    counts: Counter[str] = Counter()
+    for out in outputs:
+        counts.update(out.counts)
+    assert counts["quarantined_rows"] == 0 or counts["late_rows"] == counts["quarantined_rows"]
+    named = ("merged_rows", "duplicate_rows", "quarantined_rows", "skipped_rows")
+    assert counts["rows_in"] == sum(counts[n] for n in named)

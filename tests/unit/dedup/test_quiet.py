@@ -101,8 +101,43 @@ def test_a_run_that_misses_an_event_two_others_saw_loses_its_claim() -> None:
     assert "missed an event" in reasons
 
 
+def test_a_run_that_missed_an_event_and_ends_right_after_it_loses_its_claim_too() -> None:
+    """It was waited for a window that never came: its claim stood, over an event it had missed."""
+    outputs = merge(busy(0, BOOK, at=3_600), busy(1, BOOK, at=3_600), busy(2, BOOK))
+    assert [row[0] for row in tape(outputs, "B")] == [3_600]
+    closed = [c for c in added(outputs).claims if c.gatherer == 2 and c.ticker == "B"]
+    assert [c.reason for c in closed] == ["missed an event"]
+    assert all(c.to_us <= us(3_600) for c in closed)
+
+
 def test_an_event_that_only_one_of_two_live_runs_saw_is_disputed() -> None:
     outputs = merge(busy(0, BOOK, at=1_500), busy(1, BOOK))
     assert "disputed" in {s for _, _, s in statuses(outputs, "B", 3_500)}
     covered = [(a, b) for a, b, s in statuses(outputs, "B", 3_500) if s == "complete"]
     assert not any(a <= 1_500 < b for a, b in covered)
+
+
+def test_a_reset_that_a_later_run_dates_later_is_the_same_reset() -> None:
+    """A reset has no time on the wire: each run gives it the latest time it has shown. One that
+    begins before it may bring it in a later window than the others did; it stood on the tape a
+    second time then, behind a gap that was none (found by the simulation)."""
+    first, later = Hand(0), Hand(1)
+    first.start(0)
+    first.snap("A", BOOK)
+    first.snap("B", BOOK)
+    for ms in (100, 200, 900):
+        first.delta(ms, "A", 10_000, 1)
+    first.snap("B", {})
+    later.start(950)
+    later.snap("C", BOOK)
+    later.delta(1_050, "C", 10_000, 1)
+    later.snap("B", BOOK)
+    later.snap("B", {})
+    for hand in (first, later):
+        for ms in (2_100, 2_900, 3_500):
+            hand.delta(ms, "C" if hand is later else "A", 10_000, 1)
+        hand.stop()
+    outputs = merge(first, later)
+    assert len(tape(outputs, "B")) == 1
+    assert [g for o in outputs for g in o.gaps] == []
+    assert sum(o.counts.get("duplicate_rows", 0) for o in outputs) == 1

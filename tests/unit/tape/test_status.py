@@ -15,7 +15,7 @@ from dedup.status import status as merge_status
 from runtime.embedded import EmbeddedPostgres
 from runtime.health import Health, HealthServer
 from runtime.metrics import Metrics
-from tape.status import channels, merged, reasons, seen_by
+from tape.status import channels, merged, reasons, seen_by, suspected
 from tests.databases import fresh_database
 
 CLOSED_US = 1_700_000_000_000_000
@@ -104,6 +104,13 @@ def test_channels_and_gatherers_have_their_lag_in_seconds() -> None:
     assert channels("g1", "no answer") == []
     assert merged(body())[0]["gatherer"] == 2
     assert merged(body())[0]["lag s"] == "0.4"
+
+
+def test_a_gatherer_that_the_others_contradicted_is_named() -> None:
+    told = body()
+    assert suspected(told) == []
+    told["gatherers"][0]["suspect"] = {"missed_event": 3}
+    assert suspected(told) == [{"gatherer": 2, "reason": "missed_event", "runs": 3}]
 
 
 def test_witnesses_are_shares_of_all_events() -> None:

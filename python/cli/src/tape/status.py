@@ -149,6 +149,15 @@ def merged(merge: Row) -> Rows:
     ]
 
 
+def suspected(merge: Row) -> Rows:
+    """Gatherers that the others contradicted, since the tape began: any line is an alert."""
+    return [
+        {"gatherer": g["gatherer"] + 1, "reason": reason, "runs": runs}
+        for g in merge["gatherers"]
+        for reason, runs in g.get("suspect", {}).items()
+    ]
+
+
 def seen_by(merge: Row) -> Rows:
     """Events by the number of gatherers that saw them."""
     told: Mapping[str, int] = merge["witnesses"]
@@ -267,6 +276,7 @@ def _tell(found: Row) -> None:
     parts: list[tuple[str, Rows]] = [
         ("not well", found["reasons"]),
         ("gatherers", merged(found["merge"])),
+        ("contradicted by the other gatherers", suspected(found["merge"])),
         ("channels", found["channels"]),
         ("witnesses", seen_by(found["merge"])),
         ("kept aside in the last day", found.get("kept_aside", [])),

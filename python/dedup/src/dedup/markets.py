@@ -34,7 +34,7 @@ from marketdata.merge import (
     Segment,
     merge_pieces,
 )
-from marketdata.rows import DeltaFlag, SnapshotRow, SnapshotVerdict
+from marketdata.rows import DELTA_ROW, DeltaFlag, SnapshotRow, SnapshotVerdict
 
 _NOT_KEPT: Final = int(DeltaFlag.FLOATING)
 EXACT_PROOF_EVENTS: Final = 1000  # equal events of two gatherers that prove their times equal
@@ -45,7 +45,7 @@ class MarketWindow(QuietRuns):
 
     def run(self, given: list[PairRows], ahead: dict[tuple[int, int], SnapshotRow]) -> None:
         """Take the window's rows of this market in; afterwards the market stands at its end."""
-        for item in given:
+        for item in [i for i in given if not self._held_back(i)]:
             self._draft(item, ahead.get((item.run.gatherer, item.run.run_id)))
         base = self._base()
         tail = base.events if base is not None else no_events()
@@ -63,13 +63,35 @@ class MarketWindow(QuietRuns):
         self._account(merged)
         self._settle_drafts(merged, starts)
         self._keyframes(merged)
+        self._missed_by_ended(tail, tail_masks, base)
         self._end_runs()
         self._settle_quiet()
         self._behind(tail, tail_masks, base)
 
+    def _held_back(self, item: PairRows) -> bool:
+        """A run that begins at the window's very end is taken with the next window, unless all
+        times are proven equal: by the others' times its place may lie in that one, and what they
+        show there comes before it.
+        """
+        rows, pairs = item.rows, self.market.pairs
+        if self.market.epoch == 0 or item.snapshots or not rows.size:
+            return False
+        if int(rows["exchange_us"][0]) < self.ctx.to_us - self.ctx.settings.match_window_us:
+            return False
+        known = any((p.gatherer, p.run_id) == (item.run.gatherer, item.run.run_id) for p in pairs)
+        if known or self.ctx.times.end_of(item.run, self.index) is not None:
+            return False
+        if not self._fallback_among({p.gatherer for p in pairs} | {item.run.gatherer}):
+            return False
+        self._pair(item.run).held = rows.tobytes()
+        return True
+
     def _fallback_us(self, pieces: list[Piece]) -> int:
         """Rule 10: weaker modes only among gatherers whose equal times are not proven yet."""
-        pairs = gatherer_pairs({p.gatherer for p in pieces if len(p.events)})
+        return self._fallback_among({p.gatherer for p in pieces if len(p.events)})
+
+    def _fallback_among(self, gatherers: set[int]) -> int:
+        pairs = gatherer_pairs(gatherers)
         proven = all(self.ctx.exact.get(pair, 0) >= EXACT_PROOF_EVENTS for pair in pairs)
         return 0 if proven else self.ctx.settings.match_window_us
 
@@ -90,6 +112,9 @@ class MarketWindow(QuietRuns):
     def _draft(self, item: PairRows, ahead: SnapshotRow | None) -> None:
         run, rows = item.run, item.rows
         pair = self._pair(run)
+        if pair.held:
+            rows = np.concatenate((np.frombuffer(pair.held, DELTA_ROW), rows))
+            pair.held = b""
         if rows.size:
             seq = rows["seq"].astype(np.int64)
             fresh = seq > np.concatenate(([pair.last_seq], np.maximum.accumulate(seq)[:-1]))
@@ -282,7 +307,9 @@ class MarketWindow(QuietRuns):
 
     def _settle_draft(self, draft: Draft, from_us: int, *, disputed: bool) -> None:
         pair, piece = draft.pair, draft.piece
-        rejects = sorted(self.rejects.get(id(piece), ()), key=lambda r: r.start)
+        # A cut microsecond lies outside of what the run claims anyway.
+        refused = (r for r in self.rejects.get(id(piece), ()) if r.reason != "cut_group")
+        rejects = sorted(refused, key=lambda r: r.start)
         if draft.begins_anew:
             self.close_claim(pair, pair.audited_us, "snapshot differs")
             pair.claim_seq = draft.begin_seq
@@ -363,6 +390,8 @@ class MarketWindow(QuietRuns):
                 epoch, zero = self.segment_at[id(segment)]
                 index = part.start + at - part.first
                 us = int(segment.events.us[index - 1]) if index > 0 else -1
+                if _book_at(segment, index) != frame.book_hash:
+                    return  # inside a microsecond that is in another order on the tape
                 self._place_keyframe(frame, pair.gatherer, epoch, zero + index, us)
                 return
         if len(draft.piece.events) == 0 and pair.standing == Standing.PINNED:
@@ -371,6 +400,12 @@ class MarketWindow(QuietRuns):
             )
         elif len(draft.piece.events) == 0 and pair.standing == Standing.PENDING:
             pair.keyframe = frame
+
+
+def _book_at(segment: Segment, index: int) -> int:
+    """H before the segment's event `index`."""
+    events = segment.events
+    return int(events.h_before[index] if index < len(events) else events.h_after[-1])
 
 
 __all__ = ["Context", "MarketWindow"]

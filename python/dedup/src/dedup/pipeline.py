@@ -31,6 +31,7 @@ from dedup.publish import Publisher, Standing, broken_once_failed
 from dedup.readers import GathererReader
 from dedup.state import known_runs
 from dedup.status import Tally
+from dedup.suspects import ASIDE, SUSPECT, read_counts
 from marketdata.errors import LakeError, StorageError
 from marketdata.rows import GathererBatch
 from runtime.config import DedupSettings
@@ -245,6 +246,15 @@ class Pipeline:
         self._metrics.counter("merged_rows_total", table="orderbook_delta").inc(len(made.deltas))
         self._metrics.counter("merged_rows_total", table="trade").inc(len(made.trades))
         self._metrics.counter("merged_rows_total", table="ticker").inc(len(made.tickers))
+        for gatherer, reason, n in read_counts(made.counts, SUSPECT):
+            self._metrics.counter("suspect_runs_total", gatherer=str(gatherer), reason=reason).inc(
+                n
+            )
+            log.error("the others contradict a gatherer", gatherer=gatherer, reason=reason, runs=n)
+        for gatherer, reason, n in read_counts(made.counts, ASIDE):
+            self._metrics.counter(
+                "quarantined_rows_total", gatherer=str(gatherer), reason=reason
+            ).inc(n)
         self._metrics.histogram("window_seconds").observe(time.monotonic() - began_s)
         self._progress()
 

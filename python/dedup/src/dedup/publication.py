@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from dedup.columns import copied, joined, picked
 from dedup.output import MERGED_TICKER, MERGED_TRADE, QuarantineRow, WindowOutput
+from dedup.suspects import named_counts
 from dedup.tape_rows import TICKER_ROW, TRADE_ROW, Rows
 from marketdata.coverage import OPEN_US, MarketClaim, RunProgress
 from marketdata.rows import MERGED_ROW
@@ -123,7 +124,7 @@ def publication_of(
         made.positions.update(
             {p.gatherer: (p.reread_from_batch, p.seen_batch) for p in output.positions}
         )
-        for name, value in output.counts.items():
+        for name, value in (*output.counts.items(), *named_counts(output).items()):
             made.counts[name] = made.counts.get(name, 0) + value
     made.deltas = joined(deltas)
     made.trades = _columns([o.trades for o in outputs], MERGED_TRADE, given, TRADE_ROW)

@@ -33,6 +33,14 @@ def _place_of(new: Events, before: int, h: int) -> int:
     return index if state == h else -1
 
 
+def _untimed_at_end(events: Events) -> int:
+    """How many events at the end have no time of their own. The time that a reset gets is each
+    subscription's own: a run that begins before it may bring it in a later window than others did.
+    """
+    timed = np.flatnonzero((events.flags & UNTIMED) == 0)
+    return min(len(events) - (int(timed[-1]) + 1 if timed.size else 0), TAIL_EVENTS_MAX)
+
+
 class QuietRuns(Claims):
     """One market in one window: everything about its runs but their events."""
 
@@ -244,6 +252,43 @@ class QuietRuns(Claims):
             self.close_claim(pair, pair.claim_from_us, "disputed")
         self._pin(pair, market.count, market.last_us)
 
+    def _since(self, tail: Events, masks: list[int], base: Base | None) -> tuple[Events, list[int]]:
+        """The latest events of the epoch that are at hand, and who saw each."""
+        market = self.market
+        retained, seen = self.appended, self.appended_masks
+        if base is not None and len(tail) and market.count - len(retained) == base.count:
+            retained = join_events([tail, retained]) if len(retained) else tail
+            seen = masks + seen
+        return retained, seen
+
+    def _contradicted(self, pair: Pair, retained: Events, masks: list[int]) -> bool:
+        """Did the run go past an event that the others have? Then its claim ends before it."""
+        market = self.market
+        run = self.ctx.runs[(pair.gatherer, pair.run_id)]
+        at = len(retained) - (market.count - pair.position)
+        missed_us = int(retained.us[at]) if at >= 0 else market.last_us
+        if run.z_us - self.ctx.settings.engine_skew_us <= missed_us:
+            return False
+        self.close_claim(pair, pair.last_us, "missed an event")
+        pair.standing = int(Standing.QUARANTINED)
+        if masks[max(at, 0)].bit_count() < 2:
+            self._mark("disputed", missed_us, self.ctx.to_us, "one gatherer against one")
+        return True
+
+    def _missed_by_ended(self, tail: Events, tail_masks: list[int], base: Base | None) -> None:
+        """Runs that end behind the others: nothing more comes of them, so none is waited for."""
+        market = self.market
+        retained, masks = self._since(tail, tail_masks, base)
+        for pair in market.pairs:
+            run = self.ctx.runs[(pair.gatherer, pair.run_id)]
+            if (
+                pair.standing == Standing.PINNED
+                and pair.position < market.count
+                and self.ctx.times.end_of(run, self.index) is not None
+                and len(retained)
+            ):
+                self._contradicted(pair, retained, masks)
+
     def _behind(self, tail: Events, tail_masks: list[int], base: Base | None) -> None:
         """Runs that did not show events the others have: wait one window, then contradict them."""
         market = self.market
@@ -251,32 +296,23 @@ class QuietRuns(Claims):
         behind = [
             p for p in market.pairs if p.standing == Standing.PINNED and p.position < market.count
         ]
-        if not behind:
+        retained, masks = self._since(tail, tail_masks, base)
+        untimed = _untimed_at_end(retained)
+        if not behind and not untimed:
             return
-        retained, masks = self.appended, self.appended_masks
-        if base is not None and len(tail) and market.count - len(retained) == base.count:
-            retained = join_events([tail, retained]) if len(retained) else tail
-            masks = tail_masks + masks
         lagging: list[Pair] = []
         for pair in behind:
-            run = self.ctx.runs[(pair.gatherer, pair.run_id)]
-            at = len(retained) - (market.count - pair.position)
-            missed_us = int(retained.us[at]) if at >= 0 else market.last_us
-            shown = run.z_us - self.ctx.settings.engine_skew_us > missed_us
-            if pair.behind_since < 0 or not shown:
-                if pair.behind_since < 0:
-                    pair.behind_since = self.ctx.window
+            if pair.behind_since < 0:
+                pair.behind_since = self.ctx.window
                 lagging.append(pair)
-                continue
-            self.close_claim(pair, pair.last_us, "missed an event")
-            pair.standing = int(Standing.QUARANTINED)
-            if masks[max(at, 0)].bit_count() < 2:
-                self._mark("disputed", missed_us, self.ctx.to_us, "one gatherer against one")
-        if not lagging:
-            return
-        keep = market.count - min(p.position for p in lagging)
+            elif not self._contradicted(pair, retained, masks):
+                lagging.append(pair)
+        keep = market.count - min((p.position for p in lagging), default=market.count)
         if keep > min(len(retained), TAIL_EVENTS_MAX):
             for pair in lagging:
                 pair.standing = int(Standing.PENDING)
-            return
-        market.tail = make_tail(retained.part(len(retained) - keep, len(retained)), masks[-keep:])
+            keep = 0
+        keep = max(keep, untimed)
+        if keep:
+            kept = retained.part(len(retained) - keep, len(retained))
+            market.tail = make_tail(kept, masks[-keep:])

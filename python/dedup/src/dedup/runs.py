@@ -88,6 +88,7 @@ class Pair(msgspec.Struct):
     doubt_since: int = -1  # window since which its quiet book differs from the others'
     keyframe: Keyframe | None = None
     closed_to_us: int = -1  # end of the claim that was closed last
+    held: bytes = b""  # its first rows, which the next window takes (markets.py)
 
 
 class Tail(msgspec.Struct):

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from dedup.publication import Publication
 from dedup.readers import GathererReader
+from dedup.suspects import ASIDE, SUSPECT, by_gatherer
 from marketdata.rows import GathererBatch
 
 RATE_OVER_S: Final = 5.0
@@ -126,6 +127,13 @@ def status(
         "witnesses": tally.witnesses(),
         "rows_read_per_s": tally.rows_read.per_s,
         "rows_merged_per_s": tally.rows_merged.per_s,
-        "gatherers": [gatherer_status(r, now_ns) for r in readers],
+        "gatherers": [
+            {
+                **gatherer_status(r, now_ns),
+                "suspect": by_gatherer(totals, SUSPECT, r.index),
+                "quarantined": by_gatherer(totals, ASIDE, r.index),
+            }
+            for r in readers
+        ],
         **more,
     }

@@ -31,6 +31,7 @@ from marketdata.alignment import (
     join_events,
     no_events,
 )
+from marketdata.cuts import Cut, mend
 from marketdata.pieces import (
     UNTIMED,
     Base,
@@ -62,7 +63,8 @@ def merge_pieces(base: Base | None, pieces: Iterable[Piece], match_window_us: in
     """Merge one market's pieces of one stretch of time onto its base.
 
     Comparison modes are tried from strong to weak until nothing is contradicted (rule 10). What is
-    contradicted is decided by vote (rule 9); a weaker mode counts only if it leaves out less.
+    contradicted is decided by vote (rule 9); a weaker mode counts only if the runs agree in it
+    far more often, or contradict nothing and agree not far less often.
     `match_window_us`: width of the second mode; 0 where equal times and order have been proven for
     these gatherers, and then there is only the first mode: it is never silently widened.
     """
@@ -70,22 +72,31 @@ def merge_pieces(base: Base | None, pieces: Iterable[Piece], match_window_us: in
     modes: tuple[tuple[Mode, int], ...] = (("exact", 0),)
     if match_window_us:
         modes += (("window", match_window_us), ("groups", 0))
-    best: tuple[int, Merged, dict[int, int]] | None = None
+    best: tuple[int, Merged, dict[int, int]] | None = None  # the first: rows seen twice or more
     for mode, tolerance_us in modes:
         for piece in ordered:
             piece.constant = 0
         attempt = _Attempt(base, tolerance_us, match_window_us, grouped=mode == "groups")
         attempt.run(ordered)
         merged = attempt.finish(mode)
-        left_out = sum(r.stop - r.start for r in merged.rejected)
-        if best is None or left_out < best[0]:
-            best = (left_out, merged, attempt.constants)
+        agreed = _agreed(merged)
+        # A wrong run is contradicted in every mode, and the others agree in all of them: that is
+        # no reason to give up times or order. Where these are not equal, next to nothing agrees.
+        enough = best is None or agreed > 2 * best[0]
+        if best is None or enough or (not attempt.contradicted and 2 * agreed >= best[0]):
+            best = (agreed, merged, attempt.constants)
         if not attempt.contradicted:
             break
     assert best is not None
     for piece in ordered:
         piece.constant = best[2].get(id(piece), 0)
     return best[1]
+
+
+def _agreed(merged: Merged) -> int:
+    """Rows that were placed where another run had the same event."""
+    placed = sum(part.length for s in merged.segments for part in s.parts)
+    return placed - sum(len(s.events) - s.emitted for s in merged.segments)
 
 
 def _place_order(piece: Piece) -> tuple[int, int, int, int, int]:
@@ -107,6 +118,7 @@ class _Attempt:
         self.rejected: list[Rejected] = []
         self.constants: dict[int, int] = {}
         self.loose: set[int] = set()
+        self.cuts: dict[int, Cut] = {}  # id(piece) -> what grouping cut off
         self.contradicted = False
         if base is not None:
             self.segments.append(Segment(base.events, len(base.events), is_base=True))
@@ -136,20 +148,26 @@ class _Attempt:
             and not piece.events.flags[first] & (UNTIMED | int(DeltaFlag.TS_BACKWARD))
         )
 
-    def _events(self, piece: Piece) -> tuple[Events, int, int]:
-        """(events to compare, how many were cut off at the front, and at the end)."""
+    def _events(self, piece: Piece) -> tuple[Events, int]:
+        """(events to compare, how many were cut off at the front)."""
         events = piece.events
         if not self.grouped:
-            return events, 0, 0
+            return events, 0
         first, stop = 0, len(events)
         if piece.position is None:  # the run may have begun inside its first microsecond
             first = int(np.argmax(events.us != events.us[0])) or stop
         if not piece.open_end and first < stop:  # and ended inside its last
             stop = int(np.flatnonzero(events.us == events.us[-1])[0])
         stop = max(first, stop)
-        self._reject(piece, 0, first, "cut_group")
-        self._reject(piece, stop, len(events), "cut_group")
-        return canonical(events.part(first, stop)), first, len(events) - stop
+        self.cuts[id(piece)] = Cut(
+            piece, canonical(events.part(0, first)), canonical(events.part(stop, len(events)))
+        )
+        return canonical(events.part(first, stop)), first
+
+    def _cut_between(self, earlier: Piece, later: Piece) -> int:
+        """Events of two runs, one after the other, that were cut off where they meet."""
+        before, after = self.cuts.get(id(earlier)), self.cuts.get(id(later))
+        return (len(before.tail) if before else 0) + (len(after.head) if after else 0)
 
     def _reject(self, piece: Piece, start: int, stop: int, reason: str) -> None:
         if stop > start:
@@ -160,7 +178,7 @@ class _Attempt:
         assert base is not None
         assert piece.position is not None
         offset = piece.position - (base.count - len(base.events))
-        events, first, _ = self._events(piece)
+        events, first = self._events(piece)
         start, agreed, length = agreement(events, segment.events, offset, self.tolerance_us)
         if agreed == length:
             self._add(segment, piece, events, first, offset)
@@ -170,7 +188,7 @@ class _Attempt:
         self._contradict(segment, at + offset, piece, events.part(at, len(events)), first + at)
 
     def _place_anchored(self, piece: Piece) -> None:
-        events, first, _ = self._events(piece)
+        events, first = self._events(piece)
         late = self._late(events)
         if late:
             self._reject(piece, first, first + late, "late")
@@ -304,8 +322,10 @@ class _Attempt:
                 continue
             if other.seq_to < piece.seq_from:
                 room, missing = offset - part.end, piece.seq_from - other.seq_to - 1
+                missing += self._cut_between(other, piece)
             elif piece.seq_to < other.seq_from:
                 room, missing = part.start - offset - length, other.seq_from - piece.seq_to - 1
+                missing += self._cut_between(piece, other)
             else:
                 return False
             if room < 0 or (room > missing and other.run_id != piece.run_id):
@@ -313,7 +333,9 @@ class _Attempt:
         if segment.is_base and self.base is not None and mine in self.base.former:
             position, seq_to = self.base.former[mine]
             room = offset + self.base.count - len(self.base.events) - position
-            if seq_to < piece.seq_from and not 0 <= room <= piece.seq_from - seq_to - 1:
+            head = self.cuts.get(id(piece))
+            most = piece.seq_from - seq_to - 1 + (len(head.head) if head else 0)
+            if seq_to < piece.seq_from and not 0 <= room <= most:
                 return False
         return True
 
@@ -388,16 +410,16 @@ class _Attempt:
                     left.append(piece)
             waiting = left
         for piece in waiting:
-            self._reject(piece, 0, len(piece.events), "unanchored")
+            events, first = self._events(piece)
+            self._reject(piece, first, first + len(events), "unanchored")
 
     def _place_one_floating(self, piece: Piece) -> bool:
         """Find the one constant under which the run fits; then place it like an anchored run."""
         reach: dict[int, int] = {}  # constant -> events of the overlaps that prove it
+        floating, first = self._events(piece)
         for segment in self.segments:
-            for offset, constant in floating_offsets(
-                piece.events, segment.events, self.tolerance_us
-            ):
-                events = piece.events.shifted(constant)
+            for offset, constant in floating_offsets(floating, segment.events, self.tolerance_us):
+                events = floating.shifted(constant)
                 _, agreed, length = agreement(events, segment.events, offset, self.tolerance_us)
                 if (
                     agreed == length
@@ -410,7 +432,7 @@ class _Attempt:
         choice = [c for c, length in reach.items() if length == best]
         if len(choice) != 1:
             return False  # nothing fits, or several places are equally good: never guess
-        events = piece.events.shifted(choice[0])
+        events = floating.shifted(choice[0])
         fits: list[tuple[Segment, int]] = []
         for segment in self.segments:
             offset_found, clash = self._try(segment, piece, events)
@@ -420,7 +442,9 @@ class _Attempt:
                 fits.append((segment, offset_found))
         assert fits, "the constant was proven by one of these segments"
         piece.constant = self.constants[id(piece)] = choice[0]
-        self._join(fits, piece, events, 0)
+        if id(piece) in self.cuts:
+            self.cuts[id(piece)] = self.cuts[id(piece)].shifted(choice[0])
+        self._join(fits, piece, events, first)
         return True
 
     def _wide_enough(self, segment: Segment, events: Events, offset: int, length: int) -> bool:
@@ -522,6 +546,8 @@ class _Attempt:
         others = [s for s in self.segments if not s.is_base and len(s.events)]
         others.sort(key=lambda s: (int(s.events.us[0]), int(s.events.us[-1])))
         apart = self._apart(base + others)
+        if self.cuts:
+            mend(self.base, apart, self.cuts, self._reject)
         return Merged(apart[: len(base)] + order_ties(apart[len(base) :]), self.rejected, mode)
 
     def _apart(self, segments: list[Segment]) -> list[Segment]:

@@ -74,6 +74,7 @@ pull_errors_total | errors | gatherer | reads that failed and were repeated
 merged_rows_total | rows | table | rows of the tape
 duplicate_rows_total | rows | gatherer | rows proven to be already on the tape
 quarantined_rows_total | rows | gatherer reason | rows that could not be placed
+suspect_runs_total | runs | gatherer reason | runs in markets that the others contradicted
 skipped_rows_total | rows | gatherer reason | rows that carry nothing for the tape
 late_rows_total | rows | gatherer | rows that came after their window had closed
 ambiguous_total | events | | cuts that no data can decide
