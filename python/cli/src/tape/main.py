@@ -18,6 +18,7 @@ from tape.doctor import doctor
 from tape.exchange import exchange
 from tape.output import EXIT_REFUSED
 from tape.plan import plan
+from tape.repair import repair
 from tape.restore import restore
 from tape.spool import app as spool_app
 from tape.status import status
@@ -31,7 +32,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-commands = (demo, exchange, capture, doctor, status, plan, coverage, trades, book, verify, restore)
+commands = (
+    demo,
+    exchange,
+    capture,
+    doctor,
+    status,
+    plan,
+    coverage,
+    trades,
+    book,
+    verify,
+    restore,
+    repair,
+)
 for command in commands:
     app.command()(command)
 app.add_typer(spool_app)

@@ -22,7 +22,7 @@ from typing import Any, Final
 import asyncpg
 import pyarrow as pa
 
-from dedup import hours, keyframes, metadata, repair_lake
+from dedup import hours, keyframes, metadata, repair_lake, repair_store
 from dedup.coverage_rows import coverage_records
 from dedup.proof import load_evidence
 from dedup.publication import HOUR_US, Publication
@@ -63,6 +63,7 @@ class Exporter:
         self._dirty: dict[int, tuple[bool, bool]] = {}
         self._lost: list[Noted] = []  # of the lake, to be made again
         self._unlisted = False  # the newest version is gone
+        self._repaired: list[int] = []  # hours with a new version that the lake does not have
         self._head = 0  # newest version of the lake when it was opened
         self._exported_to_us = 0
         self._partitions = Partitions()
@@ -94,6 +95,7 @@ class Exporter:
         since_us = None if self._unlisted else repair_lake.CHECKED_US
         objects = await repair_lake.noted_objects(conn, since_newest_us=since_us)
         self._lost = await asyncio.to_thread(repair_lake.lost, self._store, objects)
+        self._repaired = await repair_store.unexported(conn)
 
     def published(self, made: Publication) -> None:
         """Take note of the hours that a committed publication touched."""
@@ -106,7 +108,8 @@ class Exporter:
 
     def due(self, closed_to_us: int) -> bool:
         """Whether the tape has passed the next moment of export, or the lake lost something."""
-        return self._moment(closed_to_us) or self._unlisted or bool(self._lost)
+        waiting = self._unlisted or bool(self._lost) or bool(self._repaired)
+        return waiting or self._moment(closed_to_us)
 
     def _moment(self, closed_to_us: int) -> bool:
         return export_hour_of(closed_to_us) > export_hour_of(self._exported_to_us)
@@ -142,6 +145,7 @@ class Exporter:
             StorageError, LakeError: the lake or a database refused; nothing was noted.
         """
         await self._heal(conn, names)
+        await self.new_versions(conn, names)
         if not final and not self._moment(closed_to_us):
             return None
         ready = sorted(
@@ -159,11 +163,30 @@ class Exporter:
                 )
         if commit is not None:
             self.version, self.version_sha256 = commit.version.version, commit.sha256
-        await self._note(conn, ready, records, closed_to_us)
+        await self._note(conn, ready, records, closed_to_us, closed_to_us)
         self._exported_to_us = closed_to_us
         for hour in ready:
             del self._dirty[hour]
         return commit
+
+    async def new_versions(self, conn: Connection, names: Mapping[int, str]) -> int:
+        """Export what a repair changed, whatever the moment; the number of hours."""
+        hours_us = [hour for hour in self._repaired if hour in self._dirty]
+        self._repaired = []
+        head = await asyncio.to_thread(load_head, self._store) if hours_us else None
+        if head is None:
+            return 0  # nothing was exported yet: the next moment of export has it all
+        watermark_us = head.version.watermark_us
+        records = await self._write(conn, hours_us, watermark_us, 0, names)
+        assert records is not None, "only a comparison can fail"
+        commit = await asyncio.to_thread(
+            commit_version, self._store, records, watermark_us=watermark_us
+        )
+        self.version, self.version_sha256 = commit.version.version, commit.sha256
+        await self._note(conn, hours_us, records, watermark_us, self._exported_to_us)
+        for hour in hours_us:
+            del self._dirty[hour]
+        return len(hours_us)
 
     def _twin(self, closed_to_us: int) -> Commit | None:
         """The version that the lake has of this moment already: a crash came before its note, or
@@ -192,6 +215,8 @@ class Exporter:
             if rows_dirty or hour % keyframes.DAY_US == 0:
                 rows_dirty |= await keyframes.place(conn, self._partitions, hour) > 0
             known_ns = await self._known_ns(conn, hour, received_ns_max)
+            versions = await repair_store.versions_of(conn, hour)
+            extra = {"versions": versions} if versions else None
             tables = [*_ROW_TABLES, "markets"] if rows_dirty else []
             for table in (*tables, "coverage"):
                 rows = await self._table(conn, table, hour, closed_to_us, known_ns, names)
@@ -200,9 +225,10 @@ class Exporter:
                 if twin is None:
                     records.append(
                         await asyncio.to_thread(
-                            write_hour, self._store, table, hour, rows, watermark_us=closed_to_us
+                            write_hour, self._store, table, hour, rows,
+                            watermark_us=closed_to_us, extra=extra,
                         )
-                    )
+                    )  # fmt: skip
                     self.objects_written += 1
                     continue
                 record = await asyncio.to_thread(repair_lake.record_of, table, hour, rows)
@@ -234,9 +260,11 @@ class Exporter:
             self.not_made_again.append(item.key)
             log.error("lost, and production gives other bytes now", object=item.key)
             return
+        versions = await repair_store.versions_of(conn, item.hour_us)
         await asyncio.to_thread(
-            write_hour, self._store, item.table, item.hour_us, rows, watermark_us=closed_to_us
-        )
+            write_hour, self._store, item.table, item.hour_us, rows,
+            watermark_us=closed_to_us, extra={"versions": versions} if versions else None,
+        )  # fmt: skip
         log.warning("lost and made again", object=item.key)
 
     async def _list_again(self, conn: Connection) -> None:
@@ -342,6 +370,7 @@ class Exporter:
         ready: Sequence[int],
         records: Iterable[ObjectRecord],
         closed_to_us: int,
+        exported_to_us: int,
     ) -> None:
         """Production's note of what the lake holds now."""
         async with conn.transaction():
@@ -362,10 +391,15 @@ class Exporter:
                 list(ready),
             )
             await conn.execute(
+                "UPDATE hour_version SET exported = true"
+                " WHERE NOT exported AND hour_us = ANY($1::bigint[])",
+                list(ready),
+            )
+            await conn.execute(
                 "INSERT INTO lake_version (version, sha256, exported_to_us) VALUES ($1, $2, $3)"
                 " ON CONFLICT (only_row) DO UPDATE SET version = excluded.version,"
                 " sha256 = excluded.sha256, exported_to_us = excluded.exported_to_us",
                 self.version,
                 self.version_sha256,
-                closed_to_us,
+                exported_to_us,
             )

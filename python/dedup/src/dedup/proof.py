@@ -2,15 +2,26 @@
 
 What holds: everything that bears on [from_us, to_us) is there: progress of runs, claims, marks,
 epochs, audits; and the markets concerned are those with a claim, a mark or an epoch in it.
+What `tape repair` proved counts like a claim; a gap, and rows that were kept aside, no longer count
+where it filled them; its note is the reason in coverage.
 
 Does not do: turning evidence into intervals (marketdata.coverage), writing evidence (publish).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 
-from marketdata.coverage import AuditPoint, EpochStart, Mark, MarketClaim, RunProgress
+from marketdata.coverage import (
+    ORDERBOOK,
+    TRADE,
+    AuditPoint,
+    EpochStart,
+    Mark,
+    MarketClaim,
+    RunProgress,
+)
 from runtime.postgres import Connection
 
 
@@ -56,6 +67,19 @@ _EPOCHS = (
 )
 
 
+_REPAIRS = (
+    "SELECT coalesce(m.ticker, '') AS ticker, p.channel, p.gatherer, p.from_us, p.to_us, p.note"
+    " FROM repair_proof p LEFT JOIN market m USING (market_id)"
+    " WHERE p.from_us < $2 AND p.to_us > $1 ORDER BY p.repair_id, p.ord"
+)
+# The epoch after an added one begins in coverage where the added one says.
+_ADDED = (
+    "SELECT m.ticker, r.epoch, r.after_epoch, r.until_us FROM repair_epoch r"
+    " JOIN market m USING (market_id) WHERE m.ticker = ANY($1::text[]) ORDER BY m.ticker, r.epoch"
+)
+FILLED = ("gap", "quarantined", "late")  # kinds of marks that a repair answers
+
+
 async def load_evidence(conn: Connection, from_us: int, to_us: int) -> Evidence:
     """All evidence about [from_us, to_us)."""
     made = Evidence()
@@ -69,7 +93,56 @@ async def load_evidence(conn: Connection, from_us: int, to_us: int) -> Evidence:
         from_us,
         to_us,
     )
+    await _take_repairs(conn, made, from_us, to_us)
     tickers = {c.ticker for c in made.claims} | {m.ticker for m in made.marks}
     made.tickers = sorted(tickers | {r["ticker"] for r in began})
-    made.epochs = [EpochStart(*r) for r in await conn.fetch(_EPOCHS, made.tickers, to_us)]
+    found = [EpochStart(*r) for r in await conn.fetch(_EPOCHS, made.tickers, to_us)]
+    added = await conn.fetch(_ADDED, made.tickers)
+    made.epochs = with_added(found, [tuple(r) for r in added])
     return made
+
+
+async def _take_repairs(conn: Connection, made: Evidence, from_us: int, to_us: int) -> None:
+    """Proofs of repairs, as claims of runs that are none of the deduplicator's."""
+    answered: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    notes: list[Mark] = []
+    for n, r in enumerate(await conn.fetch(_REPAIRS, from_us, to_us), 1):
+        ticker, channel, gatherer, low, high, note = r
+        if channel == TRADE:
+            made.progress.append(RunProgress(gatherer, -n, TRADE, low, high, ended=True, reason=""))
+        elif channel == ORDERBOOK:
+            made.claims.append(MarketClaim(ticker, gatherer, -n, low, high, valid=True, reason=""))
+            notes.append(Mark(ticker, "late", low, high, note))
+            answered[ticker].append((low, high))
+    kept = [
+        part
+        for mark in made.marks
+        for part in (
+            without(mark, answered.get(mark.ticker, [])) if mark.kind in FILLED else [mark]
+        )
+    ]
+    made.marks = kept + notes
+
+
+def without(mark: Mark, answered: list[tuple[int, int]]) -> list[Mark]:
+    """The parts of a mark outside of what was answered."""
+    parts, at = [], mark.from_us
+    for low, high in sorted(answered):
+        if low > at:
+            parts.append(replace(mark, from_us=at, to_us=min(low, mark.to_us)))
+        at = max(at, high)
+    parts.append(replace(mark, from_us=at))
+    return [part for part in parts if part.from_us < part.to_us]
+
+
+def with_added(
+    epochs: list[EpochStart], added: list[tuple[str, int, int, int]]
+) -> list[EpochStart]:
+    """Epoch starts where added ones (ticker, epoch, the epoch before it, until) stand between: the
+    deduplicator's next epoch begins where the last of them ends."""
+    begins: dict[tuple[str, int], int] = {}
+    for ticker, _, after, until_us in added:
+        if until_us:
+            name = ticker, after + 1
+            begins[name] = max(begins.get(name, 0), until_us)
+    return [replace(e, from_us=begins.get((e.ticker, e.epoch), e.from_us)) for e in epochs]

@@ -21,6 +21,8 @@ from typing import Final, Literal, Protocol, TypeVar
 
 OPEN_US: Final = 2**62  # `to_us` of a claim or mark that has not ended yet
 
+REPAIRED_EPOCH: Final = 1 << 24  # epochs from here on were added by `tape repair`
+
 ORDERBOOK: Final = "orderbook"
 TRADE: Final = "trade"
 TICKER: Final = "ticker"
@@ -218,7 +220,7 @@ def _channel(
                 sources |= 1 << claim.gatherer
         here = [m for m in marks if m.from_us <= low and high <= m.to_us]
         status, reason = _judge(sources, here, within=first <= low and high <= last)
-        epoch = max((e for us, e in starts if us <= low), default=0)
+        epoch = _epoch_at(starts, low)
         part = Interval(ticker, channel, low, high, status, reason, sources, 0, epoch)
         before = made[-1] if made else None
         if before is not None and _alike(before, part):
@@ -226,6 +228,19 @@ def _channel(
             made.pop()
         made.append(part)
     return made
+
+
+def _epoch_at(starts: list[tuple[int, int]], us: int) -> int:
+    """The epoch that is open at a time; `starts` ascend. One that a repair added counts only until
+    the next one begins."""
+    highest = current = 0
+    for from_us, epoch in starts:
+        if from_us > us:
+            break
+        if epoch < REPAIRED_EPOCH:
+            highest = epoch = max(highest, epoch)
+        current = epoch
+    return current
 
 
 def _judge(sources: int, marks: list[Mark], *, within: bool) -> tuple[Status, str]:

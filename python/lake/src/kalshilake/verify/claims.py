@@ -16,6 +16,7 @@ from .report import Report
 
 AMBIGUOUS: Final = 64  # bits of `flags`
 DISPUTED: Final = 128
+REPAIRED: Final = 1 << 24  # epochs from here on were added by a repair
 STATUSES: Final = frozenset({"complete", "gap", "dark", "ambiguous", "disputed", "unproven"})
 CHANNELS: Final = frozenset({"orderbook", "trade", "ticker"})
 
@@ -69,8 +70,11 @@ class Claims:
                 self._report.found(key, f"{market} {channel}: {fault}")
 
     def _check_joint(self, key: str, before: tuple[Any, ...] | None, row: tuple[Any, ...]) -> None:
-        """A new epoch opens only behind something that is not complete."""
+        """A new epoch opens only behind something that is not complete, unless a repair proved what
+        lies between."""
         if before is None or before[3] != row[2] or before[6] == row[6]:
+            return
+        if max(before[6] or 0, row[6] or 0) >= REPAIRED:
             return
         if before[4] == row[4] == "complete":
             text = f"complete from epoch {before[6]} into epoch {row[6]} without a gap"
