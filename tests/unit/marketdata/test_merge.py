@@ -452,6 +452,18 @@ def test_rows_of_a_new_run_before_the_end_of_the_tape_are_late_and_the_rest_is_p
     assert reasons(merged) == [(1, 0, 5, "late")]
 
 
+def test_rule_6_counts_what_was_late_of_a_run() -> None:
+    """Two of its events are on the tape already: the rest stands two further from the last run of
+    the connection than seq says. It was refused, a healthy gatherer with it (extreme trials)."""
+    truth = plain(20)
+    base = Base(6, int(truth.h_after[5]), int(truth.us[5]), former={(1, 2): (3, 3)})
+    run = piece(truth, 4, 20, 1)
+    run.seq_from = 5  # one event is missing after the third
+    merged = merge(base, piece(truth, 6, 20, 0, position=6), run, window_us=0)
+    assert [r[3] for r in reasons(merged)] == ["late"]
+    assert merged.segments[0].gatherers(0, 20) == {0, 1}
+
+
 def test_a_new_run_that_is_late_altogether_adds_nothing() -> None:
     truth = plain(20)
     base = Base(10, int(truth.h_after[9]), 1_000_000)

@@ -63,8 +63,8 @@ def merge_pieces(base: Base | None, pieces: Iterable[Piece], match_window_us: in
     """Merge one market's pieces of one stretch of time onto its base.
 
     Comparison modes are tried from strong to weak until nothing is contradicted (rule 10). What is
-    contradicted is decided by vote (rule 9); a weaker mode counts only if the runs agree in it
-    far more often, or contradict nothing and agree not far less often.
+    contradicted is decided by vote (rule 9); a weaker mode counts only if it leaves out
+    less, and the runs agree in it far more often, or contradict nothing and agree not far less.
     `match_window_us`: width of the second mode; 0 where equal times and order have been proven for
     these gatherers, and then there is only the first mode: it is never silently widened.
     """
@@ -72,25 +72,29 @@ def merge_pieces(base: Base | None, pieces: Iterable[Piece], match_window_us: in
     modes: tuple[tuple[Mode, int], ...] = (("exact", 0),)
     if match_window_us:
         modes += (("window", match_window_us), ("groups", 0))
-    best: tuple[int, Merged, dict[int, int]] | None = None  # the first: rows seen twice or more
+    best: tuple[int, int, Merged, dict[int, int]] | None = None
     for mode, tolerance_us in modes:
         for piece in ordered:
             piece.constant = 0
         attempt = _Attempt(base, tolerance_us, match_window_us, grouped=mode == "groups")
         attempt.run(ordered)
         merged = attempt.finish(mode)
+        left_out = sum(r.stop - r.start for r in merged.rejected)
         agreed = _agreed(merged)
         # A wrong run is contradicted in every mode, and the others agree in all of them: that is
         # no reason to give up times or order. Where these are not equal, next to nothing agrees.
-        enough = best is None or agreed > 2 * best[0]
-        if best is None or enough or (not attempt.contradicted and 2 * agreed >= best[0]):
-            best = (agreed, merged, attempt.constants)
-        if not attempt.contradicted:
+        agrees = not attempt.contradicted
+        if best is None or (
+            left_out < best[0] + agrees
+            and (agreed > 2 * best[1] or (agrees and 2 * agreed >= best[1]))
+        ):
+            best = (left_out, agreed, merged, attempt.constants)
+        if agrees:
             break
     assert best is not None
     for piece in ordered:
-        piece.constant = best[2].get(id(piece), 0)
-    return best[1]
+        piece.constant = best[3].get(id(piece), 0)
+    return best[2]
 
 
 def _agreed(merged: Merged) -> int:
@@ -119,6 +123,7 @@ class _Attempt:
         self.constants: dict[int, int] = {}
         self.loose: set[int] = set()
         self.cuts: dict[int, Cut] = {}  # id(piece) -> what grouping cut off
+        self.late: dict[int, int] = {}  # id(piece) -> events at its beginning that came too late
         self.contradicted = False
         if base is not None:
             self.segments.append(Segment(base.events, len(base.events), is_base=True))
@@ -164,10 +169,15 @@ class _Attempt:
         )
         return canonical(events.part(first, stop)), first
 
+    def _cut_before(self, piece: Piece) -> int:
+        """Events that were taken off the piece's beginning."""
+        cut = self.cuts.get(id(piece))
+        return (len(cut.head) if cut else 0) + self.late.get(id(piece), 0)
+
     def _cut_between(self, earlier: Piece, later: Piece) -> int:
-        """Events of two runs, one after the other, that were cut off where they meet."""
-        before, after = self.cuts.get(id(earlier)), self.cuts.get(id(later))
-        return (len(before.tail) if before else 0) + (len(after.head) if after else 0)
+        """Events of two runs, one after the other, that were taken off where they meet."""
+        cut = self.cuts.get(id(earlier))
+        return (len(cut.tail) if cut else 0) + self._cut_before(later)
 
     def _reject(self, piece: Piece, start: int, stop: int, reason: str) -> None:
         if stop > start:
@@ -192,6 +202,7 @@ class _Attempt:
         late = self._late(events)
         if late:
             self._reject(piece, first, first + late, "late")
+            self.late[id(piece)] = late
             events, first = events.part(late, len(events)), first + late
         if len(events) == 0:
             return
@@ -333,8 +344,7 @@ class _Attempt:
         if segment.is_base and self.base is not None and mine in self.base.former:
             position, seq_to = self.base.former[mine]
             room = offset + self.base.count - len(self.base.events) - position
-            head = self.cuts.get(id(piece))
-            most = piece.seq_from - seq_to - 1 + (len(head.head) if head else 0)
+            most = piece.seq_from - seq_to - 1 + self._cut_before(piece)
             if seq_to < piece.seq_from and not 0 <= room <= most:
                 return False
         return True
