@@ -67,6 +67,7 @@ class Watch:
     def __init__(self, story: Story) -> None:
         self.story = story
         self.overtaken: dict[str, int] = {}
+        self.impatient: list[str] = []
         self.closed_windows = 0
 
     def note(self, why: str) -> None:
@@ -80,7 +81,11 @@ class Watch:
         new = batch.last_batch_id > inflow.reread[1]
         if inflow.closed < 0 or not new:
             return
-        for name, rows in (("rows", batch.deltas), ("trades", batch.trades), ("tickers", batch.tickers)):
+        for name, rows in (
+            ("rows", batch.deltas),
+            ("trades", batch.trades),
+            ("tickers", batch.tickers),
+        ):
             fresh = rows[rows["batch_id"] > inflow.reread[1]] if len(rows) else rows
             if len(fresh) and int(fresh["exchange_us"].min()) // inflow.window_us <= inflow.closed:
                 self.note(f"late {name} of gatherer {batch.gatherer}")
@@ -102,6 +107,13 @@ class Watch:
                     and run.shown_us - skew < output.to_us
                 ):
                     self.note(f"an idle run of gatherer {inflow.gatherer}")
+                    silent_ns = inflow.max_received_ns - run.last_received_ns
+                    is_out = inflow.gatherer in arbiter.patience.left_out
+                    if silent_ns < IDLE_HOLD_MS * 1_000_000 and not is_out:
+                        self.impatient.append(
+                            f"window {output.window} closed while run {run.run_id} of gatherer"
+                            f" {inflow.gatherer} had been silent for {silent_ns // 10**6} ms only"
+                        )
 
 
 class SimPipeline(Pipeline):

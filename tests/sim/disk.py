@@ -86,7 +86,9 @@ class SimDisk:
             left -= len(body)
             if body:
                 self._put(part, body)
-        if waiting and any(len(b) > len(self.durable.get(n, b"")) for n, b in self.segments.items()):
+        if waiting and any(
+            len(b) > len(self.durable.get(n, b"")) for n, b in self.segments.items()
+        ):
             self.story.fault("torn_write", self.who)
 
     def reopen(self) -> Recovery:

@@ -93,7 +93,9 @@ class Host:
         self.closing = False
         self.settled = False
         self.failures: list[BaseException] = []
-        self.fates: dict[int, tuple[str, bool]] = _fates(self.plan.crashes_step, self.plan.line_cuts)
+        self.fates: dict[int, tuple[str, bool]] = _fates(
+            self.plan.crashes_step, self.plan.line_cuts
+        )
         self.new_disk()
         self.new_database()
 
@@ -104,7 +106,8 @@ class Host:
         gatherer.service.id_base): a minute passes for each that went before."""
         created_ns = self.clock.wall_ns()
         meta = SpoolMeta(
-            uuid.UUID(int=self.rng.getrandbits(128)), created_ns,
+            uuid.UUID(int=self.rng.getrandbits(128)),
+            created_ns,
             id_base(created_ns + 60 * NS_PER_S * len(self.disks)),
         )
         disk = SimDisk(meta, self.rng, self.story, self.name)
@@ -233,7 +236,7 @@ class _Life:
     async def _run(self) -> None:
         host, process = self.host, self.process
         self.spool = SimSpool(
-            host.disks[-1], process, state=lambda: self.decoding.state(),
+            host.disks[-1], process, state=self._state,
             segment_bytes=host.plan.segment_bytes,
         )  # fmt: skip
         self._check_disk()
@@ -249,6 +252,9 @@ class _Life:
         host.feeds = self._feeds()
         self.feed_tasks = [process.start(feed.run()) for feed in host.feeds]
 
+    def _state(self) -> bytes:
+        return self.decoding.state()
+
     def _check_disk(self) -> None:
         gone = self.host.disks[-1].lost()
         if gone:
@@ -263,7 +269,9 @@ class _Life:
             feed = FeedConnection(
                 f"books-{number}",
                 FeedSettings(
-                    f"sim|{self.process.name}", reconnect_base_ms=250, reconnect_cap_ms=4_000,
+                    f"sim|{self.process.name}",
+                    reconnect_base_ms=250,
+                    reconnect_cap_ms=4_000,
                     gatherer=host.name,
                 ),
                 SessionSettings(
@@ -317,9 +325,7 @@ class SimSink(Sink):
         return await work
 
 
-def _fates(
-    crashes: tuple[tuple[int, bool], ...], cuts: tuple[tuple[int, bool], ...]
-) -> Fates:
+def _fates(crashes: tuple[tuple[int, bool], ...], cuts: tuple[tuple[int, bool], ...]) -> Fates:
     made: Fates = {n: ("cut", after) for n, after in cuts}
     made.update({n: ("crash", after) for n, after in crashes})
     return made

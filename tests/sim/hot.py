@@ -165,7 +165,9 @@ class HotServer(Server):
                 if high > low + 1
             ]
         if sql.startswith("SELECT run_id FROM control"):
-            found = [c for b in seen if b.batch_id >= args[1] for c in b.controls if c[9] == args[0]]
+            found = [
+                c for b in seen if b.batch_id >= args[1] for c in b.controls if c[9] == args[0]
+            ]
             return [Record(("run_id",), (c[6],)) for c in found]
         if "FROM ingest_batch" in sql:
             return self._batches(seen, sql, args)

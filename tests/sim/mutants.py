@@ -5,6 +5,7 @@ some seed (mutate). A bug that is not caught is a weakness of the simulation: st
 this list.
 """
 
+# ruff: noqa: E501 - texts of the product, as they stand there
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -36,10 +37,10 @@ MUTANTS = (
         "a run after a gap claims from the connection's start",
     ),
     Mutant(
-        "skew_margin_forgotten", "dedup.arbitrate",
-        "margin = 0 if alone else self.settings.engine_skew_us",
-        "margin = 0",
-        "progress of a run without the engines' margin",
+        "skew_margin_added", "dedup.window",
+        "margin = 0 if n_markets <= 1 else self.skew_us\n        return max",
+        "margin = 0 if n_markets <= 1 else -self.skew_us\n        return max",
+        "the engines' margin is added where it is to be taken off",
     ),
     Mutant(
         "proof_beyond_shown_time", "dedup.window",
@@ -49,9 +50,15 @@ MUTANTS = (
     ),
     Mutant(
         "run_end_reason_ignored", "dedup.arbitrate",
-        'if end.reason == "gap":\n                    self._bequeath(run)',
-        'if end.reason == "gap" and False:\n                    self._bequeath(run)',
+        'if end.reason == "gap":\n            self._bequeath(run)',
+        "if not end.reason:\n            self._bequeath(run)",
         "the run after a gap does not know which markets were subscribed before it",
+    ),
+    Mutant(
+        "every_market_was_there_before", "dedup.markets",
+        "carried = not run.fresh and self.ctx.inherits(run, self.market.ticker)",
+        "carried = True",
+        "a market that is added to a run is claimed from the run's start",
     ),
     Mutant(
         "claim_kept_over_reject", "dedup.markets",
@@ -67,8 +74,8 @@ MUTANTS = (
     ),
     Mutant(
         "end_of_run_not_told", "dedup.arbitrate",
-        "max(run.z_us - margin, from_us), key in ended, ended.get(key, \"\"),",
-        "max(run.z_us - margin, from_us), False, \"\",",
+        'max(run.z_us - margin, from_us), key in ended, ended.get(key, ""),',
+        'max(run.z_us - margin, from_us), False, "",',
         "the progress of an ended run says that it lives",
     ),
     Mutant(
@@ -109,12 +116,6 @@ MUTANTS = (
         "a run is named as witness of what follows it",
     ),
     Mutant(
-        "witness_forgotten", "dedup.fast",
-        "mask |= 1 << b.gatherer\n",
-        "mask = 1 << b.gatherer\n",
-        "the last gatherer alone is remembered as witness of the last event",
-    ),
-    Mutant(
         "witness_lost_in_bulk", "dedup.fast",
         "masks = [sum({1 << b.gatherer for b in t.bunches}) for t in self.taken]",
         "masks = [1 << t.bunches[0].gatherer for t in self.taken]",
@@ -145,14 +146,8 @@ MUTANTS = (
         "an empty first snapshot gives H to the rows before it (rule 2)",
     ),
     Mutant(
-        "repeats_not_skipped", "dedup.markets",
-        "rows = rows[fresh]",
-        "pass",
-        "a row read twice is counted as skipped and merged all the same",
-    ),
-    Mutant(
         "tail_dropped", "dedup.quiet",
-        "market.tail = make_tail(retained.part(len(retained) - keep, len(retained)), masks[-keep:])",
+        "market.tail = make_tail(kept, masks[-keep:])",
         "market.tail = None",
         "what a run behind has not shown yet is not kept",
     ),
@@ -170,10 +165,16 @@ MUTANTS = (
     ),
     # -- windows and waiting
     Mutant(
-        "window_of_end_by_read", "dedup.inflow",
-        "key, window = -1, run.max_window",
-        "key, window = -1, self.max_window",
-        "the end of a run goes to the window of whatever was read last",
+        "end_before_its_rows", "dedup.inflow",
+        "window = max(run.max_window, self.closed + 1)\n            self.ends.append",
+        "window = self.closed + 1\n            self.ends.append",
+        "the end of a run is taken before its last rows",
+    ),
+    Mutant(
+        "window_of_leaving_by_read", "dedup.inflow",
+        "            shown_us = int(shown[at - 1]) if at else shown_us\n            first_us",
+        "            shown_us = int(shown[-1])\n            first_us",
+        "a market leaves in the window of whatever was read last (INV-R1)",
     ),
     Mutant(
         "grace_forgotten", "dedup.gate",
@@ -183,7 +184,7 @@ MUTANTS = (
     ),
     Mutant(
         "open_runs_not_waited_for", "dedup.gate",
-        "if run.ended or run.channel != \"orderbook\" or inflow.ended:",
+        'if run.ended or run.channel != "orderbook" or inflow.ended:',
         "if True:",
         "a window closes while a run has not shown a later time",
     ),
@@ -232,8 +233,8 @@ MUTANTS = (
     ),
     Mutant(
         "commit_before_durable", "gatherer.sink",
-        "            await self._spool.wait_durable(batch.end)\n",
-        "",
+        "            await self._spool.sync()\n            await self._commit(batch)\n",
+        "            await self._commit(batch)\n",
         "rows are committed whose records a crash may still lose",
     ),
     # -- publish
@@ -263,7 +264,7 @@ MUTANTS = (
     ),
     Mutant(
         "late_trades_not_looked_up", "dedup.publish",
-        "known = {row[\"trade_id\"].bytes for row in found}",
+        'known = {row["trade_id"].bytes for row in found}',
         "known = set()",
         "a late trade that is there already is stored again",
     ),

@@ -33,7 +33,7 @@ from tests.sim.virtual import Process, SimClock, Story
 TICK_S = 0.05
 DEAD_LINE_S = 20.0  # after so long the exchange gives up a connection that nobody reads
 LOST_MEAN = 4
-LOSABLE = (b"{\"type\":\"orderbook", b"{\"type\":\"trade", b"{\"type\":\"ticker")
+LOSABLE = (b'{"type":"orderbook', b'{"type":"trade', b'{"type":"ticker')
 
 
 class Exchange:

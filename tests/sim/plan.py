@@ -95,7 +95,9 @@ class FaultPlan:
             seconds=seconds,
             markets=rng.choice((1, 2, 3, 4, 6)),
             events_per_s=events / seconds,
-            exchange_level="none" if calm else rng.choice(("none", "standard", "standard", "harsh")),
+            exchange_level="none"
+            if calm
+            else rng.choice(("none", "standard", "standard", "harsh")),
             window_ms=rng.choice((1_000, 2_000, 5_000, 5_000)),
             poll_ms=rng.choice((500, 1_000, 2_000)),
             audit_s=rng.choice((0, 10, 20, 40)),

@@ -54,7 +54,9 @@ def run_seed(seed: int) -> Result:
         violations = [violation.told() for violation in judge(world)]
     except Exception as error:  # noqa: BLE001 - a fall of the simulation is told as such
         where = traceback.extract_tb(error.__traceback__)[-1]
-        told = f"the simulation fell: {type(error).__name__}: {error} at {where.name}:{where.lineno}"
+        told = (
+            f"the simulation fell: {type(error).__name__}: {error} at {where.name}:{where.lineno}"
+        )
         return Result(seed, [told])
     return Result(
         seed, violations, digest_of(world), world.story.happened,
@@ -70,7 +72,10 @@ def tell_one(seed: int) -> int:
     lines = list(world.story.lines)
     print(f"\nstory: {len(lines)} lines, the last {STORY_TAIL} before the end")
     print("\n".join(lines[-STORY_TAIL:]) if not os.environ.get("WHOLE") else "\n".join(lines))
-    print("\nfaults that happened: " + ", ".join(f"{k} {v}" for k, v in sorted(world.story.happened.items())))
+    print(
+        "\nfaults that happened: "
+        + ", ".join(f"{k} {v}" for k, v in sorted(world.story.happened.items()))
+    )
     if world.dedup.watch.overtaken:
         print(f"windows closed without something: {world.dedup.watch.overtaken}")
     for violation in violations:
@@ -104,8 +109,10 @@ def tell_many(first: int, count: int, processes: int) -> int:
     never = [name for name in EXPECTED if not happened[name]]
     if never:
         print(f"\nNEVER HAPPENED: {', '.join(never)}")
-    print(f"\n{done} seeds, {failed} with a violation, {overtaken} with windows that closed without"
-          f" something; {events} exchange events; {seconds:.0f} s, {done / seconds:.2f} seeds/s")  # fmt: skip
+    print(
+        f"\n{done} seeds, {failed} with a violation, {overtaken} with windows that closed without"
+        f" something; {events} exchange events; {seconds:.0f} s, {done / seconds:.2f} seeds/s"
+    )
     return 1 if failed or (never and count >= 1000) else 0
 
 

@@ -150,7 +150,7 @@ class _Transaction:
         await conn.step("BEGIN")
         conn.tx = Tx(repeatable=self._repeatable)
 
-    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         conn, tx = self._conn, self._conn.tx
         if tx is None:
             return
@@ -306,7 +306,7 @@ class SimConnection:
     async def fetchval(self, sql: str, *args: Any) -> Any:
         return await self._ask("fetchval", sql, args)
 
-    async def copy_to_table(self, table: str, *, source: Any, columns: Any, format: str) -> str:
+    async def copy_to_table(self, table: str, *, source: Any, columns: Any, format: str) -> str:  # noqa: A002
         body = bytearray()
         async for chunk in source:
             body += chunk
@@ -315,7 +315,7 @@ class SimConnection:
         rows = bytes(body[len(HEADER) : -len(TRAILER)])
         return f"COPY {await self._ask('copy_in', f'COPY {table}', (table, rows, tuple(columns)))}"
 
-    async def copy_from_query(self, sql: str, *args: Any, output: Any, format: str) -> None:
+    async def copy_from_query(self, sql: str, *args: Any, output: Any, format: str) -> None:  # noqa: A002
         body = await self._ask("copy_out", sql, args)
         await output(HEADER + body + TRAILER)
 
@@ -326,7 +326,7 @@ class SimConnection:
     def is_closed(self) -> bool:
         return self.broken
 
-    async def close(self, timeout: float | None = None) -> None:
+    async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         self.terminate()
 
     def terminate(self) -> None:

@@ -104,7 +104,7 @@ class Story:
         self.tell(who, f"** {name}{': ' + text if text else ''}")
 
 
-class Dead(BaseException):  # noqa: N818 - says what the process is; nobody may catch it
+class Dead(BaseException):
     """The process that wanted an effect is dead."""
 
 

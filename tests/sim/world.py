@@ -97,9 +97,7 @@ class _Builder:
         self.servers["production"] = self.production
         self.dedup = DedupHost(plan, self.story, loop)
         self.dedup.may_finish = lambda: all(host.settled for host in self.hosts)
-        self.world = World(
-            plan, self.story, self.exchange, self.hosts, self.production, self.dedup
-        )
+        self.world = World(plan, self.story, self.exchange, self.hosts, self.production, self.dedup)
 
     # -- stand-ins for what the product imports
 
@@ -219,7 +217,7 @@ class _Builder:
         server = host.database
         self.story.fault("hot_database_down", host.name, f"{until_s - self.loop.time():.1f} s")
         server.go_down()
-        self.loop.call_at(until_s, setattr, server, "is_down", False)  # noqa: FBT003
+        self.loop.call_at(until_s, setattr, server, "is_down", False)
 
     def _away(self, host: Host, until_s: float) -> None:
         self.story.fault("host_away", host.name, f"{until_s - self.loop.time():.1f} s")
@@ -227,7 +225,7 @@ class _Builder:
         host.kill("host_off")
         server = host.database
         server.go_down()
-        self.loop.call_at(until_s, setattr, server, "is_down", False)  # noqa: FBT003
+        self.loop.call_at(until_s, setattr, server, "is_down", False)
 
     def _dedup_faults(self) -> None:
         plan, at = self.world.plan.dedup, self.loop.call_at
@@ -248,7 +246,7 @@ class _Builder:
     def _production_down(self, until_s: float) -> None:
         self.story.fault("production_down", "production")
         self.production.go_down()
-        self.loop.call_at(until_s, setattr, self.production, "is_down", False)  # noqa: FBT003
+        self.loop.call_at(until_s, setattr, self.production, "is_down", False)
 
     def _restore(self) -> None:
         self.story.fault("production_restored", "production")

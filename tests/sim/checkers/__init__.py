@@ -1,4 +1,4 @@
-"""Judges of a world at rest, each watching one truth, apart from the product and from the faults."""
+"""Judges of a world at rest, one truth each, apart from the product and from the faults."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ CHECKERS = (
     ("I3 accounts", accounts.check),
     ("truth", truth.check_tape),
     ("I2 keyframes", truth.check_keyframes),
+    ("epochs without holes", numbering.check_contiguous),
     ("trades and tickers", truth.check_others),
     ("provenance", truth.check_sources),
     ("coverage is true", coverage.check_true),
+    ("coverage and quarantine", coverage.check_quarantine),
+    ("runs are over", coverage.check_ended),
     ("coverage is not empty", coverage.check_claimed),
     ("I6 again", again.check_again),
     ("I7 one less", again.check_one_less),

@@ -21,7 +21,8 @@ def check(view: View) -> Iterator[Violation]:
     for host in view.world.hosts:
         for server in host.databases:
             stored += sum(
-                len(b.bodies.get("orderbook_delta", b"")) // DELTA_COPY.row_bytes for b in server.log
+                len(b.bodies.get("orderbook_delta", b"")) // DELTA_COPY.row_bytes
+                for b in server.log
             )
     if view.world.ended and not view.replaced and stored != counts.get("rows_in", 0):
         yield Violation(

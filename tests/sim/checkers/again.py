@@ -16,9 +16,8 @@ from dedup.arbitrate import Arbiter
 from dedup.output import ArbiterSettings
 from dedup.pipeline import arbiter_settings
 from dedup.publication import publication_of
-from dedup.pull import in_order, _TICKER_ORDER
+from dedup.pull import _TICKER_ORDER, _control, _snapshot, in_order
 from marketdata.rows import BATCH_TICKER, BATCH_TRADE, DELTA_ROW, GathererBatch
-from dedup.pull import _control, _snapshot
 from runtime.pgcopy import DELTA_COPY, HEADER, TICKER_COPY, TRADE_COPY, TRAILER, unpack_rows
 from tests.sim.checkers.view import RESET, View, Violation
 from tests.sim.deduplicator import settings_of
@@ -43,7 +42,9 @@ def whole(server: HotServer, gatherer: int) -> GathererBatch | None:
         first_batch_id=log[0].batch_id,
         last_batch_id=log[-1].batch_id,
         max_received_ns=log[-1].max_ns,
-        deltas=in_order(rows("orderbook_delta", DELTA_COPY, DELTA_ROW), "batch_id", "run_id", "seq"),
+        deltas=in_order(
+            rows("orderbook_delta", DELTA_COPY, DELTA_ROW), "batch_id", "run_id", "seq"
+        ),
         snapshots=snapshots,
         trades=in_order(rows("trade", TRADE_COPY, BATCH_TRADE), "batch_id", "run_id", "seq"),
         tickers=in_order(rows("ticker", TICKER_COPY, BATCH_TICKER), *_TICKER_ORDER),

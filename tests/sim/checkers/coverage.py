@@ -77,6 +77,30 @@ def check_true(view: View) -> Iterator[Violation]:
                     break
 
 
+def check_quarantine(view: View) -> Iterator[Violation]:
+    """No event that somebody received and that is not on the tape lies in a complete interval."""
+    for ticker, intervals in by_ticker(view).items():
+        index = view.market_events(ticker)
+        events = view.truth.events[index]
+        on_tape = np.isin(index, view.places.get(ticker, np.empty(0, np.int64)))
+        lost = view.due[index] & ~on_tape & (events["kind"] != truth_view.EVENT_RESET)
+        for us in events["exchange_us"][lost].tolist():
+            if any(i.status == "complete" and i.from_us <= us < i.to_us for i in intervals):
+                yield Violation(f"{ticker}: an event kept aside is called complete", seen=str(us))
+                break
+
+
+def check_ended(view: View) -> Iterator[Violation]:
+    """At the end every run that was told of is told to be over."""
+    lost = {spool.gatherer for spool in view.spools if spool.lost}
+    if not view.world.ended or view.replaced:
+        return
+    for row in view.content.tables["run_progress"].values():
+        if not row[5] and row[0] not in lost:
+            yield Violation("a run that is over is told as living", seen=str(row))
+            return
+
+
 def sure(view: View) -> dict[str, list[tuple[int, int, int]]]:
     """Ticker -> (from_us, to_us, gatherer): stretches that a gatherer surely recorded.
 
@@ -108,7 +132,9 @@ def _sure_of_run(
         return
     times = np.where(delta, view.truth.events["exchange_us"][np.maximum(run["event"], 0)], -1)
     for market in np.unique(run["market"][run["kind"] == truth_view.SEND_SNAPSHOT]).tolist():
-        shown = np.flatnonzero((run["kind"] == truth_view.SEND_SNAPSHOT) & (run["market"] == market))
+        shown = np.flatnonzero(
+            (run["kind"] == truth_view.SEND_SNAPSHOT) & (run["market"] == market)
+        )
         later = times[int(shown[0]) + 1 :]
         later = later[later >= 0]
         if later.size < 2:
@@ -142,7 +168,9 @@ def check_claimed(view: View) -> Iterator[Violation]:
                 low, high = max(i.from_us, from_us), min(i.to_us, to_us)
                 if high <= low or i.status == "complete" or i.status in OPEN_STATUSES:
                     continue
-                if any(a <= high + SKEW_US and low <= b + SKEW_US for a, b in marks.get(ticker, [])):
+                if any(
+                    a <= high + SKEW_US and low <= b + SKEW_US for a, b in marks.get(ticker, [])
+                ):
                     continue
                 yield Violation(
                     f"{ticker}: gatherer {gatherer} recorded it without a gap, it is not claimed",

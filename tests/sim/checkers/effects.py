@@ -19,11 +19,11 @@ from runtime.pgcopy import (
     CopyLayout,
     unpack_rows,
 )
+from runtime.spool_files import START
 from tests.sim.checkers.view import View, Violation
 from tests.sim.disk import SimDisk, SimReader
 from tests.sim.gatherer import Host
 from tests.sim.hot import HotServer
-from runtime.spool_files import START
 
 
 def check(view: View) -> Iterator[Violation]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from marketdata.book import unpack_levels
-from tests.sim.checkers.view import MASK, RESET, View, Violation, constant
+from tests.sim.checkers.view import AMBIGUOUS, DISPUTED, MASK, RESET, View, Violation, constant
 
 
 def check_numbers(view: View) -> Iterator[Violation]:
@@ -37,7 +39,9 @@ def check_chain(view: View) -> Iterator[Violation]:
     """I1: within an epoch the hash is the running sum from the epoch's start."""
     for ticker, rows in view.rows.items():
         state, epoch = 0, -1
-        columns = (rows[n].tolist() for n in ("epoch", "side", "price", "delta", "book_hash", "flags"))
+        columns = (
+            rows[n].tolist() for n in ("epoch", "side", "price", "delta", "book_hash", "flags")
+        )
         for at, side, price, delta, book_hash, flags in zip(*columns, strict=True):
             if at != epoch:
                 epoch, state = at, view.epochs.get(ticker, {}).get(at, (0, 0))[1]
@@ -69,3 +73,22 @@ def check_levels(view: View) -> Iterator[Violation]:
                 if levels[side, price] < 0:
                     yield Violation(f"{ticker}: a level below zero at {epoch}/{number}")
                     break
+
+
+def check_contiguous(view: View) -> Iterator[Violation]:
+    """Within an epoch each event is the market's next one at the exchange: equal books on both
+    sides of a hole prove nothing (rule 7)."""
+    for ticker, rows in view.rows.items():
+        places = view.places[ticker]
+        index = view.market_events(ticker)
+        order = np.searchsorted(index, places)
+        same = np.diff(rows["epoch"]) == 0
+        flagged = (rows["flags"] & (AMBIGUOUS | DISPUTED)) != 0
+        known = (places[1:] >= 0) & (places[:-1] >= 0) & ~flagged[1:] & ~flagged[:-1]
+        holes = same & known & (np.diff(order) != 1)
+        if holes.any():
+            at = int(np.flatnonzero(holes)[0])
+            yield Violation(
+                f"{ticker}: epoch {rows['epoch'][at]} has a hole behind {rows['market_seq'][at]}",
+                seen=f"{int(np.diff(order)[at]) - 1} events of the exchange are not there",
+            )

@@ -1,4 +1,4 @@
-"""The tape against the exchange's own log: nothing missing, extra, misordered, or wrongly claimed."""
+"""The tape against the exchange's own log: nothing missing, extra, misordered, wrongly claimed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def check_tape(view: View) -> Iterator[Violation]:
         compare_market(
             ticker, view.truth.events[index], view.due[index],
             nothing if rows is None else merged_market(rows),
-            [ProofInterval(i.from_us, i.to_us, i.status, i.reason) for i in intervals.get(ticker, [])],
+            [
+                ProofInterval(i.from_us, i.to_us, i.status, i.reason)
+                for i in intervals.get(ticker, [])
+            ],
             verdict,
         )  # fmt: skip
     example = verdict.examples[0] if verdict.examples else ""
@@ -95,13 +98,10 @@ def check_keyframes(view: View) -> Iterator[Violation]:
         places = view.places.get(ticker)
         yes, no = unpack_levels(row[7])
         shown = {(0, p): q for p, q in yes} | {(1, p): q for p, q in no}
-        mine = np.flatnonzero((rows["epoch"] == epoch)) if rows is not None else np.array([], int)
+        mine = np.flatnonzero(rows["epoch"] == epoch) if rows is not None else np.array([], int)
         if places is None or not mine.size or number > mine.size:
             continue  # an epoch without events: its time is judged by coverage
-        if number:
-            after = int(places[mine[number - 1]])
-        else:
-            after = -1
+        after = int(places[mine[number - 1]]) if number else -1
         following = int(places[mine[number]]) if number < mine.size else -1
         if (number and after < 0) or (not number and following < 0):
             continue  # told by `truth` already
@@ -152,7 +152,9 @@ def check_others(view: View) -> Iterator[Violation]:
     if twice:
         yield Violation("trades on the tape twice", seen=twice[0])
     if on_tape.keys() - received.keys():
-        yield Violation("trades that nobody received", seen=str(len(on_tape.keys() - received.keys())))
+        yield Violation(
+            "trades that nobody received", seen=str(len(on_tape.keys() - received.keys()))
+        )
     if not view.replaced and held - on_tape.keys():
         yield Violation("trades missing", seen=str(len(held - on_tape.keys())))
     for trade_id, sources in zip(rows["trade_id"].tolist(), rows["sources"].tolist(), strict=True):
@@ -171,7 +173,7 @@ def _tickers(view: View, wanted: set[object]) -> Iterator[Violation]:
     missing = {(s[0], s[1]) for s in wanted} - seen.keys()  # type: ignore[index]
     aside = sum(r[8] for r in view.content.tables["quarantine"].values() if not len(r[9]))
     if len(missing) > aside and not view.replaced:
-        yield Violation("ticker states missing", seen=str(sorted(missing)[0]))
+        yield Violation("ticker states missing", seen=str(min(missing)))
 
 
 def check_sources(view: View) -> Iterator[Violation]:

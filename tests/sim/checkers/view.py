@@ -164,7 +164,9 @@ class View:
         state = sum(constant(0, int(p)) * int(q) for p, q in start["yes"])
         state += sum(constant(1, int(p)) * int(q) for p, q in start["no"])
         made = []
-        for _, kind, side, price, delta, _ in self.truth.events[self.market_events(ticker)].tolist():
+        for _, kind, side, price, delta, _ in self.truth.events[
+            self.market_events(ticker)
+        ].tolist():
             is_reset = kind == truth_view.EVENT_RESET
             state = 0 if is_reset else state + constant(side, price) * delta
             made.append(state & MASK)
@@ -206,11 +208,13 @@ def constant(side: int, price: int) -> int:
     return x ^ x >> 31 | 1
 
 
-def _key(us: int, side: int, price: int, delta: int, reset: bool, h: int) -> tuple[int, ...]:  # noqa: FBT001
+def _key(us: int, side: int, price: int, delta: int, reset: bool, h: int) -> tuple[int, ...]:
     return (-1, -1, 0, 0, 0) if reset else (us, side, price, delta, h)
 
 
-def _in_order(tape: list[tuple[int, ...]], told: list[tuple[int, ...]], due: list[bool]) -> list[int]:
+def _in_order(
+    tape: list[tuple[int, ...]], told: list[tuple[int, ...]], due: list[bool]
+) -> list[int]:
     """For each row the next equal event; of several in one microsecond one that is due."""
     places: dict[tuple[int, ...], list[int]] = {}
     for n, key in enumerate(told):
