@@ -26,17 +26,20 @@ import pytest
 
 from dedup.proof import load_evidence
 from dedup.readers import GathererReader
+from exchange.truth import read_truth
 from kalshilake import open_lake
 from kalshilake.verify import verify
 from marketdata.coverage import intervals
 from marketdata.errors import StorageError
 from marketdata.rows import SOURCE_REST
+from marketdata.units import format_ts_us
 from runtime.clock import Clock
 from runtime.embedded import EmbeddedPostgres
 from runtime.postgres import connect
-from tape.repair import Asked, Told, run_repair
+from tape.repair import Asked, Told, ask_rest, run_repair
 from tests.databases import fresh_database, table_contents
 from tests.dedup_rig import Recordings, compare_with_stream, lake_files, pipeline, settings
+from tests.exchange_client import exchange, private_pem
 from tests.gatherer_rows import Stream, make_stream
 from tests.repair_world import (
     BATCH_ROWS,
@@ -383,6 +386,68 @@ async def test_trades_that_only_rest_knows(world: World) -> None:
     assert told.added.counts["trades"] >= len(expected)
     again = await run_repair(asked, FixedClock())
     assert again.added.empty
+
+
+async def test_a_list_of_another_exchange_is_refused(world: World) -> None:
+    """None of its many trades is on the tape, which has many of the same time."""
+    low, high = world.stream.happenings[0].us, world.stream.happenings[-1].us - 30 * SECOND
+    bodies = [
+        {**trade_body(world.stream, h), "trade_id": f"{h.key + 10**9:032x}"}
+        for h in world.stream.happenings
+        if h.kind == "trade"
+    ]
+    asked = replace(world.asked(apply=True), from_us=low, to_us=high, spools={}, trades=bodies)
+    with pytest.raises(StorageError, match="none of them is on the tape"):
+        await run_repair(asked, FixedClock())
+
+
+async def test_the_exchanges_list_is_asked_page_by_page(tmp_path: Path) -> None:
+    """The simulated exchange's REST: every trade of the time that it played, once."""
+    flags = ("--synthetic", "40", "--rate", "4", "--faults", "none", "--events-per-s", "200")
+    async with exchange(tmp_path, *flags) as running:
+        await running.done()
+        truth = read_truth(running.truth).trades
+        times = sorted(t["ts_ms"] for t in truth)
+        low, high = times[0] * 1_000, (times[-1] + 1) * 1_000
+        port = running.ready["port"]
+        asked = Asked("", low, high, rest_url=f"http://127.0.0.1:{port}/trade-api/v2")
+        key = private_pem(running.keys, tmp_path / "key.pem")
+        await ask_rest(asked, "7f9b0c4e-0000-4000-8000-000000000001", key, Clock(0))
+    listed = [body["trade_id"] for body in asked.trades]
+    assert len(truth) > 10
+    assert {t["trade_id"] for t in truth} <= set(listed)
+    assert len(listed) == len(set(listed))
+
+
+async def test_the_command_says_what_it_would_do_and_does_it(world: World) -> None:
+    """As an operator types it: a line of JSON, then a word on what happened."""
+    low, high = (format_ts_us(us) for us in world.span)
+    command = [
+        sys.executable, "-m", "tape.main", "repair", "--production", world.production,
+        "--from", low, "--to", high, "--spool", f"3={world.spools[2]}",
+    ]  # fmt: skip
+
+    async def said(*more: str) -> tuple[int, str, str]:
+        done = await asyncio.to_thread(
+            subprocess.run, [*command, *more], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, error = await said()
+    assert (code, error) == (0, "")
+    assert json.loads(out.splitlines()[0])["events"] == sum((await missing(world)).values())
+    assert "dry run: nothing was changed" in out
+    code, out, _ = await said("--apply", "--lake", str(world.lake))
+    assert code == 0
+    assert json.loads(out.splitlines()[0])["hours_exported"] == 1
+    assert await missing(world) == Counter()
+    code, out, _ = await said("--apply")
+    assert "nothing to repair" in out
+    wrong = [str(world.spools[0]) if part.startswith("3=") else part for part in command]
+    command[:] = wrong
+    code, out, error = await said()
+    assert (code, out) == (2, "")
+    assert error.startswith("tape: --spool")
 
 
 @pytest.mark.parametrize("place", ["before the commit", "after the commit", "in the lake"])

@@ -30,7 +30,7 @@ from dedup.repair import REPAIRED, Outcome, Piece, Span, repair_market, subtract
 from dedup.repair_store import Addition, Proof
 from dedup.tape_rows import TICKER_ROW, TRADE_ROW, Rows
 from gatherer.auth import FileSigner
-from gatherer.rest import RestClient
+from gatherer.rest import RestClient, RestError
 from kalshilake.read import moment_us
 from kalshilake.store import open_store
 from marketdata import coverage, rest_trades
@@ -44,6 +44,7 @@ from tape.repair_spool import SpoolContent, read_spool
 
 MARGIN_US: Final = 600 * US_PER_S
 """Read before and after the time that is asked for: what tells that a spool is this tape's."""
+NOT_FOUND: Final = 404
 CONNECT_TRIES: Final = 5
 REST_RATE_PER_S: Final = 5.0
 
@@ -251,7 +252,7 @@ async def _trades(
                 )
             ]
             parts.append(_new(made, known))
-    parts.append(_new(_rest_rows(told, asked, ids), known))
+    parts.append(_new(_rest_rows(told, asked, ids, known), known))
     added.trades = joined(parts)
     complete = await _complete_trades(conn, span)
     for gatherer, content in contents.items():
@@ -301,9 +302,15 @@ def _new(rows: Rows, known: set[bytes]) -> Rows:
     return picked(rows, np.array(kept, np.int64))
 
 
-def _rest_rows(told: Told, asked: Asked, ids: dict[str, int]) -> Rows:
+def _rest_rows(told: Told, asked: Asked, ids: dict[str, int], known: set[bytes]) -> Rows:
     """What REST listed, as trades of the tape."""
     read = rest_trades.read_trades(asked.trades)
+    listed = {trade.trade_id for _, trade in read.trades}
+    if min(len(listed), len(known)) >= rest_trades.STRANGERS_MIN and not listed & known:
+        raise StorageError(
+            f"{asked.rest_url} lists {len(listed)} trades; none of them is on the tape",
+            hint="is it another exchange's address?",
+        )
     if read.refused:
         told.notes.append(f"{read.refused} trades by REST cannot be read: {read.error}")
     made: list[tuple[Any, ...]] = []
@@ -365,7 +372,12 @@ async def ask_rest(asked: Asked, key_id: str, key_file: Path, clock: Clock) -> N
         wall_ns=clock.wall_ns, monotonic_ns=clock.monotonic_ns,
     )  # fmt: skip
     async with client:
-        cutoff_us = rest_trades.trades_cutoff_us(await client.get("/historical/cutoff"))
+        try:
+            cutoff_us = rest_trades.trades_cutoff_us(await client.get("/historical/cutoff"))
+        except RestError as error:
+            if error.status != NOT_FOUND:
+                raise
+            cutoff_us = None  # an exchange that keeps everything in one list
         for path in window.paths(cutoff_us):
             async for page in client.pages(path, "trades", window.query()):
                 asked.trades += page
