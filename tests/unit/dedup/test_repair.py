@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -225,3 +226,81 @@ def test_what_is_left_of_a_span() -> None:
     assert subtracted((0, 10), [(8, 12), (-1, 2), (4, 5)]) == [(2, 4), (5, 8)]
     assert subtracted((0, 10), [(0, 10)]) == []
     assert subtracted((5, 10), [(0, 3)]) == [(5, 10)]
+
+
+def cut(rng: random.Random, us: list[int], first: int, stop: int) -> tuple[int, int]:
+    """Bounds of what somebody proves who saw events [first, stop): never a moment of another one,
+    nor a microsecond that it saw a part of."""
+    low = us[first - 1] + 1 if first else us[0] - 20
+    high = us[stop] if stop < len(us) else us[-1] + 20
+    inner = sorted(set(us[first:stop]))
+    if first and us[first - 1] == us[first]:
+        low = us[first] + 1
+    if stop < len(us) and us[stop - 1] == us[stop]:
+        high = us[stop]
+    from_us = rng.randint(low, max(low, inner[0]))
+    return from_us, max(from_us, rng.randint(min(inner[-1] + 1, high), high))
+
+
+def world(seed: int) -> tuple[np.ndarray[Any, Any], list[Piece], list[Stretch]]:
+    """What happened, a tape with gaps, and what gatherers saw."""
+    rng = random.Random(seed)
+    rows = events(rng.randint(5, 40))
+    rows["exchange_us"] = np.cumsum([100, *(rng.choice((0, 3, 9)) for _ in range(rows.size - 1))])
+    us = rows["exchange_us"].tolist()
+    pieces, at = [], rng.randint(0, 3)
+    while at < rows.size:
+        stop = min(rows.size, at + rng.randint(1, 9))
+        made = piece(len(pieces) + 1, rows[at:stop])
+        made.from_us = us[at] if not at else min(us[at - 1] + 1, us[at])
+        pieces.append(made)
+        at = stop + rng.randint(1, 7)
+    stretches = []
+    for gatherer in range(rng.randint(1, 3)):
+        first = rng.randint(0, rows.size - 1)
+        stop = rng.randint(first + 1, rows.size)
+        low, high = cut(rng, us, first, stop)
+        seen = stretch(rows[first:stop], gatherer, from_us=low, to_us=high)
+        seen.start_hash = int(rows["book_hash"][first - 1]) if first else 0
+        stretches.append(seen)
+    return rows, pieces, stretches
+
+
+def with_fills(pieces: list[Piece], found: Outcome) -> list[Piece]:
+    """The tape after the repair, put in order as production's is when it is loaded."""
+    follows = {0: 0, **{p.epoch: p.epoch for p in pieces}}
+    made = [((p.epoch, 0, p.from_us), p) for p in pieces]
+    for fill in found.fills:
+        follows[fill.epoch] = follows[fill.behind]
+        rows = numbered_rows(fill.rows, fill.epoch)
+        new = Piece(fill.epoch, fill.from_us, rows.size, rows)
+        made.append(((follows[fill.epoch], 1, fill.from_us), new))
+    return [p for _, p in sorted(made, key=lambda m: m[0])]
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_any_tape_and_any_recordings(seed: int) -> None:
+    """Afterwards: what happened and somebody recorded, in its order, once; nothing that is missing
+    lies in what was proven; again there is nothing to do."""
+    rows, pieces, stretches = world(seed)
+    found = repair_market(pieces, stretches, (0, 10**6), REPAIRED)
+    assert found.left == []
+    tape = with_fills(pieces, found)
+    told = [seq for p in tape for seq in _places(rows, p.rows)]
+    assert told == sorted(set(told)), "in order, each once"
+    used = [s for s in stretches if s not in [r for r, _ in found.refused]]
+    for s in used:
+        assert set(_places(rows, s.rows)) <= set(told)
+    missing = set(range(rows.size)) - set(told)
+    for at in missing:
+        us = int(rows["exchange_us"][at])
+        assert not any(low <= us < high for _, (low, high) in found.proofs), at
+    again = repair_market(tape, stretches, (0, 10**6), REPAIRED + len(found.fills))
+    assert [f for f in again.fills if f.rows.size] == []
+    assert len(again.fills) == 0
+
+
+def _places(rows: np.ndarray[Any, Any], some: np.ndarray[Any, Any]) -> list[int]:
+    """Which of the true events these are: the book after each tells."""
+    known = {h: n for n, h in enumerate(rows["book_hash"].tolist())}
+    return [known[h] for h in some["book_hash"].tolist()]
