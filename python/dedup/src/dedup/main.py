@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import uvloop
 
+from dedup.archive import Archive
 from dedup.export import Exporter
 from dedup.pipeline import Pipeline
 from dedup.status import complete_share, status
@@ -44,7 +45,7 @@ def tune() -> None:
     sys.setswitchinterval(SWITCH_S)
 
 
-def report(pipeline: Pipeline, health: Health, clock: Clock) -> dict[str, Any]:
+def report(pipeline: Pipeline, health: Health, clock: Clock, **more: Any) -> dict[str, Any]:
     """The body of /status."""
     standing, exporter = pipeline.publisher.standing, pipeline.exporter
     return status(
@@ -66,6 +67,7 @@ def report(pipeline: Pipeline, health: Health, clock: Clock) -> dict[str, Any]:
             "hours_waiting": exporter.hours_waiting,
         },
         finished=pipeline.finished,
+        **more,
     )
 
 
@@ -77,7 +79,9 @@ async def serve(settings: DedupSettings) -> int:
     health = Health("deduplicator", "production", "merge")
     supervisor = Supervisor("deduplicator")
     supervisor.watch("pipeline", NO_PROGRESS_S)
-    exporter = Exporter(open_store(settings.lake_uri), settings.gatherer_meta_dsns)
+    store = open_store(settings.lake_uri)
+    exporter = Exporter(store, settings.gatherer_meta_dsns)
+    archive = Archive(settings.production_dsn, store, health)
     told_ready = False
 
     def progressed() -> None:
@@ -89,17 +93,18 @@ async def serve(settings: DedupSettings) -> int:
             told_ready = True
             supervisor.ready("merging")
 
-    pipeline = Pipeline(settings, exporter, health, metrics, progressed)
+    pipeline = Pipeline(settings, exporter, health, metrics, progressed, archive)
     server = HealthServer(
         health,
         metrics,
         bind=settings.bind,
         health_port=settings.health_port,
         metrics_port=settings.metrics_port,
-        status=lambda: report(pipeline, health, clock),
+        status=lambda: report(pipeline, health, clock, verified_to_us=archive.verified_to_us),
     )
     async with server:
         supervisor.add("pipeline", pipeline.run, stop=pipeline.stop, deadline_s=STOP_DEADLINE_S)
+        supervisor.add("archive", archive.run)
         supervisor.status(f"waiting for production; health on port {server.health_port}")
         code = await supervisor.run()
     if isinstance(supervisor.verdict, ConfigError):

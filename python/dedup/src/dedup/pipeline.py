@@ -22,6 +22,7 @@ from typing import Any, Final
 import asyncpg
 
 from dedup.arbitrate import Arbiter
+from dedup.archive import Archive
 from dedup.export import Exporter, export_hour_of
 from dedup.flow import Publishing, Reads, close_windows, take
 from dedup.invariants import Invariants
@@ -83,8 +84,10 @@ class Pipeline:
         health: Health,
         metrics: Metrics,
         progress: Callable[[], None],
+        archive: Archive | None = None,
     ) -> None:
         self._settings = settings
+        self._archive = archive
         self._health = health
         self._metrics = metrics
         self._progress = progress
@@ -241,7 +244,11 @@ class Pipeline:
         self.tally.published(made)
         for reader in self.readers:
             if reader.index in made.positions:
-                reader.stored(made.positions[reader.index][0] - 1)
+                stored = made.positions[reader.index][0] - 1
+                reader.stored(stored)
+                if self._archive is not None:
+                    self._archive.note(reader.index, made.closed_to_us, stored)
+                    reader.archived(self._archive.batch_of(reader.index))
         self._metrics.counter("windows_total").inc(made.windows)
         self._metrics.counter("merged_rows_total", table="orderbook_delta").inc(len(made.deltas))
         self._metrics.counter("merged_rows_total", table="trade").inc(len(made.trades))

@@ -228,9 +228,19 @@ async def ended(conn: Connection, position: Position) -> bool:
 async def tell(conn: Connection, batch_id: int) -> None:
     """Tell the gatherer that everything up to this batch is stored here: its only use is that the
     gatherer keeps its spool until then, so one that does not know the function is no trouble."""
+    await _tell(conn, "SELECT tell_reader_cursor($1)", batch_id)
+
+
+async def tell_archived(conn: Connection, batch_id: int) -> None:
+    """Tell the gatherer that everything up to this batch was read back from the lake: its database
+    keeps the rows until then."""
+    await _tell(conn, "SELECT tell_reader_archive($1)", batch_id)
+
+
+async def _tell(conn: Connection, word: str, batch_id: int) -> None:
     try:
         await conn.execute("BEGIN READ WRITE")
-        await conn.execute("SELECT tell_reader_cursor($1)", batch_id)
+        await conn.execute(word, batch_id)
         await conn.execute("COMMIT")
     except (asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError) as error:
         await conn.execute("ROLLBACK")

@@ -21,7 +21,7 @@ from typing import Final, Literal
 import asyncpg
 
 from dedup.lost import KnownRuns
-from dedup.pull import MAX_ROWS_PER_PULL, Position, Pull, ended, pull, resume, tell
+from dedup.pull import MAX_ROWS_PER_PULL, Position, Pull, ended, pull, resume, tell, tell_archived
 from marketdata.errors import StorageError
 from marketdata.rows import GathererBatch
 from runtime import logs
@@ -73,6 +73,7 @@ class GathererReader:
         self._stored = 0  # batches up to this one are on the tape
         self._told = 0
         self._told_s = 0.0
+        self._archived = self._told_archived = 0
 
     @property
     def answering(self) -> bool:
@@ -91,6 +92,10 @@ class GathererReader:
     def stored(self, batch_id: int) -> None:
         """Everything up to this batch is on the tape: the gatherer may forget how it came."""
         self._stored = batch_id
+
+    def archived(self, batch_id: int) -> None:
+        """Everything up to this batch was read back from the lake: the gatherer may remove it."""
+        self._archived = batch_id
 
     @property
     def left_out(self) -> int:
@@ -140,6 +145,9 @@ class GathererReader:
         if self._stored != self._told and self._monotonic() - self._told_s > TELL_S:
             self._told, self._told_s = self._stored, self._monotonic()
             await tell(self._conn, self._told)
+            if self._archived != self._told_archived:
+                self._told_archived = self._archived
+                await tell_archived(self._conn, self._archived)
         return got
 
     async def _failed(self, state: State, reason: str) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from gatherer.discovery import Discovery
 from gatherer.exchange_watch import ExchangeWatch
 from gatherer.feed import FeedConnection
+from gatherer.hot_retention import HotKeeper
 from gatherer.intake import LiveIntake
 from gatherer.keeping import Keeper
 from gatherer.progress import RecordingProgress
@@ -50,6 +51,7 @@ class Parts:
     discovery: Discovery
     feeds: Mapping[str, FeedConnection]
     keeper: Keeper
+    hot_keeper: HotKeeper
     watch: ExchangeWatch
     unplaced: Callable[[], int]
 
@@ -141,6 +143,7 @@ class Observer:
             "spool_end": list(self._parts.spool.end),
             "cursor": list(sink.cursor),
             "retention_waits": self._parts.keeper.reason,
+            "hot_retention": asdict(self._parts.hot_keeper.last),
             "lag_ms": max(0, lag_ns) // 1_000_000,
             "sink": sink.state,
             "complete": not self._missing(channels),

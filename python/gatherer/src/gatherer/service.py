@@ -22,6 +22,7 @@ from gatherer.discovery import Discovery
 from gatherer.exchange_watch import ExchangeWatch
 from gatherer.feed import FeedConnection, FeedSettings
 from gatherer.history import History
+from gatherer.hot_retention import HotKeeper
 from gatherer.intake import LiveIntake, recover
 from gatherer.keeping import Keeper
 from gatherer.observe import Observer, Parts
@@ -131,6 +132,7 @@ class Gatherer:
             on_refused=self._rows_refused,
         )
         self.keeper = Keeper(settings, self.sink.status, clock)
+        self.hot_keeper = HotKeeper(settings, self.spool.meta.created_ns, clock)
 
     async def _open_discovery(self, stack: contextlib.AsyncExitStack) -> None:
         settings, clock = self.settings, self._clock
@@ -182,6 +184,7 @@ class Gatherer:
                 self.discovery,
                 self.feeds,
                 self.keeper,
+                self.hot_keeper,
                 self.watch,
                 lambda: self.plan.n_unplaced,
             ),
@@ -228,6 +231,7 @@ class Gatherer:
         add("discovery", self.discovery.run)
         add("rebalance", self.rebalancer.run)
         add("housekeeping", self.keeper.run)
+        add("hot housekeeping", self.hot_keeper.run)
         add("exchange", self.watch.run)
         self.witness.add(self._supervisor)
         self._supervisor.watch("event loop", STALL_S)

@@ -112,6 +112,10 @@ class GathererSettings(ServiceSettings):
     segment_bytes: Annotated[int, Field(ge=64 * 1024, le=SEGMENT_BYTES_MAX)] = SEGMENT_BYTES
     spool_retain_bytes: Amount = RETAIN_BYTES
     spool_retain_hours: Count = 24 * 14  # older segments go although there is room
+    hot_retain_hours: Amount = 24 * 7  # in the hot database, once verified in the lake; 0: for ever
+    hot_retain: Literal["auto", "dry", "off"] = (
+        "auto"  # auto: the first week only says what would go
+    )
     # Segments stay until the deduplicator has told that it stored their rows. False: nobody reads.
     spool_await_reader: bool = True
     rest_rate_per_s: Annotated[float, Field(gt=0)] = 5.0
