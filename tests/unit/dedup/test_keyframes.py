@@ -100,6 +100,17 @@ async def test_by_number_at_the_hour_and_at_the_day(conn: Connection) -> None:
     assert at_day[1][3] == quiet[0].to_bytes()
 
 
+async def test_an_epoch_that_a_repair_put_into_the_past_is_not_the_present_one(
+    conn: Connection,
+) -> None:
+    hour = DAY + HOUR_US
+    books = await market(conn, 1, [hour - 9, hour - 8], epoch_us=DAY)
+    repaired = DAY - HOUR_US
+    await conn.execute("INSERT INTO market_epoch VALUES (1, 16777217, $1, 0, 'gap')", repaired)
+    assert await place(conn, Partitions(), hour) == 1
+    assert [(n, levels) for _, n, _, levels in await computed(conn)] == [(2, books[1].to_bytes())]
+
+
 async def test_a_second_time_changes_nothing(conn: Connection) -> None:
     await market(conn, 1, [DAY + n for n in range(25)], epoch_us=DAY - 1)
     await place(conn, Partitions(), DAY)

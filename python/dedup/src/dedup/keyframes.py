@@ -57,13 +57,14 @@ _RECORDED: Final = """
 SELECT DISTINCT market_id FROM market_claim WHERE valid AND to_us > $1 AND from_us <= $1
 """
 # The prefix of the epoch that is older than the moment: a time may step back, a prefix may not.
+# The epoch by time: those of a repair have high numbers and lie in the past.
 _STANDING: Final = f"""
 SELECT m AS market_id, e.epoch, coalesce(least(last.market_seq, next.market_seq - 1), 0) AS place,
     coalesce(last.received_ns, 0) AS received_ns
 FROM unnest($1::int[]) AS m
 CROSS JOIN LATERAL (
     SELECT epoch FROM market_epoch WHERE market_id = m AND from_us <= $2
-    ORDER BY epoch DESC LIMIT 1
+    ORDER BY from_us DESC, epoch DESC LIMIT 1
 ) AS e
 LEFT JOIN LATERAL (
     SELECT market_seq, received_ns FROM orderbook_delta
