@@ -100,6 +100,11 @@ async def test_a_cluster_that_lost_batches_is_refused_in_words(
     dsn = await fresh_database(postgres_server, "gatherer_hot")
     mine = reader(0, dsn, resume_at=(1, 400))
     assert await mine.read() is None
+    assert mine.state == "idle"  # still empty: it may be restored yet
+    conn = await asyncpg.connect(dsn)
+    await write_batches(conn, record(make_stream(9), 0, seed=9))
+    await conn.close()
+    assert await mine.read() is None
     assert mine.state == "refused"
     assert "was replaced" in mine.reason
     await mine.close()

@@ -173,6 +173,7 @@ class Inflow:
         self.max_window = -1
         self.max_received_ns = 0
         self.seen_batch = 0
+        self.life = b""  # of the latest batch
         self.ended = False
         self.started = False
 
@@ -195,6 +196,7 @@ class Inflow:
             self._closing(control, before, trace)
         self.max_received_ns = max(self.max_received_ns, batch.max_received_ns)
         self.seen_batch = max(self.seen_batch, batch.last_batch_id)
+        self.life = batch.life or self.life
 
     def _is_reread(self, window: int, batch_id: int) -> bool:
         return window <= self.reread[0] and batch_id <= self.reread[1]

@@ -30,7 +30,7 @@ from dedup.output import ArbiterSettings, WindowOutput
 from dedup.publication import Publication, publication_of
 from dedup.publish import Publisher, Standing, broken_once_failed
 from dedup.readers import GathererReader
-from dedup.state import known_runs
+from dedup.state import known_runs, life_of
 from dedup.status import Tally
 from dedup.suspects import ASIDE, SUSPECT, read_counts
 from marketdata.errors import LakeError, StorageError
@@ -189,6 +189,7 @@ class Pipeline:
             poll_s=self._settings.poll_ms / 1000,
             resume_at=resume_at,
             runs=known_runs(standing.named_states, gatherer),
+            life=life_of(standing.named_states, gatherer),
         )
 
     def _read_again(self, standing: Standing) -> bool:

@@ -11,9 +11,9 @@ How the order is fixed: rows come out of a heap in the order of its free pages, 
 arrival (partitions, free space after vacuum, scans that start in the middle). Delta rows are
 therefore put in the order (batch_id, run_id, seq), which is total: a run has one event per seq.
 
-If the cluster was replaced (another system identifier) transaction ids mean nothing any more; the
-reader then goes by batch id and takes only what follows without a hole, which the gatherer's one
-writer guarantees.
+If the cluster was replaced (another system identifier) transaction ids mean nothing any more. A
+copy of the former one is read on by batch id, and only what follows without a hole, which the
+gatherer's one writer guarantees. One that began empty is another life (dedup.lives).
 
 After a restart the batches that follow may not be there any more. Where the next one is not the
 one that follows, the read says so (`Pull.gone`), and ends before the hole or begins behind it.
@@ -75,7 +75,9 @@ class Position:
     """Where the reading of one gatherer stands; everything before it was read.
 
     `system_identifier` 0 means that nothing was ever read. `by_batch` is set for good once the
-    cluster was found replaced. `holes` are batches that are gone, as (first, first after them);
+    cluster was found replaced by a copy. `received_ns`: the latest receipt that was read; 0: not
+    known. `replaced` counts how often the cluster was replaced by an empty one.
+    `holes` are batches that are gone, as (first, first after them);
     after a restart they are not `checked` until something is read.
     """
 
@@ -85,6 +87,8 @@ class Position:
     by_batch: bool = False
     markets_known: bool = False
     checked: bool = True
+    received_ns: int = 0
+    replaced: int = 0
     holes: tuple[tuple[int, int], ...] = ()
 
 
@@ -132,15 +136,21 @@ class _Chosen:
         return f"{within} AND batch_id = ANY('{{{','.join(map(str, self.ids))}}}'::integer[])"
 
 
-async def resume(conn: Connection, system_identifier: int, from_batch: int) -> Position:
+async def resume(
+    conn: Connection, system_identifier: int, from_batch: int, received_ns: int = 0
+) -> Position:
     """The position from which `from_batch` and everything after it is read (again).
 
-    `system_identifier` is that of the cluster in which `from_batch` was counted.
+    `system_identifier` is that of the cluster in which `from_batch` was counted, `received_ns` the
+    latest receipt among all that was read of it (0: not known).
     """
+    before = Position(
+        system_identifier, 0, from_batch - 1, checked=from_batch <= 1, received_ns=received_ns
+    )
     async with conn.transaction(isolation="repeatable_read", readonly=True):
         here = await server_identity(conn)
         if here != system_identifier:
-            return await _moved(conn, here, from_batch - 1)
+            return await _moved(conn, here, before) or before
         row = await conn.fetchrow(
             "SELECT (SELECT min(xid::text::numeric) FROM ingest_batch WHERE batch_id >= $1) AS at,"
             " (SELECT max(xid::text::numeric) FROM ingest_batch WHERE batch_id < $1) AS before",
@@ -151,7 +161,7 @@ async def resume(conn: Connection, system_identifier: int, from_batch: int) -> P
         next_xid = int(row["at"])
     else:
         next_xid = 0 if row["before"] is None else int(row["before"]) + 1
-    return Position(here, next_xid, from_batch - 1, checked=from_batch <= 1)
+    return replace(before, next_xid=next_xid)
 
 
 async def pull(
@@ -167,7 +177,10 @@ async def pull(
         if position.system_identifier == 0:
             position = replace(position, system_identifier=here)
         elif position.system_identifier != here:
-            position = await _moved(conn, here, position.last_batch_id)
+            moved = await _moved(conn, here, position)
+            if moved is None:
+                return Pull(None, position, 0, 0)
+            position = moved
         newest = await conn.fetchval("SELECT coalesce(max(batch_id), 0) FROM ingest_batch")
         if not position.checked and newest > position.last_batch_id:
             holes = await _holes(conn, position.last_batch_id + 1)
@@ -187,6 +200,7 @@ async def pull(
         next_xid=chosen.xid_after,
         last_batch_id=max(position.last_batch_id, batch.last_batch_id),
         markets_known=True,
+        received_ns=max(position.received_ns, batch.max_received_ns),
     )
     backlog = max(0, newest - after.last_batch_id)
     return Pull(batch, after, rows + len(batch.controls), backlog, gone)
@@ -247,16 +261,27 @@ async def _tell(conn: Connection, word: str, batch_id: int) -> None:
         log.warning("a gatherer takes no word of how far we are", error=str(error))
 
 
-async def _moved(conn: Connection, here: int, last_batch_id: int) -> Position:
-    """The position after `last_batch_id` in a cluster that replaced the one it was counted in."""
+async def _moved(conn: Connection, here: int, position: Position) -> Position | None:
+    """The position in a cluster that replaced the one it was counted in; None: nothing can be said
+    as long as nothing is in it.
+
+    A copy goes on by batch id. One whose first batch was received after all that was read began
+    empty: it is read from its beginning, and what was not read of the former one is lost.
+    """
     newest = await conn.fetchval("SELECT coalesce(max(batch_id), 0) FROM ingest_batch")
-    if newest < last_batch_id:
+    first_ns = await conn.fetchval("SELECT min(max_received_ns) FROM ingest_batch")
+    if first_ns is None:
+        return None
+    if position.received_ns and first_ns > position.received_ns:
+        return Position(here, replaced=position.replaced + 1)
+    last = position.last_batch_id
+    if newest < last:
         raise StorageError(
             f"the gatherer's cluster was replaced (system identifier is now {here}) and ends at "
-            f"batch {newest}, before batch {last_batch_id} that was already read",
-            hint="restore its database, or leave this gatherer out and start a new tape",
+            f"batch {newest}, before batch {last} that was already read",
+            hint="it holds rows from before: restore it to its latest state, or empty it",
         )
-    return Position(here, 0, last_batch_id, by_batch=True, checked=last_batch_id < 1)
+    return replace(position, system_identifier=here, next_xid=0, by_batch=True, checked=last < 1)
 
 
 async def _choose(conn: Connection, position: Position, max_rows: int) -> _Chosen:

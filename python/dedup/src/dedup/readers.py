@@ -6,6 +6,8 @@ What holds:
   give: the merge would have to hold what it cannot use, and would take a late answer for silence.
 - A database that does not answer holds the others up for at most `patience_s`.
 - After a restart only rows of runs count whose beginning is known (dedup.lost).
+- A gatherer whose database was replaced by an empty one goes on in another life (dedup.lives):
+  outside of here its batches, runs and connections have the numbers that `lives` gives.
 
 Does not do: merging; deciding what silence means (the arbiter does).
 """
@@ -20,6 +22,7 @@ from typing import Final, Literal
 
 import asyncpg
 
+from dedup.lives import Life, Lives
 from dedup.lost import KnownRuns
 from dedup.pull import MAX_ROWS_PER_PULL, Position, Pull, ended, pull, resume, tell, tell_archived
 from marketdata.errors import StorageError
@@ -39,7 +42,7 @@ State = Literal["starting", "reading", "idle", "ended", "down", "refused"]
 
 class GathererReader:
     """Reads one gatherer. `resume_at`: (system identifier, batch to read again from); `runs`: those
-    that the arbiter knew when it stopped."""
+    that the arbiter knew when it stopped; `life`: what it was given with the last batch."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class GathererReader:
         poll_s: float,
         resume_at: tuple[int, int] | None = None,
         runs: Iterable[int] = (),
+        life: bytes = b"",
         max_rows: int = MAX_ROWS_PER_PULL,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,7 +69,12 @@ class GathererReader:
         self._dsn = dsn
         self._poll_s = poll_s
         self._resume_at = resume_at
-        self._runs = None if resume_at is None else KnownRuns(runs)
+        known = Life.decode(life)
+        if resume_at is not None and life:
+            self._resume_at = known.system_identifier, max(1, known.local(resume_at[1]))
+        from_batch = 1 if self._resume_at is None else self._resume_at[1]
+        self._lives = Lives(known, runs, from_batch)
+        self._runs = None if resume_at is None else KnownRuns(self._lives.known_here())
         self._max_rows = max_rows
         self._monotonic = monotonic
         self._conn: Connection | None = None
@@ -120,6 +129,7 @@ class GathererReader:
         self._failures = 0
         self.reason = ""
         self.silent_since_s = self._monotonic()
+        replaced = got.position.replaced > self.position.replaced
         self.position = got.position
         self.backlog = got.backlog
         if got.batch is None:
@@ -130,24 +140,39 @@ class GathererReader:
         if got.gone is not None:
             self.gone.append(got.gone.told())
             log.error("rows are gone", gatherer=self.index, reason=got.gone.told())
-        return got.batch if self._runs is None else self._runs.usable(got.batch, got.gone)
+        if replaced:
+            self._replaced(got.batch)
+        batch = got.batch if self._runs is None else self._runs.usable(got.batch, got.gone)
+        return self._lives.lift(batch, got.position.system_identifier)
+
+    def _replaced(self, first: GathererBatch) -> None:
+        """The gatherer begins again with an empty database."""
+        self._lives.begin(self.position.system_identifier, first)
+        self._runs = KnownRuns(())
+        told = "its database was replaced by an empty one: it goes on as a new life"
+        self.gone.append(told)
+        log.error("a gatherer was replaced", gatherer=self.index, reason=told)
 
     async def _pull(self) -> Pull:
         if self._conn is None or self._conn.is_closed():
             self._conn = None
             self._conn = await connect(self._dsn, tries_max=1)
         if self._resume_at is not None:
-            self.position = await resume(self._conn, *self._resume_at)
+            received_ns = self._lives.life.received_ns
+            self.position = await resume(self._conn, *self._resume_at, received_ns)
             self._resume_at = None
         got = await pull(self._conn, self.index, self.position, max_rows=self._max_rows)
         if got.batch is None:
             self.state = "ended" if await ended(self._conn, got.position) else "idle"
         if self._stored != self._told and self._monotonic() - self._told_s > TELL_S:
             self._told, self._told_s = self._stored, self._monotonic()
-            await tell(self._conn, self._told)
+            life = self._lives.life
+            if life.local(self._told) > 0:
+                await tell(self._conn, life.local(self._told))
             if self._archived != self._told_archived:
                 self._told_archived = self._archived
-                await tell_archived(self._conn, self._archived)
+                if life.local(self._archived) > 0:
+                    await tell_archived(self._conn, life.local(self._archived))
         return got
 
     async def _failed(self, state: State, reason: str) -> None:

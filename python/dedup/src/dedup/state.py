@@ -45,6 +45,11 @@ def known_runs(named_states: Mapping[str, bytes], gatherer: int) -> list[int]:
     return [run.run_id for run in core.runs if run.gatherer == gatherer]
 
 
+def life_of(named_states: Mapping[str, bytes], gatherer: int) -> bytes:
+    """What the reader of a gatherer gave to be kept with the batches."""
+    return named_states.get(f"life-{gatherer}", b"")
+
+
 class ArbiterState:
     """The memory of one arbiter."""
 
@@ -148,6 +153,8 @@ class ArbiterState:
                 self._new_ids[inflow.gatherer] = False
             elif name in self._stored:
                 named[name] = self._stored[name]
+            if inflow.life:
+                named[f"life-{inflow.gatherer}"] = inflow.life
         for name in sorted(self._stored.keys() - named.keys()):
             output.named_states[name] = None
         for name, packed in named.items():
@@ -181,6 +188,7 @@ class ArbiterState:
             inflow.closed = core.closed
             inflow.seen_batch = seen.get(inflow.gatherer, 0)
             inflow.reread = (core.closed, inflow.seen_batch)
+            inflow.life = life_of(named_states, inflow.gatherer)
             ids = named_states.get(f"ids-{inflow.gatherer}")
             if ids is not None:
                 for market_id, ticker in msgspec.msgpack.decode(ids, type=list[tuple[int, str]]):

@@ -270,3 +270,4 @@ class GathererBatch:
     tickers: TickerRows = field(default_factory=lambda: np.empty(0, BATCH_TICKER))
     controls: list[ControlRow] = field(default_factory=list)
     markets: dict[int, str] = field(default_factory=dict)  # new market id -> ticker
+    life: bytes = b""  # what the reader wants to know again after a restart; "": nothing
