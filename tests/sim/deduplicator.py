@@ -97,7 +97,14 @@ class Watch:
             return
         if arbiter.patience.left_out:
             self.note(f"left out {sorted(arbiter.patience.left_out)}")
+        seen = [ns for i in arbiter.inflows for w, ns in i.first_seen.items() if w > output.window]
+        due_ns = min(seen, default=0) + GRACE_MS * 1_000_000
         for inflow in arbiter.inflows:
+            is_out = inflow.gatherer in arbiter.patience.left_out
+            if not inflow.ended and not is_out and inflow.max_received_ns < due_ns:
+                self.impatient.append(
+                    f"window {output.window} closed before gatherer {inflow.gatherer} had committed"
+                )
             skew = arbiter.settings.engine_skew_us
             for run in inflow.runs.values():
                 if (
@@ -108,7 +115,6 @@ class Watch:
                 ):
                     self.note(f"an idle run of gatherer {inflow.gatherer}")
                     silent_ns = inflow.max_received_ns - run.last_received_ns
-                    is_out = inflow.gatherer in arbiter.patience.left_out
                     if silent_ns < IDLE_HOLD_MS * 1_000_000 and not is_out:
                         self.impatient.append(
                             f"window {output.window} closed while run {run.run_id} of gatherer"

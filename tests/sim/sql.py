@@ -132,7 +132,7 @@ class Server:
     def cut_all(self) -> None:
         """Every line breaks."""
         for conn in list(self.connections):
-            conn.broken = True
+            conn.broken, conn.committing = True, False
             conn.drop_transaction(0.0)
         self.connections.clear()
 
@@ -173,7 +173,7 @@ class SimConnection:
         self.fates = fates
         self.tx: Tx | None = None
         self.broken = False
-        self.locks: set[int] = set()  # advisory
+        self.committing = False  # a COMMIT is on its way
         server.connections.append(self)
         process.on_death.append(self._died)
 
@@ -222,27 +222,30 @@ class SimConnection:
             wait_s = self.server.rng.uniform(0, self.server.slow_commit_s)
             if wait_s > 1:
                 self.server.story.fault("slow_commit", self.server.name, f"{wait_s:.1f} s")
+        self.committing = True
         try:
             await self.step("COMMIT", lambda: self.server.end(tx, commit=True), wait_s)
-        except BaseException:
-            if not tx.over and tx.xid and self.process.dead and self.server.rng.random() < 0.5:
-                self.server.story.fault("commit_after_death", self.server.name)
-                self.server.end(tx, commit=True)
+        except ConnectionError:
+            if not tx.over and not self.server.active.get(tx.xid):
+                self.server.end(tx, commit=False)
             raise
         finally:
-            if not tx.over and not self.process.dead:
-                self.server.end(tx, commit=False)
+            self.committing = False
 
     def drop_transaction(self, after_s: float) -> None:
         """The server notices after a while that nobody goes on with it."""
         tx, self.tx = self.tx, None
         if tx is None or tx.over:
             return
-        if after_s and tx.xid:
+        loop = asyncio.get_running_loop()
+        if self.committing and tx.xid and self.server.rng.random() < 0.5:
+            # The COMMIT was sent: the server carries it out when it comes to it.
+            late_s = self.server.rng.choice((0.0, 0.3, 2.0, 6.0))
+            self.server.story.fault("commit_after_the_end", self.server.name, f"{late_s} s")
+            loop.call_later(late_s, lambda: self.server.end(tx, commit=True))
+        elif after_s and tx.xid:
             self.server.story.fault("hanging_transaction", self.server.name, f"{after_s:.1f} s")
-            asyncio.get_running_loop().call_later(
-                after_s, lambda: self.server.end(tx, commit=False)
-            )
+            loop.call_later(after_s, lambda: self.server.end(tx, commit=False))
         else:
             self.server.end(tx, commit=False)
 

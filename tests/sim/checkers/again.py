@@ -143,7 +143,11 @@ def _kept(states: dict[str, bytes]) -> dict[str, bytes]:
     """Without what waits for the next run of a connection that is over: it waits for ever, and
     whether it is there follows from the moment at which the last end was read. Nor is the number
     of windows compared: an end that comes when its window has closed takes one of its own."""
-    return {name: state for name, state in states.items() if name != "heirless"}
+    return {
+        name: state
+        for name, state in states.items()
+        if name != "heirless" and not name.startswith("life-")
+    }
 
 
 def _without_batches(rows: Any) -> list[Any]:

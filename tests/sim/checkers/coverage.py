@@ -119,13 +119,25 @@ def sure(view: View) -> dict[str, list[tuple[int, int, int]]]:
             held = mine[np.isin(mine["seq"], np.array(seqs, np.int64))]
             held = held[np.unique(held["seq"], return_index=True)[1]]
             cuts = np.flatnonzero(np.diff(held["seq"]) != 1) + 1
+            empty = spool.got.empty_snapshots.get((conn, sid), set())
+            known: set[int] = set()  # markets that were subscribed before the run's gap (rule 2)
+            plan = view.world.plan
+            stays = not plan.drop_finished and not plan.gatherers[spool.gatherer].moves
             for run in np.split(held, cuts):
-                _sure_of_run(view, run, spool.gatherer, found)
+                shown = run[run["kind"] == truth_view.SEND_SNAPSHOT]
+                bare = set(shown["market"][np.isin(shown["seq"], list(empty))].tolist())
+                _sure_of_run(view, run, spool.gatherer, found, known - bare)
+                if stays:
+                    known |= set(shown["market"].tolist()) - bare
     return found
 
 
 def _sure_of_run(
-    view: View, run: np.ndarray, gatherer: int, found: dict[str, list[tuple[int, int, int]]]
+    view: View,
+    run: np.ndarray,
+    gatherer: int,
+    found: dict[str, list[tuple[int, int, int]]],
+    known: set[int],
 ) -> None:
     delta = (run["kind"] == truth_view.SEND_DELTA) & (run["event"] >= 0)
     if not delta.any():
@@ -135,7 +147,7 @@ def _sure_of_run(
         shown = np.flatnonzero(
             (run["kind"] == truth_view.SEND_SNAPSHOT) & (run["market"] == market)
         )
-        later = times[int(shown[0]) + 1 :]
+        later = times if market in known else times[int(shown[0]) + 1 :]
         later = later[later >= 0]
         if later.size < 2:
             continue
