@@ -24,6 +24,7 @@ import asyncpg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dedup.publication import HOUR_US
 from kalshilake.store import Store
 from marketdata.errors import LakeError, StorageError
 from runtime import logs
@@ -103,7 +104,10 @@ class Archive:
         exported_to_us = await connection.fetchval("SELECT exported_to_us FROM lake_version")
         hours = await connection.fetch(
             "SELECT hour_us, rows_dirty OR proof_dirty AS dirty, digest FROM lake_hour"
-            " LEFT JOIN verified_hour USING (hour_us) ORDER BY hour_us"
+            " LEFT JOIN verified_hour USING (hour_us) WHERE NOT EXISTS"
+            " (SELECT FROM dropped_day WHERE hour_us >= day_us AND hour_us < day_us + $1)"
+            " ORDER BY hour_us",
+            24 * HOUR_US,
         )
         objects = await _objects(connection)
         compared = 0

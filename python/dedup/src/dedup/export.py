@@ -27,6 +27,7 @@ from dedup.coverage_rows import coverage_records
 from dedup.proof import load_evidence
 from dedup.publication import HOUR_US, Publication
 from dedup.repair_lake import Noted
+from dedup.retain import dropped_days
 from kalshilake.manifest import ObjectRecord
 from kalshilake.store import Store
 from kalshilake.tables import records_table
@@ -67,6 +68,9 @@ class Exporter:
         self._head = 0  # newest version of the lake when it was opened
         self._exported_to_us = 0
         self._partitions = Partitions()
+        self.dropped_days: set[int] = (
+            set()
+        )  # gone from production (dedup.retain): never exported again
         self.version = 0
         self.version_sha256 = ""
         self.objects_written = 0
@@ -78,6 +82,7 @@ class Exporter:
     async def open(self, conn: Connection) -> None:
         """Load what is dirty and what the lake lost."""
         self._partitions.forget()
+        self.dropped_days = await dropped_days(conn)
         rows = await conn.fetch("SELECT hour_us, rows_dirty, proof_dirty FROM lake_hour")
         self._dirty = {
             r["hour_us"]: (r["rows_dirty"], r["proof_dirty"])
@@ -117,8 +122,11 @@ class Exporter:
     @property
     def hours_waiting(self) -> int:
         """Hours that differ from what the lake holds."""
-        hours = self._dirty.keys() | {item.hour_us for item in self._lost}
-        return len(hours) or int(self._unlisted)
+        hours = {h for h in self._dirty if not self._is_dropped(h)}
+        return len(hours | {item.hour_us for item in self._lost}) or int(self._unlisted)
+
+    def _is_dropped(self, hour_us: int) -> bool:
+        return hour_us // keyframes.DAY_US * keyframes.DAY_US in self.dropped_days
 
     def told(self) -> str:
         """What somebody has to look at; "" where nothing is."""
@@ -128,6 +136,9 @@ class Exporter:
             parts.append(f"lost, and production gives other bytes now: {lost}")
         if self.differing:
             parts.append(f"the lake had another history from here on: {self.differing[0]}")
+        late = sum(map(self._is_dropped, self._dirty))
+        if late:
+            parts.append(f"{late} hours have late rows, and their day has left production")
         return "; ".join(parts)
 
     async def export(
@@ -149,7 +160,9 @@ class Exporter:
         if not final and not self._moment(closed_to_us):
             return None
         ready = sorted(
-            hour for hour in self._dirty if final or hour + HOUR_US + LAG_US <= closed_to_us
+            hour
+            for hour in self._dirty
+            if (final or hour + HOUR_US + LAG_US <= closed_to_us) and not self._is_dropped(hour)
         )
         asked = (conn, ready, closed_to_us, received_ns_max, names)
         commit = await asyncio.to_thread(self._twin, closed_to_us) if ready else None

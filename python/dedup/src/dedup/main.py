@@ -17,6 +17,7 @@ import uvloop
 from dedup.archive import Archive
 from dedup.export import Exporter
 from dedup.pipeline import Pipeline
+from dedup.retain import Retention
 from dedup.status import complete_share, status
 from kalshilake.store import open_store
 from marketdata.errors import ConfigError, LakeError, StorageError
@@ -82,6 +83,13 @@ async def serve(settings: DedupSettings) -> int:
     store = open_store(settings.lake_uri)
     exporter = Exporter(store, settings.gatherer_meta_dsns)
     archive = Archive(settings.production_dsn, store, health)
+    retention = Retention(
+        settings.production_dsn,
+        archive,
+        settings.production_retain_days,
+        settings.production_retain,
+        lambda day_us: exporter.dropped_days.add(day_us),  # noqa: PLW0108 - the set is made anew,
+    )
     told_ready = False
 
     def progressed() -> None:
@@ -100,11 +108,18 @@ async def serve(settings: DedupSettings) -> int:
         bind=settings.bind,
         health_port=settings.health_port,
         metrics_port=settings.metrics_port,
-        status=lambda: report(pipeline, health, clock, verified_to_us=archive.verified_to_us),
+        status=lambda: report(
+            pipeline,
+            health,
+            clock,
+            verified_to_us=archive.verified_to_us,
+            retention=retention.told(),
+        ),
     )
     async with server:
         supervisor.add("pipeline", pipeline.run, stop=pipeline.stop, deadline_s=STOP_DEADLINE_S)
         supervisor.add("archive", archive.run)
+        supervisor.add("retention", retention.run)
         supervisor.status(f"waiting for production; health on port {server.health_port}")
         code = await supervisor.run()
     if isinstance(supervisor.verdict, ConfigError):

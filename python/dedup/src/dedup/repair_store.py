@@ -23,6 +23,7 @@ from dedup.hours import moment
 from dedup.publication import HOUR_US, signed
 from dedup.publish import DAY_US, MERGER_LOCK
 from dedup.repair import REPAIRED, Fill, Piece, numbered_rows
+from dedup.retain import dropped_days
 from dedup.tape_rows import Rows
 from marketdata.book import Book
 from marketdata.errors import StorageError
@@ -32,6 +33,8 @@ from runtime.pgcopy import pack_rows, pack_values, unpack_rows
 from runtime.postgres import Connection, copy_in, copy_out
 
 REPAIR_LOCK: Final = 0x4B54_5250  # "KTRP"
+COMPARED_US: Final = 600_000_000
+"""On both sides of an interval a repair compares with the tape."""
 TRADE_MARGIN_US: Final = 1_000_000
 """A trade of a frame has the milliseconds of its time, one of REST the microseconds."""
 
@@ -104,6 +107,12 @@ async def check_interval(conn: Connection, from_us: int, to_us: int) -> None:
         raise StorageError(
             f"the tape is still open there: it is closed up to {moment(closed_to_us).isoformat()}"
         )
+    for day_us in sorted(await dropped_days(conn)):
+        if day_us < to_us + COMPARED_US and day_us + DAY_US > from_us - COMPARED_US:
+            raise StorageError(
+                f"the rows of {moment(day_us):%Y-%m-%d} have left production",
+                hint="what the lake holds of that day stays as it is",
+            )
 
 
 async def market_ids(conn: Connection) -> dict[str, int]:

@@ -147,6 +147,10 @@ class DedupSettings(ServiceSettings):
     merge: Literal["runs", "content"] = "runs"
     poll_ms: Count = 250
     final: bool = False
+    production_retain_days: Amount = 0  # rows in production, once verified in the lake; 0: for ever
+    production_retain: Literal["auto", "dry", "off"] = (
+        "auto"  # auto: a week of only saying what goes
+    )
 
 
 class BackupSettings(ServiceSettings):
