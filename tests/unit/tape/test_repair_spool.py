@@ -9,6 +9,7 @@ import pytest
 
 from marketdata.book import Book
 from marketdata.errors import StorageError
+from runtime.spool_index import write_index
 from tape.repair_spool import SKEW_US, read_spool
 from tests.gatherer_rows import make_stream
 from tests.repair_world import write_spool
@@ -78,6 +79,29 @@ async def test_a_time_in_the_middle_begins_with_the_book_there(tmp_path: Path) -
             book.apply(h.side, h.price, h.delta)
     assert part.start_hash == book.hash
     assert part.to_us >= high
+
+
+async def test_of_a_long_spool_only_what_lies_around_is_read(tmp_path: Path) -> None:
+    """By its indexes: the same rows from the same books, and no more claimed."""
+    stream = make_stream(9, markets=3, events=1_500, mean_gap_us=6_000_000)
+    spool = tmp_path / "spool"
+    await write_spool(spool, stream, id_base=50, away=[(200, 230)])
+    at = stream.happenings[900].us
+    low, high = at, stream.happenings[960].us
+    whole = read_spool(spool, 0, low, high)
+    for path in sorted(spool.glob("*.seg"))[:-1]:
+        write_index(spool, int(path.stem), path.read_bytes())
+    part = read_spool(spool, 0, low, high)
+    assert 0 < part.frames < whole.frames * 2 / 3
+    assert part.runs < whole.runs, "of the first connection nothing is read"
+    for ticker in stream.tickers:
+        (one,), (two,) = whole.stretches[ticker], part.stretches[ticker]
+        assert (one.rows == two.rows).all()
+        assert (one.start_hash, one.levels, one.run_id) == (two.start_hash, two.levels, two.run_id)
+        assert one.from_us <= two.from_us < low
+        assert high <= two.to_us <= one.to_us
+    assert (part.trades == whole.trades).all()
+    assert [p.from_us < low and p.to_us >= high for p in part.trade_proofs] == [True]
 
 
 async def test_a_spool_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

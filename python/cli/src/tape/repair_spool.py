@@ -6,7 +6,9 @@ proves that there were no others.
 
 What holds: bounds of proof are those of the deduplicator: from the first time that the run showed
 after the snapshot to the last one it showed, less the margin for clocks of the exchange's engines.
-Rows before a run's first snapshot (floating) are counted and left out.
+Rows before a run's first snapshot (floating) are counted and left out. Of a long spool only the
+segments around the time are read where their indexes tell which those are: each begins with the
+books of all runs that are alive.
 
 Does not do: changing the spool, comparing with the tape.
 """
@@ -26,7 +28,7 @@ from gatherer import spool_check
 from gatherer.intake import Decoding, restore
 from marketdata import segment
 from marketdata.book import Book
-from marketdata.chain import Rows
+from marketdata.chain import Life, Rows
 from marketdata.continuity import Continuity
 from marketdata.coverage import TRADE
 from marketdata.errors import StorageError
@@ -43,10 +45,15 @@ from marketdata.rows import (
     TickerRows,
     TradeRows,
 )
-from runtime.spool_files import SpoolMeta, look
+from runtime.spool_files import SpoolMeta, load, look
+from runtime.spool_index import read_index
 
 SKEW_US: Final = ArbiterSettings().engine_skew_us
 TAKE_RECORDS: Final = 200
+NS_PER_US: Final = 1_000
+BEFORE_US: Final = 60_000_000  # a frame is received this long before its exchange time at most
+AFTER_US: Final = 3_600_000_000
+"""So long after the time trades that REST told of are looked for; later ones come by `--rest`."""
 UNTIMED: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
 
 
@@ -104,19 +111,22 @@ def read_spool(directory: Path, gatherer: int, from_us: int, to_us: int) -> Spoo
         StorageError: there is no spool, or a segment cannot be read: what it held is not known.
     """
     meta = spool_check.meta_of(directory)
-    numbers = sorted(look(directory).segments)
-    if not numbers:
+    segments = look(directory).segments
+    if not segments:
         raise StorageError(f"{directory} has no segments: there is nothing to repair from")
+    numbers = _around(directory, sorted(segments), from_us, to_us)
     decoding = Decoding(Continuity(meta.id_base))
     reader = _Reader(SpoolContent(meta), gatherer, from_us, to_us)
-    for place, (summary, body) in enumerate(spool_check.bodies(directory)):
-        if place and summary.number != numbers[place - 1] + 1:
+    for place, number in enumerate(numbers):
+        summary, body = _loaded(segments[number])
+        if place and number != numbers[place - 1] + 1:
             raise StorageError(f"{directory}: the segment before {summary.file} is missing")
-        records = spool_check.records_of(summary, body, is_last=summary.number == numbers[-1])
+        records = spool_check.records_of(summary, body, is_last=number == max(segments))
         for n, record in enumerate(records):
             if n == 0 and record.kind == segment.KIND_STATE:
                 if place == 0:
                     decoding = Decoding(restore(record.payload))
+                    reader.adopt(decoding.continuity)
                 continue
             decoding.apply(record)
             if n % TAKE_RECORDS == 0:
@@ -127,6 +137,27 @@ def read_spool(directory: Path, gatherer: int, from_us: int, to_us: int) -> Spoo
     reader.content.frames = decoding.frames
     reader.content.tickers = {n: t for t, n in decoding.continuity.market_ids.items()}
     return reader.finish()
+
+
+def _around(directory: Path, numbers: list[int], from_us: int, to_us: int) -> list[int]:
+    """The segments to read: from the last that ends well before the time to the first that begins
+    well after it, as far as there are indexes."""
+    first, last = numbers[0], numbers[-1]
+    for number in numbers:
+        index = read_index(directory, number)
+        if index is None:
+            continue
+        if index.last_ns < (from_us - BEFORE_US) * NS_PER_US:
+            first = number
+        if index.first_ns > (to_us + AFTER_US) * NS_PER_US:
+            last = min(last, number)
+    return [n for n in numbers if first <= n <= last]
+
+
+def _loaded(path: Path) -> tuple[spool_check.SegmentSummary, bytes]:
+    number = int(path.name.split(".")[0])
+    summary = spool_check.SegmentSummary(number, path.name, path.stat().st_size)
+    return summary, load(path) if path.suffix == ".zst" else path.read_bytes()
 
 
 def _take(reader: _Reader, decoding: Decoding) -> None:
@@ -146,6 +177,22 @@ class _Reader:
         self._done: dict[int, list[Stretch]] = {}  # by the spool's market id
         self._trades: list[TradeRows] = []
         self._states: list[TickerRows] = []
+
+    def adopt(self, continuity: Continuity) -> None:
+        """The runs that were alive where reading begins, with their books."""
+        for _, form in continuity.export()["lives"]:
+            for scope in Life.restore(form).scopes.values():
+                if not scope.run_id:
+                    continue
+                run = self._runs[scope.run_id] = _Run(scope.channel, shown_us=scope.last_us)
+                self.content.runs.add(scope.run_id)
+                for chain in scope.chains.values():
+                    if chain.anchored and chain.run_id == scope.run_id:
+                        book = Book(chain.yes.items(), chain.no.items())
+                        us = chain.last_us or scope.last_us
+                        opened = _Open(chain.market_id, book, us, continuity.last_received_ns)
+                        run.markets[chain.market_id] = opened
+                        run.waiting.append(opened)
 
     def absorb(self, rows: Rows) -> None:
         """The next rows, whole records of them."""
