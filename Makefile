@@ -20,6 +20,7 @@ help:
 	@echo "make soak        thirty minutes at 5,000 frames/s and a picture of what might grow"
 	@echo "make nix-check   every Nix output evaluates (make nix-build builds them; as root)"
 	@echo "make sim SEED=n  the whole data path in virtual time, one world (sim-many SEEDS=n, sim-mutants)"
+	@echo "make trials      the merge on every recorded capture under harsh faults, 20 seeds (hours, resumable)"
 	@echo "make faults      one gatherer against every fault, real lengths (about 50 minutes)"
 	@echo "make aarch64     the hosts' processor, emulated: wheels, capture, Parquet, S3 (as root)"
 	@echo "make thirdparty  clients that others wrote, against the simulated exchange (about a minute)"
@@ -82,3 +83,4 @@ clean:
 -include tests/thirdparty/thirdparty.mk
 -include tests/faults/faults.mk
 -include tests/sim/sim.mk
+-include tests/acceptance/trials.mk

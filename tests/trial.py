@@ -205,12 +205,17 @@ class Recorder:
         self.shuffle = tweaks.get("shuffle", False)  # own order between levels in a microsecond
         self.silent = set(tweaks.get("silent", ()))  # events it silently misses
         self.start_us = tweaks.get("start_us")
+        self.stop_us = tweaks.get("stop_us")
         self.rows: list[np.ndarray] = []
         self.snapshots: list[SnapshotRow] = []
         self.controls: list[ControlRow] = []
         self.received = np.zeros(stream.us.size, bool)
         self.stretches: list[tuple[int, int, int]] = []  # (connection, first event, end) of a run
         self.next_run, self.conn, self.latest_us = 1, 0, 0
+        if (former := tweaks.get("ids_after")) is not None:
+            self.next_run, self.conn, self.offset_ns = (
+                former.next_run, former.conn, former.offset_ns,
+            )  # fmt: skip
         self.last_ns = self.start_ns = 0
         self._record()
 
@@ -230,11 +235,13 @@ class Recorder:
         at = first - 1 + late
         if self.start_us is not None:
             at = self.start_us
-        while at < last:
+        while at < (self.stop_us or last):
             up = at + int(self.rng.expovariate(1 / self.plan.disconnect_us)) + 1
+            if self.stop_us is not None:
+                up = min(up, self.stop_us)
             self._connection(at, min(up, last + 1))
             at = up + self.rng.randrange(*self.plan.down_us)
-        self._control("gatherer_end", last + 20_000_000)
+        self._control("gatherer_end", (self.stop_us or last) + 20_000_000)
 
     def _connection(self, from_us: int, to_us: int) -> None:
         """One connection; both ends may lie inside a microsecond's events."""
@@ -431,8 +438,9 @@ class Recorder:
                 )
             )  # fmt: skip
 
-    def batches(self, size: int) -> list[GathererBatch]:
-        """The recording as committed batches of about `size` rows."""
+    def batches(self, size: int, number: int = 0) -> list[GathererBatch]:
+        """The recording as committed batches of about `size` rows, numbered after `number`."""
+        first = number + 1
         rows = np.concatenate(self.rows) if self.rows else np.empty(0, DELTA_ROW)
         items: list[tuple[int, int, str, Any]] = []
         for n, c in enumerate(self.controls):
@@ -440,7 +448,7 @@ class Recorder:
             items.append((c.received_ns, rank, "c", (n, c)))
         items += [(x.received_ns, 3, "s", x) for x in self.snapshots]
         cuts = [*range(0, rows.size, size), rows.size]
-        made, number = [], 0
+        made: list[GathererBatch] = []
         pending = sorted(items, key=lambda i: (i[0], i[1]))
         place = 0
         for a, b in zip(cuts, cuts[1:] or [0], strict=False):
@@ -454,14 +462,14 @@ class Recorder:
                 self._put(batch, pending[place], number)
                 place += 1
             del runs_here
-            if number == 1:
+            if number == first:
                 batch.markets = {m + 1: t for m, t in enumerate(self.stream.tickers)}
             made.append(batch)
         if made and place < len(pending):
             for item in pending[place:]:
                 self._put(made[-1], item, number)
         if made:
-            end_ns = self._ns(int(self.stream.us[-1])) + 30 * 10**9
+            end_ns = self._ns(self.stop_us or int(self.stream.us[-1])) + 30 * 10**9
             made[-1].max_received_ns = max(made[-1].max_received_ns, end_ns)
         return made
 

@@ -76,19 +76,23 @@ async def wipe(server: EmbeddedPostgres, dsn: str) -> None:
     await conn.close()
 
 
-async def until_read(work: Pipeline, counts: list[int]) -> None:
-    """Until every reader has read so many batches of its gatherer and found nothing more."""
+async def until_read(work: Pipeline, counts: list[int], production: str) -> None:
+    """Until every reader has read so many batches of its gatherer and found nothing more, and
+    something of the third one is published."""
 
     def read() -> bool:
         found = [(r.exhausted, r.position.last_batch_id) for r in work.readers]
         return [exhausted and last for exhausted, last in found] == counts
 
-    for _ in range(3_000):
-        if read():
+    conn = await connect(production)
+    published = "SELECT count(*) FROM run_progress WHERE gatherer = $1"
+    for _ in range(600):
+        if read() and await conn.fetchval(published, THIRD):
             break
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
     assert read()
-    await asyncio.sleep(0.3)  # what may be published is
+    assert await conn.fetchval(published, THIRD)
+    await conn.close()
 
 
 async def tape_of(production: str) -> list[tuple[Any, ...]]:
@@ -127,7 +131,7 @@ async def test_a_third_gatherer_with_an_empty_disk_joins_again(
     chosen = settings(made, production, tmp_path / "lake", window_ms=200)
     work = pipeline(chosen)
     running = asyncio.create_task(work.run())
-    await until_read(work, [len(b) for b in early])
+    await until_read(work, [len(b) for b in early], production)
     if restarted:
         await work.stop()
         await running

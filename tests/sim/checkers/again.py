@@ -142,7 +142,8 @@ def check_again(view: View) -> Iterator[Violation]:
 def _kept(states: dict[str, bytes]) -> dict[str, bytes]:
     """Without what waits for the next run of a connection that is over: it waits for ever, and
     whether it is there follows from the moment at which the last end was read. Nor is the number
-    of windows compared: an end that comes when its window has closed takes one of its own."""
+    of windows compared: an end that comes when its window has closed takes one of its own. Nor
+    where a reader stands (`life-`): that is how far it had read."""
     return {
         name: state
         for name, state in states.items()
