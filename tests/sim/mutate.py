@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from tests.sim.mutants import MUTANTS, Mutant
+from tests.sim.mutants import MUTANTS, NOT_SEEN_YET, Mutant
 
 SEEDS_MAX = 200
 CAUGHT, MISSED, DRIFTED = 0, 3, 4
@@ -85,7 +85,7 @@ class Outcome:
 
 def hunt(name: str, seeds_max: int) -> int:
     """In a process of its own: play seeds until the bug is caught."""
-    mutant = next(m for m in MUTANTS if m.name == name)
+    mutant = next(m for m in (*MUTANTS, *NOT_SEEN_YET) if m.name == name)
     assert mutant.module not in sys.modules, f"{mutant.module} is imported already"
     sys.meta_path.insert(0, Hook(mutant))
     from tests.sim.run import run_seed  # the hook has to be there before the product
@@ -115,7 +115,7 @@ def sent(mutant: Mutant, seeds_max: int) -> Outcome:
 
 def table(names: list[str], seeds_max: int, processes: int) -> int:
     """All of them; prints bug, seed, checker."""
-    chosen = [m for m in MUTANTS if not names or m.name in names]
+    chosen = [m for m in (*MUTANTS, *NOT_SEEN_YET) if m.name in names] or list(MUTANTS)
     missed = 0
     print(f"{'bug':<34}{'seed':>5}  caught by")
     with ThreadPoolExecutor(processes) as pool:

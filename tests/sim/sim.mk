@@ -10,4 +10,4 @@ sim-many: setup
 	$(BIN)/python -m tests.sim.run --seeds $(if $(filter command line environment,$(origin SEEDS)),$(SEEDS),1000)
 
 sim-mutants: setup
-	$(BIN)/python -m tests.sim.mutate
+	$(BIN)/python -m tests.sim.mutate $(NAMES)

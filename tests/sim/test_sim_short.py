@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.sim.mutants import MUTANTS
+from tests.sim.mutants import MUTANTS, NOT_SEEN_YET
 from tests.sim.mutate import CAUGHT, patched, sent, source_of
 from tests.sim.plan import FaultPlan
 from tests.sim.run import run_seed
@@ -56,5 +56,5 @@ def test_a_seeded_bug_is_caught(name: str) -> None:
 def test_every_seeded_bug_still_fits_its_module() -> None:
     assert len(MUTANTS) >= 25
     assert len({m.name for m in MUTANTS}) == len(MUTANTS)
-    for mutant in MUTANTS:
+    for mutant in (*MUTANTS, *NOT_SEEN_YET):
         assert patched(mutant, source_of(mutant.module)) != source_of(mutant.module)
