@@ -382,7 +382,8 @@ class Recorder:
         us = s.us[index].copy()
         if self.time_shift is not None:
             us += np.array([self.time_shift(self.rng) for _ in range(index.size)], np.int64)
-            us = np.maximum.accumulate(us)
+            # No gatherer's times go back, from one run of a connection to the next neither.
+            us = np.maximum.accumulate(np.maximum(us, self.latest_us))
         rows["exchange_us"], rows["delta"], rows["price"] = us, s.delta[index], s.price[index]
         rows["side"], rows["seq"], rows["run_id"] = s.side[index], seqs, run_id
         rows["market_id"], rows["book_hash"] = s.market[index] + 1, h

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from dedup.output import QuarantineRow
 from dedup.publication import publication_of
 from dedup.readers import GathererReader
 from dedup.status import Tally, status
 from dedup.suspects import ASIDE, SUSPECT, by_gatherer, named_counts, read_counts, suspects
 from marketdata.coverage import MarketClaim
+from marketdata.rows import DELTA_ROW
 from tests.hand import Hand, merge
 from tests.window_outputs import T0, window_output, with_trouble
 
@@ -32,6 +36,19 @@ def test_the_gatherer_that_silently_missed_an_event_is_the_one_that_is_named() -
     assert named == {(1, "contradicted"): 1}
     outputs = merge(recording(0), recording(1), recording(2))
     assert [suspects(out) for out in outputs if suspects(out)] == []
+
+
+def test_a_run_that_claimed_nothing_yet_is_named_by_its_rows() -> None:
+    """Contradicted in its first window, before any time was shown that a claim could begin with."""
+    outputs = merge(recording(0, lacks=100), recording(1), recording(2))
+    named = {key: n for out in outputs for key, n in suspects(out).items()}
+    assert named == {(0, "contradicted"): 1}
+    output = window_output(0, ["A"])
+    rows = np.zeros(2, DELTA_ROW)
+    output.quarantine = [
+        QuarantineRow("A", 1, 4, reason, T0, T0 + 1, 2, rows) for reason in ("contradicted", "late")
+    ]
+    assert suspects(output) == {(1, "contradicted"): 1}
 
 
 def test_a_run_that_ended_for_a_reason_of_its_own_is_no_suspect() -> None:

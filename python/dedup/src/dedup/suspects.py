@@ -7,8 +7,8 @@ that the others contradict.
 
 Purpose: name the culprit. A gatherer that silently misses an event (no gap was seen) is outvoted:
 its run is taken off the market until its next snapshot. Rows that end in quarantine say so, but a
-run may be set aside before it brings another row; what every such case leaves is a claim that ends
-with the reason. Counted are runs in markets, by gatherer and reason; an alert watches the counter.
+run may be set aside before it brings another row; what that leaves is a claim that ends with the
+reason. Counted are runs in markets, by gatherer and reason; an alert watches the counter.
 
 Invariants: INV-S1 the counts depend only on the output of a window, so a restart repeats them.
 
@@ -36,15 +36,16 @@ ASIDE: Final = "aside"  # rows in quarantine
 
 def suspects(output: WindowOutput) -> dict[tuple[int, str], int]:
     """(gatherer, reason) -> runs in markets that this window set aside."""
-    found: Counter[tuple[int, str]] = Counter()
+    found: dict[tuple[str, int, int], str] = {}
+    for kept in output.quarantine:  # a run without a claim yet leaves its rows only
+        if kept.reason in ("contradicted", "broken_chain"):
+            found[kept.ticker, kept.gatherer, kept.run_id] = kept.reason
     for claim in output.claims:
         reason = REASONS.get(claim.reason)
         if reason is not None:
-            found[claim.gatherer, reason] += 1
-    for kept in output.quarantine:
-        if kept.reason == "broken_chain":
-            found[kept.gatherer, kept.reason] += 1
-    return dict(sorted(found.items()))
+            found.setdefault((claim.ticker, claim.gatherer, claim.run_id), reason)
+    counted = Counter((gatherer, reason) for (_, gatherer, _), reason in found.items())
+    return dict(sorted(counted.items()))
 
 
 def named_counts(output: WindowOutput) -> dict[str, int]:
