@@ -221,12 +221,6 @@ MUTANTS = (
         "states that are over stay in production",
     ),
     Mutant(
-        "late_trades_not_looked_up", "dedup.publish",
-        'known = {row["trade_id"].bytes for row in found}',
-        "known = set()",
-        "a late trade that is there already is stored again",
-    ),
-    Mutant(
         "trade_memory_too_short", "dedup.union",
         "MEMORY_WINDOWS: Final = 24",
         "MEMORY_WINDOWS: Final = 0",
@@ -241,6 +235,13 @@ MUTANTS = (
 )  # fmt: skip
 
 NOT_SEEN_YET = (
+    Mutant(
+        "late_trades_not_looked_up",
+        "dedup.publish",
+        'known = {row["trade_id"].bytes for row in found}',
+        "known = set()",
+        "a late trade that is there already is stored again",
+    ),
     Mutant(
         "run_end_reason_ignored",
         "dedup.arbitrate",

@@ -23,6 +23,7 @@ from tests.sim.virtual import STORY_TAIL
 from tests.sim.world import World, play
 
 PROCESSES = 2
+PROGRESS_EVERY = 50
 
 
 @dataclass
@@ -99,6 +100,9 @@ def tell_many(first: int, count: int, processes: int) -> int:
             worlds_with.update(result.happened.keys())
             overtaken += result.overtaken
             events += result.events
+            if done % PROGRESS_EVERY == 0:
+                told = f"{done} seeds, {failed} with a violation"
+                print(f"{told}, {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
             if result.violations:
                 failed += 1
                 print(f"seed {result.seed}: {result.violations[0][:400]}", flush=True)
