@@ -385,6 +385,17 @@ def test_rule_10_one_wrong_run_does_not_cost_the_order(order: tuple[int, ...]) -
     assert [prices(s.events) for s in merged.segments] == [truth]
 
 
+def test_rule_10_two_short_runs_in_two_orders_are_not_told_twice() -> None:
+    """They lie within the match window altogether, so it saw no contradiction: each became a
+    segment, and every event stood on the tape twice (own-order trial)."""
+    a = [(20, 30_000, 2), (20, 20_000, 3), (700, 50_000, 4), (700, 40_000, 5), (900, 1, 1)]
+    b = [(20, 20_000, 3), (20, 30_000, 2), (700, 40_000, 5), (700, 50_000, 4), (900, 1, 1)]
+    merged = merge(Base(7, H0, 5), *(piece(stream(e), 0, 5, g) for g, e in enumerate((a, b))))
+    assert merged.mode == "groups"
+    told = [e for s in merged.segments for e in prices(s.events)]
+    assert len(told) == len(set(told))
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_rule_10_an_event_missed_in_a_cut_burst_does_not_cost_the_order(
     order: tuple[int, ...],

@@ -19,6 +19,7 @@ Does not do: building pieces from rows, joints by shared live time (rule 7), epo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -556,9 +557,21 @@ class _Attempt:
         others = [s for s in self.segments if not s.is_base and len(s.events)]
         others.sort(key=lambda s: (int(s.events.us[0]), int(s.events.us[-1])))
         apart = self._apart(base + others)
+        self.contradicted |= any(self._shares_content(a, b) for a, b in pairwise(apart))
         if self.cuts:
             mend(self.base, apart, self.cuts, self._reject)
         return Merged(apart[: len(base)] + order_ties(apart[len(base) :]), self.rejected, mode)
+
+    def _shares_content(self, before: Segment, after: Segment) -> bool:
+        """Do two segments meet inside the tolerance and tell there of the same changes? Then they
+        may be the same events, in an order that this mode cannot compare.
+        """
+        if not self.tolerance_us or not len(before.events) or not len(after.events):
+            return False
+        from_us = int(after.events.us[0]) - self.tolerance_us
+        to_us = int(before.events.us[-1]) + self.tolerance_us
+        ours = before.events.content[before.events.us >= from_us].tolist()
+        return not set(ours).isdisjoint(after.events.content[after.events.us <= to_us].tolist())
 
     def _apart(self, segments: list[Segment]) -> list[Segment]:
         """INV-M3 once more, whatever led here: no two segments know a common time."""
