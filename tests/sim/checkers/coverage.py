@@ -82,6 +82,8 @@ def check_quarantine(view: View) -> Iterator[Violation]:
     for ticker, intervals in by_ticker(view).items():
         index = view.market_events(ticker)
         events = view.truth.events[index]
+        if (view.places.get(ticker, index) < 0).any():
+            continue  # rows out of order or too many: told by `truth`, or known (resets)
         on_tape = np.isin(index, view.places.get(ticker, np.empty(0, np.int64)))
         lost = view.due[index] & ~on_tape & (events["kind"] != truth_view.EVENT_RESET)
         for us in events["exchange_us"][lost].tolist():
