@@ -122,12 +122,6 @@ MUTANTS = (
         "H of rows before a snapshot is not carried back by the difference",
     ),
     Mutant(
-        "tail_dropped", "dedup.quiet",
-        "market.tail = make_tail(kept, masks[-keep:])",
-        "market.tail = None",
-        "what a run behind has not shown yet is not kept",
-    ),
-    Mutant(
         "numbers_begin_at_zero_again", "dedup.markets",
         'block["market_seq"] = np.arange(market.count + 1, market.count + n + 1)',
         'block["market_seq"] = np.arange(market.count, market.count + n)',
@@ -221,12 +215,6 @@ MUTANTS = (
         "states that are over stay in production",
     ),
     Mutant(
-        "trade_memory_too_short", "dedup.union",
-        "MEMORY_WINDOWS: Final = 24",
-        "MEMORY_WINDOWS: Final = 0",
-        "copies of a trade that come a window later are not recognised",
-    ),
-    Mutant(
         "later_claims_not_replaced", "dedup.publication",
         "made.claims[(known[c.ticker], c.gatherer, c.run_id, c.from_us)] = c",
         "made.claims.setdefault((known[c.ticker], c.gatherer, c.run_id, c.from_us), c)",
@@ -235,6 +223,20 @@ MUTANTS = (
 )  # fmt: skip
 
 NOT_SEEN_YET = (
+    Mutant(
+        "trade_memory_too_short",
+        "dedup.union",
+        "MEMORY_WINDOWS: Final = 24",
+        "MEMORY_WINDOWS: Final = 0",
+        "copies of a trade that come a window later are not recognised",
+    ),
+    Mutant(
+        "tail_dropped",
+        "dedup.quiet",
+        "market.tail = make_tail(kept, masks[-keep:])",
+        "market.tail = None",
+        "what a run behind has not shown yet is not kept",
+    ),
     Mutant(
         "late_trades_not_looked_up",
         "dedup.publish",
