@@ -51,6 +51,31 @@ def test_keyframes_of_an_epoch_stand_at_different_places() -> None:
     assert len(places) == len(set(places)) > 10
 
 
+def test_a_snapshot_from_before_a_reset_is_no_keyframe_behind_it() -> None:
+    """The run had shown no time: its snapshots wait for one, the row of the reset does not."""
+    hand = Hand(0)
+    hand.start(0)
+    hand.snap("A", BOOK)
+    hand.snap("B", BOOK)
+    hand.snap("A", {})
+    for ms in (5_000, 6_000):
+        hand.delta(ms, "B", 10_000, 1)
+    hand.stop()
+    outputs = merge(hand)
+    books = {(e.ticker, e.epoch, 0): e.start_hash for o in outputs for e in o.epochs}
+    for o in outputs:
+        for row in o.deltas:
+            key = (o.tickers[int(row["market_id"])], int(row["epoch"]), int(row["market_seq"]))
+            books[key] = int(row["book_hash"])
+    found = [
+        (o.tickers[s.market], s.epoch, s.market_seq, s.book_hash)
+        for o in outputs
+        for s in o.snapshots
+    ]
+    assert found
+    assert [s for s in found if books[s[:3]] != s[3]] == []
+
+
 def test_rows_before_the_snapshot_of_a_later_window_are_placed_in_their_own() -> None:
     hand = Hand(0)
     hand.start(0)

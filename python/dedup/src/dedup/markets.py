@@ -280,6 +280,8 @@ class MarketWindow(QuietRuns):
             self.settled.add(id(draft))
             self._settle_draft(draft, starts[id(draft.piece)], disputed=False)
             for _, frame, _ in draft.keyframes:
+                if frame.book_hash != pair.h:
+                    continue  # of before a reset whose row stands in an earlier window
                 if pair.standing == Standing.PINNED:
                     self._place_keyframe(
                         frame, pair.gatherer, self.market.epoch, pair.position, self.market.last_us
@@ -394,6 +396,8 @@ class MarketWindow(QuietRuns):
                     return  # inside a microsecond that is in another order on the tape
                 self._place_keyframe(frame, pair.gatherer, epoch, zero + index, us)
                 return
+        if frame.book_hash != pair.h:
+            return
         if len(draft.piece.events) == 0 and pair.standing == Standing.PINNED:
             self._place_keyframe(
                 frame, pair.gatherer, self.market.epoch, pair.position, self.market.last_us
