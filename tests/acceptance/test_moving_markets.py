@@ -84,8 +84,8 @@ async def moving(monkeypatch: pytest.MonkeyPatch, *, gatherers: int) -> None:
     out = open_folder()
     plan = DemoPlan(
         out=out, frames=None, synthetic=40, rate="1", seconds=60.0, faults="none", seed=1,
-        gatherers=gatherers, merge="runs", transport="picows", window_ms=2000, markets_per_connection=10,
-        events_per_s=250.0,
+        gatherers=gatherers, merge="runs", transport="picows", window_ms=2000,
+        markets_per_connection=10, events_per_s=250.0,
     )  # fmt: skip
     try:
         result, verdict = await demo.demo_once(plan, 0, Console(quiet=True))

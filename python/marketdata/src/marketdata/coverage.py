@@ -237,9 +237,8 @@ def _epoch_at(starts: list[tuple[int, int]], us: int) -> int:
     for from_us, epoch in starts:
         if from_us > us:
             break
-        if epoch < REPAIRED_EPOCH:
-            highest = epoch = max(highest, epoch)
-        current = epoch
+        highest = max(highest, epoch) if epoch < REPAIRED_EPOCH else highest
+        current = highest if epoch < REPAIRED_EPOCH else epoch
     return current
 
 
