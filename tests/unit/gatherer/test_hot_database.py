@@ -7,10 +7,11 @@ import uuid
 import asyncpg
 import pytest
 
-from gatherer.hot_database import CursorMovedError, HotDatabase
+from gatherer.hot_database import CursorMovedError, HotDatabase, highest_id
 from gatherer.intake import RowBatch
 from gatherer.packing import PackedBatch
 from marketdata.errors import StorageError
+from runtime.embedded import free_port
 from runtime.spool import START, Position
 from tests.continuity_feed import Feed, delta, snapshot, ticker, trade
 
@@ -62,3 +63,23 @@ async def test_the_same_rows_are_never_stored_twice(dsn: str) -> None:
     finally:
         await database.close()
     assert issubclass(CursorMovedError, StorageError)
+
+
+async def test_a_spool_made_where_another_was_lost_begins_behind_its_ids(dsn: str) -> None:
+    """Its clock alone does not tell: 100,000 markets are more ids than three hours of minutes."""
+    nobody = f"postgresql://postgres@127.0.0.1:{free_port()}/none"
+    assert await highest_id(nobody) == 0
+    assert await highest_id(dsn) == 0, "no tables yet"
+    database = HotDatabase(dsn, SPOOL, print)
+    try:
+        await database.open()
+        assert await highest_id(dsn) == 0
+        await _store(database, _batch(START, Position(1, 900)), 0)
+    finally:
+        await database.close()
+    found = await highest_id(dsn)
+    connection = await asyncpg.connect(dsn)
+    assert found >= await connection.fetchval("SELECT max(market_id) FROM market") > 0
+    await connection.execute("UPDATE market SET market_id = 2000000000")
+    await connection.close()
+    assert await highest_id(dsn) == 2_000_000_000

@@ -24,7 +24,7 @@ from gatherer.packing import PackedBatch, pack
 from gatherer.refusal import REFUSALS, UNPACKABLE, RefusedRow, store_isolated
 from marketdata.errors import StorageError
 from runtime.partitions import Partitions
-from runtime.postgres import connect, copy_in, migrate
+from runtime.postgres import TRANSIENT, connect, copy_in, migrate
 from runtime.spool import Position
 
 _MOVE_CURSOR: Final = (
@@ -35,6 +35,27 @@ _BATCH: Final = (
     "INSERT INTO ingest_batch (batch_id, batch_uid, n_deltas, n_rows, min_received_ns,"
     " max_received_ns) VALUES ($1, $2, $3, $4, $5, $6)"
 )
+
+
+_HIGHEST_ID: Final = """
+SELECT greatest((SELECT max(market_id) FROM market), (SELECT max(run_id) FROM control),
+    (SELECT max(conn_id) FROM control))
+"""
+
+
+async def highest_id(dsn: str) -> int:
+    """The highest id that an earlier spool gave to a row of this database; 0: there is none, or it
+    does not answer now. For a spool that is made where another one was lost."""
+    try:
+        connection = await connect(dsn, tries_max=1)
+    except StorageError:
+        return 0
+    try:
+        return int(await connection.fetchval(_HIGHEST_ID) or 0)
+    except (asyncpg.PostgresError, *TRANSIENT):
+        return 0
+    finally:
+        connection.terminate()
 
 
 class CursorMovedError(StorageError):

@@ -22,6 +22,7 @@ from gatherer.discovery import Discovery
 from gatherer.exchange_watch import ExchangeWatch
 from gatherer.feed import FeedConnection, FeedSettings
 from gatherer.history import History
+from gatherer.hot_database import highest_id
 from gatherer.hot_retention import HotKeeper
 from gatherer.intake import LiveIntake, recover
 from gatherer.keeping import Keeper
@@ -43,6 +44,7 @@ from runtime.config import GathererSettings
 from runtime.health import Health, HealthServer
 from runtime.metrics import Metrics
 from runtime.spool import SpoolWriter
+from runtime.spool_files import read_meta
 from runtime.supervise import Supervisor
 
 NS_PER_S: Final = 1_000_000_000
@@ -58,7 +60,8 @@ def id_base(created_ns: int) -> int:
     """Where a new spool's ids begin: minutes since 2026-01-01 times 512.
 
     So they lie beyond those of an older spool of the same database, unless that one gave out more
-    than 512 ids for each minute between the two.
+    than 512 ids for each minute between the two; then the database says where they end
+    (`highest_id`), if it answers when the spool is made.
     """
     return max(1, (created_ns - ID_EPOCH_NS) // (60 * NS_PER_S) * IDS_PER_MINUTE)
 
@@ -92,19 +95,22 @@ class Gatherer:
 
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
         """Recover the spool, make the parts, listen on the health ports."""
-        self._open_spool()
+        created_ns = self._clock.wall_ns()
+        first_id = id_base(created_ns)
+        if read_meta(self.settings.spool_dir) is None:
+            first_id = max(first_id, await highest_id(self.settings.timescale_dsn) + 1)
+        self._open_spool(created_ns, first_id)
         await self._open_discovery(stack)
         await self._listen(stack)
         self._add_parts()
 
-    def _open_spool(self) -> None:
+    def _open_spool(self, created_ns: int, first_id: int) -> None:
         settings, clock = self.settings, self._clock
-        created_ns = clock.wall_ns()
         self.spool = SpoolWriter.open(
             settings.spool_dir,
             state=lambda: self._decoding.state(),  # noqa: PLW0108 - it is made below
             created_ns=created_ns,
-            id_base=id_base(created_ns),
+            id_base=first_id,
             segment_bytes=settings.segment_bytes,
             group_commit_ms=settings.group_commit_ms,
         )
