@@ -100,7 +100,7 @@ class GathererSettings(ServiceSettings):
     markets_per_connection: Count = 2_000
     # Of the exchange's 200 a user, shared by the gatherers: 3 times 60 for books and 3 besides.
     connections_max: Annotated[int, Field(ge=1, le=200)] = 60
-    rebalance_s: Amount = 300  # between looks at hot markets; 0: none ever moves
+    rebalance_s: Amount = 0  # between looks at hot markets; 0: none ever moves
     hot_frames_per_s: Count = 50  # from here on a market is hot
     audit_interval_s: Count = 300  # one get_snapshot round over all books
     data_timeout_s: Count = 30  # silence of a feed that should speak
