@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dedup import archive as module
-from dedup.archive import Archive, Noted, digest
+from dedup.archive import Archive, digest
 from dedup.publication import HOUR_US
+from dedup.repair_lake import Noted
 from kalshilake.store import LocalStore
 from runtime.health import Health
 from runtime.postgres import Connection, connect, migrate
@@ -139,7 +140,11 @@ async def test_only_batches_published_before_the_verified_time_are_covered(lake:
     assert archive.batch_of(0) == 3
 
 
+def noted(key: str, sha256: str, n_rows: int) -> Noted:
+    return Noted(key, "trades", 0, 1, sha256, 0, n_rows)
+
+
 def test_a_digest_names_every_object_with_its_rows() -> None:
-    one, other = Noted("a", "x", 1), Noted("b", "y", 2)
+    one, other = noted("a", "x", 1), noted("b", "y", 2)
     assert digest([one, other]) != digest([one])
-    assert digest([one]) != digest([Noted("a", "x", 2)])
+    assert digest([one]) != digest([noted("a", "x", 2)])

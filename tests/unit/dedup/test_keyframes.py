@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dedup import keyframes as module
-from dedup.keyframes import DAY_US, by_epoch, place
-from dedup.publication import HOUR_US, signed
+from dedup.keyframes import by_epoch, place
+from dedup.publication import DAY_US, HOUR_US, signed
 from dedup.tape_rows import DELTA_COPY
 from marketdata.book import Book
 from marketdata.coverage import OPEN_US
@@ -140,6 +140,15 @@ async def test_what_the_chain_does_not_prove_is_left_out(conn: Connection) -> No
     )
     assert await place(conn, Partitions(), hour) == 1
     assert [m for m, _, _, _ in await computed(conn)] == [2]
+
+
+async def test_changes_that_are_gone_give_no_keyframe(conn: Connection) -> None:
+    """Without them the book of the keyframe before would stand as that of a later place."""
+    hour = DAY + HOUR_US
+    await market(conn, 1, [hour - 20 + n for n in range(8)], epoch_us=DAY)
+    await conn.execute("DELETE FROM orderbook_delta WHERE market_seq < 8")
+    assert await place(conn, Partitions(), hour) == 0
+    assert await computed(conn) == []
 
 
 async def test_memory_is_bounded_by_parts(

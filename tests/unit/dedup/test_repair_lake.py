@@ -30,7 +30,7 @@ def written(store: LocalStore, hour_us: int = HOUR) -> Noted:
     """One object of a lake, as production notes it."""
     record = write_hour(store, "markets", hour_us, market_rows(hour_us), watermark_us=5)
     assert record == record_of("markets", hour_us, market_rows(hour_us))
-    return Noted(record.key, "markets", hour_us, record.bytes, record.sha256, 5)
+    return Noted(record.key, "markets", hour_us, record.bytes, record.sha256, 5, record.rows)
 
 
 def test_a_whole_lake_has_lost_nothing(store: LocalStore) -> None:
@@ -53,7 +53,7 @@ def test_object_record_or_length_tell_a_loss(store: LocalStore, tmp_path: Path) 
 def test_no_list_of_other_bytes(store: LocalStore, tmp_path: Path) -> None:
     """A record of other bytes than were noted, or none, makes no list."""
     found = written(store)
-    other = Noted(found.key, "markets", HOUR, found.n_bytes, "0" * 64, 5)
+    other = Noted(found.key, "markets", HOUR, found.n_bytes, "0" * 64, 5, found.n_rows)
     assert listed_again(store, [other]) is None
     (tmp_path / paths.hour_manifest_key("markets", HOUR)).write_bytes(b"{")
     assert listed_again(store, [found]) is None

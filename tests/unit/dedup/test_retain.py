@@ -11,9 +11,9 @@ import pytest
 
 from dedup.archive import Archive
 from dedup.export import Exporter
-from dedup.publication import HOUR_US
+from dedup.publication import DAY_US, HOUR_US
 from dedup.repair_store import check_interval
-from dedup.retain import DAY_US, TABLES, Mode, Retention, dropped_days
+from dedup.retain import TABLES, Mode, Retention, dropped_days
 from kalshilake.store import LocalStore
 from marketdata.errors import StorageError
 from runtime.health import Health

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from marketdata.book import Book
-from marketdata.keyframes import books_at
+from marketdata.keyframes import book_at
 from marketdata.rows import MERGED_ROW, DeltaFlag
 
 
@@ -37,12 +37,13 @@ def played(
 def test_every_book_on_the_way_is_the_one_that_single_steps_give(resets: tuple[int, ...]) -> None:
     start, rows, books = played(40, resets=resets)
     places = [1, 7, 20, 21, 22, 40]
-    assert books_at(start, rows, places) == [books[p - 1] for p in places]
+    assert [book_at(start, 0, rows[:p], p) for p in places] == [books[p - 1] for p in places]
 
 
 def test_without_changes_it_is_the_keyframe_itself() -> None:
     start, rows, _ = played(1)
-    assert books_at(start, rows[:0], [0]) == [Book.from_bytes(start)]
+    assert book_at(start, 0, rows[:0], 0) == Book.from_bytes(start)
+    assert book_at(start, 0, rows[:0], 1) is None, "its change is missing"
 
 
 def test_a_book_that_the_chain_does_not_prove_is_none() -> None:
@@ -50,9 +51,10 @@ def test_a_book_that_the_chain_does_not_prove_is_none() -> None:
     start, rows, _ = played(10)
     wrong = rows.copy()
     wrong["delta"][4] += 1
-    assert books_at(start, wrong, [4, 5, 10])[1:] == [None, None]
-    assert books_at(start, wrong, [4])[0] is not None
-    assert books_at(start, np.delete(rows, 4), [10]) == [None]
-    assert books_at(start, rows[:9], [10]) == [None]
-    assert books_at(Book([(10_000, 1)], []).to_bytes(), rows, [10]) == [None]
-    assert books_at(b"\x01", rows, [1, 2]) == [None, None]
+    assert [book_at(start, 0, wrong[:p], p) for p in (5, 10)] == [None, None]
+    assert book_at(start, 0, wrong[:4], 4) is not None
+    assert book_at(start, 0, np.delete(rows, 4), 10) is None
+    assert book_at(start, 0, rows[:9], 10) is None
+    assert book_at(start, 1, rows, 10) is None
+    assert book_at(Book([(10_000, 1)], []).to_bytes(), 0, rows, 10) is None
+    assert [book_at(b"\x01", 0, rows[:p], p) for p in (1, 2)] == [None, None]

@@ -42,8 +42,6 @@ from runtime.postgres import Connection, connect, migrate
 from tape.output import guarded
 from tape.repair_spool import SpoolContent, read_spool
 
-MARGIN_US: Final = 600 * US_PER_S
-"""Read before and after the time that is asked for: what tells that a spool is this tape's."""
 NOT_FOUND: Final = 404
 CONNECT_TRIES: Final = 5
 REST_RATE_PER_S: Final = 5.0
@@ -94,7 +92,7 @@ async def run_repair(asked: Asked, clock: Clock) -> Told:
     Raises:
         StorageError: the interval, a spool or another writer forbids it.
     """
-    low, high = asked.from_us - MARGIN_US, asked.to_us + MARGIN_US
+    low, high = asked.from_us - store.COMPARED_US, asked.to_us + store.COMPARED_US
     contents = {
         g: await asyncio.to_thread(read_spool, path, g, low, high)
         for g, path in sorted(asked.spools.items())
@@ -166,7 +164,7 @@ async def _books(
         follows: dict[int, int] = {}
         next_epoch = REPAIRED
         if ticker in ids:
-            low, high = span[0] - MARGIN_US, span[1] + MARGIN_US
+            low, high = span[0] - store.COMPARED_US, span[1] + store.COMPARED_US
             pieces, follows = await store.load_pieces(conn, ids[ticker], low, high)
             next_epoch = await store.next_epoch(conn, ids[ticker])
         found = repair_market(pieces, stretches, span, next_epoch)

@@ -32,6 +32,7 @@ from marketdata.chain import Life, Rows
 from marketdata.continuity import Continuity
 from marketdata.coverage import TRADE
 from marketdata.errors import StorageError
+from marketdata.pieces import UNTIMED
 from marketdata.rows import (
     DELTA_ROW,
     TICKER_ROW,
@@ -54,7 +55,6 @@ NS_PER_US: Final = 1_000
 BEFORE_US: Final = 60_000_000  # a frame is received this long before its exchange time at most
 AFTER_US: Final = 3_600_000_000
 """So long after the time trades that REST told of are looked for; later ones come by `--rest`."""
-UNTIMED: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
 
 
 @dataclass(slots=True)

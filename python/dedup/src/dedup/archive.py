@@ -16,15 +16,14 @@ import asyncio
 import hashlib
 import io
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import asyncpg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dedup.publication import HOUR_US
+from dedup.publication import DAY_US
+from dedup.repair_lake import Noted, noted_objects
 from kalshilake.store import Store
 from marketdata.errors import LakeError, StorageError
 from runtime import logs
@@ -38,15 +37,6 @@ MARK_US: Final = 60_000_000
 MARKS_MAX: Final = 50_000
 
 log = logs.get("archive")
-
-
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """An object of the lake as production noted it."""
-
-    key: str
-    sha256: str
-    n_rows: int
 
 
 class Archive:
@@ -85,7 +75,7 @@ class Archive:
 
     def note(self, gatherer: int, closed_to_us: int, batch_id: int) -> None:
         """Everything of the gatherer up to this batch is published, in windows before this time."""
-        if batch_id < self._noted.get(gatherer, 0):  # another database: its batches count anew
+        if batch_id < self._noted.get(gatherer, 0):  # production was set back: it counts anew
             self._marks = deque((m for m in self._marks if m[1] != gatherer), maxlen=MARKS_MAX)
             self._covered.pop(gatherer, None)
         self._noted[gatherer] = batch_id
@@ -107,9 +97,11 @@ class Archive:
             " LEFT JOIN verified_hour USING (hour_us) WHERE NOT EXISTS"
             " (SELECT FROM dropped_day WHERE hour_us >= day_us AND hour_us < day_us + $1)"
             " ORDER BY hour_us",
-            24 * HOUR_US,
+            DAY_US,
         )
-        objects = await _objects(connection)
+        objects: dict[int, list[Noted]] = {}
+        for noted in await noted_objects(connection):
+            objects.setdefault(noted.hour_us, []).append(noted)
         compared = 0
         for row in hours:
             hour_us, mine = row["hour_us"], objects.get(row["hour_us"], [])
@@ -167,12 +159,3 @@ def digest(objects: list[Noted]) -> str:
     """One word for an hour's objects."""
     told = "\n".join(f"{o.key} {o.sha256} {o.n_rows}" for o in objects)
     return hashlib.sha256(told.encode()).hexdigest()
-
-
-async def _objects(connection: Connection) -> Mapping[int, list[Noted]]:
-    found: dict[int, list[Noted]] = {}
-    for r in await connection.fetch(
-        "SELECT hour_us, key, sha256, n_rows FROM export_object ORDER BY hour_us, key"
-    ):
-        found.setdefault(r["hour_us"], []).append(Noted(r["key"], r["sha256"], r["n_rows"]))
-    return found

@@ -25,7 +25,7 @@ import pyarrow as pa
 from dedup import hours, keyframes, metadata, repair_lake, repair_store
 from dedup.coverage_rows import coverage_records
 from dedup.proof import load_evidence
-from dedup.publication import HOUR_US, Publication
+from dedup.publication import DAY_US, HOUR_US, Publication
 from dedup.repair_lake import Noted
 from dedup.retain import dropped_days
 from kalshilake.manifest import ObjectRecord
@@ -68,9 +68,8 @@ class Exporter:
         self._head = 0  # newest version of the lake when it was opened
         self._exported_to_us = 0
         self._partitions = Partitions()
-        self.dropped_days: set[int] = (
-            set()
-        )  # gone from production (dedup.retain): never exported again
+        # Gone from production (dedup.retain), never exported again. One set for good: others add.
+        self.dropped_days: set[int] = set()
         self.version = 0
         self.version_sha256 = ""
         self.objects_written = 0
@@ -82,7 +81,8 @@ class Exporter:
     async def open(self, conn: Connection) -> None:
         """Load what is dirty and what the lake lost."""
         self._partitions.forget()
-        self.dropped_days = await dropped_days(conn)
+        self.dropped_days.clear()
+        self.dropped_days |= await dropped_days(conn)
         rows = await conn.fetch("SELECT hour_us, rows_dirty, proof_dirty FROM lake_hour")
         self._dirty = {
             r["hour_us"]: (r["rows_dirty"], r["proof_dirty"])
@@ -126,7 +126,7 @@ class Exporter:
         return len(hours | {item.hour_us for item in self._lost}) or int(self._unlisted)
 
     def _is_dropped(self, hour_us: int) -> bool:
-        return hour_us // keyframes.DAY_US * keyframes.DAY_US in self.dropped_days
+        return hour_us // DAY_US * DAY_US in self.dropped_days
 
     def told(self) -> str:
         """What somebody has to look at; "" where nothing is."""
@@ -225,7 +225,7 @@ class Exporter:
         records: list[ObjectRecord] = []
         for hour in ready:
             rows_dirty, _ = self._dirty[hour]
-            if rows_dirty or hour % keyframes.DAY_US == 0:
+            if rows_dirty or hour % DAY_US == 0:
                 rows_dirty |= await keyframes.place(conn, self._partitions, hour) > 0
             known_ns = await self._known_ns(conn, hour, received_ns_max)
             versions = await repair_store.versions_of(conn, hour)

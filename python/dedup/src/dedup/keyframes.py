@@ -20,45 +20,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from dedup import tape_rows
-from dedup.publication import HOUR_US, signed
+from dedup.hours import moment
+from dedup.publication import DAY_US, HOUR_US, signed
 from dedup.tape_rows import Rows
-from marketdata.keyframes import EVERY_EVENTS, books_at
+from marketdata.keyframes import EVERY_EVENTS, book_at
 from marketdata.rows import MERGED_ROW
 from runtime import logs
 from runtime.partitions import Partitions
 from runtime.pgcopy import unpack_rows
 from runtime.postgres import Connection, copy_out
 
-DAY_US: Final = 24 * HOUR_US
 CHUNK_ROWS: Final = 100_000
 CHUNK_PLACES: Final = 2_000
 
 log = logs.get("keyframes")
 
-_EPOCH: Final = "'epoch'::timestamptz + {} * interval '1 microsecond'"
-_BY_NUMBER: Final = f"""
+_BY_NUMBER: Final = """
 SELECT market_id, epoch, market_seq, (extract(epoch FROM exchange_ts) * 1000000)::bigint AS us,
     received_ns
 FROM orderbook_delta
-WHERE exchange_ts >= {_EPOCH.format("$1")} AND exchange_ts < {_EPOCH.format("$2")}
+WHERE exchange_ts >= $1 AND exchange_ts < $2
     AND market_seq % $3 = 0
 ORDER BY 1, 2, 3
-"""  # noqa: S608 (numbers of parameters)
-_MOVED: Final = f"""
+"""
+_MOVED: Final = """
 SELECT DISTINCT market_id FROM orderbook_delta
-WHERE exchange_ts >= {_EPOCH.format("$1")} AND exchange_ts < {_EPOCH.format("$2")}
-"""  # noqa: S608 (numbers of parameters)
+WHERE exchange_ts >= $1 AND exchange_ts < $2
+"""
 _RECORDED: Final = """
 SELECT DISTINCT market_id FROM market_claim WHERE valid AND to_us > $1 AND from_us <= $1
 """
 # The prefix of the epoch that is older than the moment: a time may step back, a prefix may not.
 # The epoch by time: those of a repair have high numbers and lie in the past.
-_STANDING: Final = f"""
+_STANDING: Final = """
 SELECT m AS market_id, e.epoch, coalesce(least(last.market_seq, next.market_seq - 1), 0) AS place,
     coalesce(last.received_ns, 0) AS received_ns
 FROM unnest($1::int[]) AS m
@@ -68,16 +67,16 @@ CROSS JOIN LATERAL (
 ) AS e
 LEFT JOIN LATERAL (
     SELECT market_seq, received_ns FROM orderbook_delta
-    WHERE market_id = m AND epoch = e.epoch AND exchange_ts < {_EPOCH.format("$2")}
+    WHERE market_id = m AND epoch = e.epoch AND exchange_ts < $3
     ORDER BY market_seq DESC LIMIT 1
 ) AS last ON true
 LEFT JOIN LATERAL (
     SELECT market_seq FROM orderbook_delta
-    WHERE market_id = m AND epoch = e.epoch AND exchange_ts >= {_EPOCH.format("$2")}
+    WHERE market_id = m AND epoch = e.epoch AND exchange_ts >= $3
     ORDER BY market_seq LIMIT 1
 ) AS next ON true
 ORDER BY 1
-"""  # noqa: S608 (numbers of parameters)
+"""
 _NEAREST: Final = """
 SELECT d.n, k.market_seq, k.levels, k.received_ns
 FROM unnest($1::int[], $2::int[], $3::int[]) WITH ORDINALITY AS d(m, e, place, n)
@@ -87,11 +86,11 @@ CROSS JOIN LATERAL (
     ORDER BY market_seq DESC, exchange_ts LIMIT 1
 ) AS k
 """
-_INSERT: Final = f"""
+_INSERT: Final = """
 INSERT INTO orderbook_snapshot
     (exchange_ts, received_ns, book_hash, market_id, epoch, market_seq, sources, levels)
-VALUES ({_EPOCH.format("$1::bigint")}, $2, $3, $4, $5, $6, 0, $7) ON CONFLICT DO NOTHING
-"""  # noqa: S608 (numbers of parameters)
+VALUES ($1, $2, $3, $4, $5, $6, 0, $7) ON CONFLICT DO NOTHING
+"""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -114,6 +113,9 @@ class _Start:
     received_ns: int
 
 
+_Row: TypeAlias = tuple[int, int, int, int, int, int, bytes]
+
+
 async def place(conn: Connection, partitions: Partitions, hour_us: int) -> int:
     """Write what is due in the hour; how many were written. Run it before the hour is read.
 
@@ -129,7 +131,7 @@ async def place(conn: Connection, partitions: Partitions, hour_us: int) -> int:
         for day in sorted({row[0] // DAY_US for row in made}):
             at = day * DAY_US
             await partitions.ensure(conn, "orderbook_snapshot", at, at, "day")
-        await conn.executemany(_INSERT, made)
+        await conn.executemany(_INSERT, [(moment(us), *rest) for us, *rest in made])
         written += len(made)
     if unproven:
         log.warning("keyframes could not be proven and were left out", hour=hour_us, count=unproven)
@@ -137,7 +139,7 @@ async def place(conn: Connection, partitions: Partitions, hour_us: int) -> int:
 
 
 async def _by_number(conn: Connection, hour_us: int) -> list[Place]:
-    found = await conn.fetch(_BY_NUMBER, hour_us, hour_us + HOUR_US, EVERY_EVENTS)
+    found = await conn.fetch(_BY_NUMBER, moment(hour_us), moment(hour_us + HOUR_US), EVERY_EVENTS)
     return [
         Place(r["market_id"], r["epoch"], r["market_seq"], r["us"], r["received_ns"]) for r in found
     ]
@@ -146,7 +148,7 @@ async def _by_number(conn: Connection, hour_us: int) -> list[Place]:
 async def _at_start(conn: Connection, hour_us: int) -> list[Place]:
     """At the hour's start: who moved in the hour before; on a day's first hour who was recorded."""
     if hour_us % DAY_US:
-        found = await conn.fetch(_MOVED, hour_us - HOUR_US, hour_us)
+        found = await conn.fetch(_MOVED, moment(hour_us - HOUR_US), moment(hour_us))
     else:
         found = await conn.fetch(_RECORDED, hour_us)
     markets = sorted(r["market_id"] for r in found)
@@ -154,14 +156,12 @@ async def _at_start(conn: Connection, hour_us: int) -> list[Place]:
     for some in _chunks(markets, CHUNK_PLACES):
         due += [
             Place(r["market_id"], r["epoch"], r["place"], hour_us, r["received_ns"])
-            for r in await conn.fetch(_STANDING, some, hour_us)
+            for r in await conn.fetch(_STANDING, some, hour_us, moment(hour_us))
         ]
     return due
 
 
-async def _computed(
-    conn: Connection, places: Sequence[Place]
-) -> tuple[list[tuple[int, int, int, int, int, int, bytes]], int]:
+async def _computed(conn: Connection, places: Sequence[Place]) -> tuple[list[_Row], int]:
     """Rows for the places whose book can be proven, and how many cannot."""
     near = await conn.fetch(
         _NEAREST,
@@ -172,17 +172,17 @@ async def _computed(
     starts = {
         places[r["n"] - 1]: _Start(r["market_seq"], r["levels"], r["received_ns"]) for r in near
     }
-    made: list[tuple[int, int, int, int, int, int, bytes]] = []
+    made: list[_Row] = []
     for group in _bounded([(p, starts[p]) for p in places if p in starts]):
         rows = by_epoch(await _changes(conn, group))
         for place_, start in group:
             mine = _between(rows, place_, start)
-            book = books_at(start.levels, mine, [place_.position])[0]
+            book = book_at(start.levels, start.position, mine, place_.position)
             if book is not None:
                 received_ns = place_.received_ns or start.received_ns
                 made.append(
-                    (place_.us, received_ns, signed(book.hash), place_.market_id, place_.epoch,
-                     place_.position, book.to_bytes())
+                    (place_.us, received_ns, signed(book.hash), place_.market_id,
+                     place_.epoch, place_.position, book.to_bytes())
                 )  # fmt: skip
     return made, len(places) - len(made)
 

@@ -88,7 +88,7 @@ async def serve(settings: DedupSettings) -> int:
         archive,
         settings.production_retain_days,
         settings.production_retain,
-        lambda day_us: exporter.dropped_days.add(day_us),  # noqa: PLW0108 - the set is made anew,
+        exporter.dropped_days.add,
     )
     told_ready = False
 

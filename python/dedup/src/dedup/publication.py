@@ -29,6 +29,7 @@ from marketdata.coverage import OPEN_US, MarketClaim, RunProgress
 from marketdata.rows import MERGED_ROW
 
 HOUR_US: Final = 3_600_000_000
+DAY_US: Final = 24 * HOUR_US
 # A range of evidence touches at most this many hours; one beyond it is a fault, not a recording.
 TOUCHED_HOURS_MAX: Final = 24 * 366
 

@@ -26,7 +26,7 @@ import numpy as np
 from dedup import tape_rows
 from dedup.columns import picked
 from dedup.output import GathererPosition
-from dedup.publication import HOUR_US, Publication
+from dedup.publication import DAY_US, HOUR_US, Publication
 from dedup.tape_rows import Rows
 from marketdata.coverage import RunProgress
 from marketdata.errors import ConfigError, StorageError
@@ -37,7 +37,6 @@ from runtime.postgres import TRANSIENT, Connection, commit_once, connect, copy_i
 
 MERGER_LOCK: Final = 0x4B54_4D52  # "KTMR"
 LOCK_POLL_S: Final = 0.2
-DAY_US: Final = 24 * HOUR_US
 LATE_MARGIN_US: Final = 1_000_000
 """Around the time of a late trade, where its id is looked for: a frame has the milliseconds of it,
 REST the microseconds."""

@@ -28,11 +28,11 @@ import numpy as np
 from dedup.columns import picked
 from marketdata.book import MASK, level_constant
 from marketdata.coverage import REPAIRED_EPOCH
+from marketdata.pieces import UNTIMED
 from marketdata.rows import MERGED_ROW, DeltaFlag, DeltaRows
 
 REPAIRED: Final = REPAIRED_EPOCH
 """Epochs from here on were added by repairs; the deduplicator counts up from 1."""
-UNTIMED: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
 
 Span = tuple[int, int]
 

@@ -43,12 +43,13 @@ class Noted:
     n_bytes: int
     sha256: str
     watermark_us: int
+    n_rows: int
 
 
 async def noted_objects(conn: Connection, *, since_newest_us: int | None = None) -> list[Noted]:
     """What production says is in the lake, by key; `since_newest_us`: only so far back."""
     rows = await conn.fetch(
-        "SELECT key, table_name, hour_us, n_bytes, sha256, watermark_us FROM export_object"
+        "SELECT key, table_name, hour_us, n_bytes, sha256, watermark_us, n_rows FROM export_object"
         " WHERE $1::bigint IS NULL OR hour_us > (SELECT max(hour_us) FROM export_object) - $1"
         " ORDER BY key",
         since_newest_us,

@@ -20,8 +20,8 @@ import numpy as np
 from dedup import tape_rows
 from dedup.columns import picked
 from dedup.hours import moment
-from dedup.publication import HOUR_US, signed
-from dedup.publish import DAY_US, MERGER_LOCK
+from dedup.publication import DAY_US, HOUR_US, signed
+from dedup.publish import MERGER_LOCK
 from dedup.repair import REPAIRED, Fill, Piece, numbered_rows
 from dedup.retain import dropped_days
 from dedup.tape_rows import Rows
@@ -34,7 +34,7 @@ from runtime.postgres import Connection, copy_in, copy_out
 
 REPAIR_LOCK: Final = 0x4B54_5250  # "KTRP"
 COMPARED_US: Final = 600_000_000
-"""On both sides of an interval a repair compares with the tape."""
+"""Read before and after the time that is asked for: what tells that a spool is this tape's."""
 TRADE_MARGIN_US: Final = 1_000_000
 """A trade of a frame has the milliseconds of its time, one of REST the microseconds."""
 

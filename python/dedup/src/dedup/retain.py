@@ -19,7 +19,8 @@ from typing import Any, Final, Literal
 import asyncpg
 
 from dedup.archive import Archive
-from dedup.publication import HOUR_US
+from dedup.hours import moment
+from dedup.publication import DAY_US
 from marketdata.errors import StorageError
 from marketdata.units import format_ts_us
 from runtime import logs
@@ -27,7 +28,6 @@ from runtime.partitions import partition_name
 from runtime.postgres import TRANSIENT, Connection, connect
 
 LOOK_S: Final = 600
-DAY_US: Final = 24 * HOUR_US
 WEEK_US: Final = 7 * DAY_US
 DAYS_A_LOOK: Final = 10
 LOCK_WAIT: Final = "2s"
@@ -126,17 +126,15 @@ async def _drop(connection: Connection, day_us: int) -> None:
                 await connection.execute(f"DROP TABLE IF EXISTS {name}")
                 await connection.execute(
                     f"DELETE FROM {table}_default"  # noqa: S608 (a name of ours)
-                    " WHERE exchange_ts >= 'epoch'::timestamptz + $1 * interval '1 microsecond'"
-                    " AND exchange_ts < 'epoch'::timestamptz + $2 * interval '1 microsecond'",
-                    day_us,
-                    day_us + DAY_US,
+                    " WHERE exchange_ts >= $1 AND exchange_ts < $2",
+                    moment(day_us),
+                    moment(day_us + DAY_US),
                 )
             else:
                 await connection.execute(
-                    "SELECT drop_chunks($1::text::regclass, older_than =>"
-                    " 'epoch'::timestamptz + $2 * interval '1 microsecond')",
+                    "SELECT drop_chunks($1::text::regclass, older_than => $2::timestamptz)",
                     table,
-                    day_us + DAY_US,
+                    moment(day_us + DAY_US),
                 )
 
 

@@ -9,7 +9,6 @@ Does not do: choosing the places from a database, storing (dedup.keyframes).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -22,29 +21,19 @@ EVERY_EVENTS: Final = 10_000
 """Of an epoch, between two keyframes; a reader replays at most so many changes."""
 
 
-def books_at(start: bytes, rows: DeltaRows, positions: Sequence[int]) -> list[Book | None]:
-    """The book after event `positions[i]` of one epoch, ascending; None where the chain differs.
+def book_at(start: bytes, start_position: int, rows: DeltaRows, position: int) -> Book | None:
+    """The book after event `position` of an epoch; None where the chain does not prove it.
 
-    `start`: levels of a keyframe. `rows`: MERGED_ROW, every event after it up to the last position,
-    by market_seq; the keyframe stands before the first of them. No rows: the keyframe's own place.
+    `start`: levels of the keyframe after event `start_position`. `rows`: MERGED_ROW, the events
+    after that one up to `position`, by market_seq.
     """
+    if rows["market_seq"].tolist() != list(range(start_position + 1, position + 1)):
+        return None
     try:
-        book = Book.from_bytes(start)
+        book = _after(Book.from_bytes(start), rows)
     except SegmentError:
-        return [None] * len(positions)
-    seqs = rows["market_seq"]
-    if rows.size and (np.diff(seqs) != 1).any():
-        return [None] * len(positions)
-    found: list[Book | None] = []
-    done = 0
-    for position in positions:
-        stop = int(seqs.searchsorted(position, side="right")) if rows.size else 0
-        book = _after(book, rows[done:stop])
-        done = stop
-        is_there = not rows.size or (stop > 0 and int(seqs[stop - 1]) == position)
-        proven = is_there and (not rows.size or book.hash == int(rows["book_hash"][stop - 1]))
-        found.append(book.copy() if proven else None)
-    return found
+        return None
+    return None if rows.size and book.hash != int(rows["book_hash"][-1]) else book
 
 
 def _after(book: Book, rows: DeltaRows) -> Book:
