@@ -6,9 +6,9 @@ deduplicator was away for longer than the gatherer keeps). Whoever went on readi
 would call complete what is missing.
 
 Invariants:
-- INV-G1 every run that was open before the hole ends there (`rows_lost`); its later order-book rows
+- INV-O1 every run that was open before the hole ends there (`rows_lost`); its later order-book rows
   are left out until a run begins that was read from its start.
-- INV-G2 the outcome does not depend on where a restart begins to read: the end carries the number
+- INV-O2 the outcome does not depend on where a restart begins to read: the end carries the number
   of the first batch that is gone, so that it is found again until it is in production.
 
 Trades and ticker states need no run to be used: they stay, and prove nothing for a run that ended

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
+from dedup.repair import subtracted
 from marketdata.coverage import (
     ORDERBOOK,
     TRADE,
@@ -126,13 +127,8 @@ async def _take_repairs(conn: Connection, made: Evidence, from_us: int, to_us: i
 
 def without(mark: Mark, answered: list[tuple[int, int]]) -> list[Mark]:
     """The parts of a mark outside of what was answered."""
-    parts, at = [], mark.from_us
-    for low, high in sorted(answered):
-        if low > at:
-            parts.append(replace(mark, from_us=at, to_us=min(low, mark.to_us)))
-        at = max(at, high)
-    parts.append(replace(mark, from_us=at))
-    return [part for part in parts if part.from_us < part.to_us]
+    span = mark.from_us, mark.to_us
+    return [replace(mark, from_us=low, to_us=high) for low, high in subtracted(span, answered)]
 
 
 def with_added(
