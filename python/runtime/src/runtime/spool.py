@@ -372,11 +372,6 @@ class SpoolWriter:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
-    async def wait_durable(self, position: Position) -> None:
-        """Return when everything before `position` is durable (somebody runs `run` or `sync`)."""
-        while self._durable < position:
-            await self._moved.wait()
-
     async def wait_beyond(self, position: Position) -> Position:
         """Return the durable position as soon as it lies behind `position`: the tail has grown."""
         while self._durable <= position:
