@@ -88,8 +88,9 @@ async def test_group_commit_makes_appends_durable_by_itself(opened: Open) -> Non
     commits = asyncio.create_task(writer.run())
     for number in range(20):
         end = writer.append(segment.KIND_CONTROL, b"%d" % number)
-    while writer.durable < end:
-        await asyncio.sleep(0.001)
+    reached = START
+    while reached < end:
+        reached = await writer.wait_beyond(reached)
     assert writer.commits < 20  # they were grouped
     assert await writer.wait_beyond(START) == end
     commits.cancel()
@@ -370,7 +371,7 @@ async def main():
             count += 1
         end = writer.end
         while writer.durable < end:
-            await asyncio.sleep(0.001)
+            await writer.wait_beyond(writer.durable)
         print(count, flush=True)
 asyncio.run(main())
 """
