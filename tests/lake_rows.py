@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from kalshilake import paths, tables
 from marketdata.rows import MERGED_ROW
 from marketdata.units import parse_price_micros, parse_size_centi, parse_ts_us
 
 ALL_WITNESSES = 7
+HOUR = 485_000 * paths.US_PER_HOUR
 
 
 def capture_deltas(path: Path) -> tuple[np.ndarray, dict[int, str]]:
@@ -47,3 +50,21 @@ def capture_deltas(path: Path) -> tuple[np.ndarray, dict[int, str]]:
                 )
             )
     return np.array(rows, MERGED_ROW), {v: k for k, v in ids.items()}
+
+
+def delta_rows(n: int, *, hour_us: int = HOUR, shuffled: bool = False) -> pa.Table:
+    """n deltas of three markets, in tape order or not."""
+    made = np.zeros(n, MERGED_ROW)
+    index = np.arange(n)
+    made["market_id"] = index % 3 + 1
+    made["market_seq"] = index // 3 + 1
+    made["exchange_us"] = hour_us + index * 3
+    made["received_ns"] = made["exchange_us"] * 1000 + 5_000_000 + index % 977
+    made["price"] = (index * 7919) % 99 * 10_000 + 10_000
+    made["delta"] = (index * 31) % 1000 - 500
+    made["side"] = index % 2
+    made["epoch"] = 1
+    made["sources"] = 7
+    if shuffled:
+        made = made[np.random.default_rng(1).permutation(n)]
+    return tables.deltas_table(made, {1: "KX-C", 2: "KX-A", 3: "KX-B"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kalshilake import write
+from kalshilake import encode
 from tests.lake_world import World, make_world, write_world
 
 SEED = 11
@@ -23,7 +23,7 @@ def pristine(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The world as a lake in row groups of 16 rows: never change it."""
     root = tmp_path_factory.mktemp("pristine") / "lake"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "ROW_GROUP_ROWS", 16)
+        patch.setattr(encode, "ROW_GROUP_ROWS", 16)
         write_world(root, world)
     return root
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from kalshilake import schema, write
+from kalshilake import encode, schema
 from kalshilake.verify import verify
 from kalshilake.verify.claims import CHANNELS, STATUSES
 from tests import lake_tamper as tamper
@@ -29,7 +29,7 @@ def forge(root: Path, edit, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Change coverage rows, written by a writer that does not look at them."""
     write_world(root, two_epochs())
     key = tamper.keys_of(root, "coverage")[0]
-    monkeypatch.setattr(write, "_check_coverage", lambda rows, hour_us: None)
+    monkeypatch.setattr(encode, "_check_coverage", lambda rows, hour_us: None)
 
     def change(rows: pa.Table) -> pa.Table:
         made = rows.to_pylist()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from kalshilake import write
+from kalshilake import encode
 from kalshilake.tables import times_us
 from kalshilake.verify import verify
 from kalshilake.verify.replay import Tape
@@ -209,4 +209,4 @@ def test_worlds_have_what_the_replay_must_survive() -> None:
     assert any(e.reset for p in epochs for e in p.events)
     assert any(e.flags & 32 for p in epochs for e in p.events)
     assert any(min(p.keyframes) > 0 for p in epochs if p.keyframes)
-    assert write.ROW_GROUP_ROWS > 0
+    assert encode.ROW_GROUP_ROWS > 0

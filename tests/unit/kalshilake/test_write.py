@@ -4,105 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kalshilake import paths, tables, write
-from kalshilake.schema import ROW_GROUP_ROWS, TABLES
+from kalshilake import paths, write
+from kalshilake.schema import TABLES
 from kalshilake.store import LocalStore
 from marketdata.errors import LakeError, StorageError
-from marketdata.rows import MERGED_ROW
-from tests.recorded import recorded
+from tests.lake_rows import HOUR
+from tests.lake_rows import delta_rows as rows
 
-HOUR = 485_000 * paths.US_PER_HOUR
 SPEC = TABLES["orderbook_deltas"]
-
-# Run in another process, with another hash seed: the same rows must give the same bytes.
-ELSEWHERE = """
-import hashlib, sys
-sys.path.insert(0, {folder!r})
-import test_write as t
-from kalshilake import write
-print(hashlib.sha256(write.encode(t.SPEC, t.HOUR, t.rows({n}, shuffled=True))[0]).hexdigest())
-"""
-
-
-def rows(n: int, *, hour_us: int = HOUR, shuffled: bool = False) -> pa.Table:
-    """n deltas of three markets, in tape order or not."""
-    made = np.zeros(n, MERGED_ROW)
-    index = np.arange(n)
-    made["market_id"] = index % 3 + 1
-    made["market_seq"] = index // 3 + 1
-    made["exchange_us"] = hour_us + index * 3
-    made["received_ns"] = made["exchange_us"] * 1000 + 5_000_000 + index % 977
-    made["price"] = (index * 7919) % 99 * 10_000 + 10_000
-    made["delta"] = (index * 31) % 1000 - 500
-    made["side"] = index % 2
-    made["epoch"] = 1
-    made["sources"] = 7
-    if shuffled:
-        made = made[np.random.default_rng(1).permutation(n)]
-    return tables.deltas_table(made, {1: "KX-C", 2: "KX-A", 3: "KX-B"})
-
-
-def test_equal_rows_give_equal_bytes_in_any_order_and_any_process() -> None:
-    """An exporter that died and starts again must not change the archive."""
-    n = 5_000
-    body, ordered = write.encode(SPEC, HOUR, rows(n))
-    assert write.encode(SPEC, HOUR, rows(n, shuffled=True))[0] == body
-    halves = pa.concat_tables([rows(n).slice(n // 2), rows(n).slice(0, n // 2)])
-    assert write.encode(SPEC, HOUR, halves)[0] == body
-    there = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE.format(folder=str(Path(__file__).parent), n=n)],
-        capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "77"},
-    )  # fmt: skip
-    assert there.stdout.strip() == hashlib.sha256(body).hexdigest()
-    assert [str(v) for v in ordered.column("market_ticker").unique()] == ["KX-A", "KX-B", "KX-C"]
-
-
-def test_the_object_has_the_documented_physical_form() -> None:
-    """Other engines meet the bytes, not our reader."""
-    body, _ = write.encode(SPEC, HOUR, rows(ROW_GROUP_ROWS + 1))
-    meta = pq.ParquetFile(pa.BufferReader(body)).metadata
-    assert meta.num_row_groups == 2
-    assert meta.row_group(0).num_rows == ROW_GROUP_ROWS
-    column = {meta.schema.column(i).name: meta.row_group(0).column(i) for i in range(11)}
-    assert column["price"].physical_type == "INT32"
-    assert column["delta"].physical_type == "INT64"
-    assert {c.compression for c in column.values()} == {"ZSTD"}
-    for packed in SPEC.delta_packed:
-        assert "DELTA_BINARY_PACKED" in column[packed].encodings
-    for coded in SPEC.dictionary:
-        assert "RLE_DICTIONARY" in column[coded].encodings
-    assert all(c.statistics.has_min_max for c in column.values())
-    assert all(c.has_column_index and c.has_offset_index for c in column.values())
-    assert column["market_ticker"].statistics.min == "KX-A"
-    assert len(meta.row_group(0).sorting_columns) == len(SPEC.key)
-
-
-def test_recorded_deltas_take_at_most_eight_and_a_half_bytes_a_row() -> None:
-    """The size target of the archive, on the exchange's own data (measured: 5.5)."""
-    files = sorted(recorded("ws_btc15m").glob("*.jsonl.gz"), key=lambda p: p.stat().st_size)
-    path = files[len(files) // 2]
-    from tests.lake_rows import capture_deltas
-
-    made, names = capture_deltas(path)
-    count = total = 0
-    for hour in np.unique(made["exchange_us"] // paths.US_PER_HOUR):
-        part = made[made["exchange_us"] // paths.US_PER_HOUR == hour]
-        table = tables.deltas_table(part, names)
-        total += len(write.encode(SPEC, int(hour) * paths.US_PER_HOUR, table)[0])
-        count += len(part)
-    assert count > 10_000
-    assert total / count <= 8.5
 
 
 def test_write_hour_stores_the_object_its_record_and_the_facts_of_the_merge(tmp_path: Path) -> None:

@@ -19,13 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import pyarrow as pa
-
 from kalshilake import paths
+from kalshilake.encode import Parts, encode
 from kalshilake.manifest import ObjectRecord
 from kalshilake.schema import spec_of
 from kalshilake.store import Store
-from kalshilake.write import describe, encode, read_hour_record
+from kalshilake.write import read_hour_record
 from marketdata.errors import LakeError
 from runtime.postgres import Connection
 
@@ -85,8 +84,6 @@ def listed_again(store: Store, noted: Sequence[Noted]) -> list[ObjectRecord] | N
     return made
 
 
-def record_of(table: str, hour_us: int, rows: pa.Table) -> ObjectRecord:
+def record_of(table: str, hour_us: int, rows: Parts) -> ObjectRecord:
     """The record that an object of these rows has, without writing it."""
-    spec = spec_of(table)
-    body, ordered = encode(spec, hour_us, rows)
-    return describe(spec, hour_us, ordered, body)
+    return encode(spec_of(table), hour_us, rows)[1]
