@@ -7,7 +7,7 @@ DATA ?= ../shared/data
 SEEDS ?= 1 2 3
 SYNTHETIC_SEEDS ?= $(shell seq 1 20)
 
-.PHONY: setup demo test check bench bench-live soak scale acceptance acceptance-short lock clean help
+.PHONY: setup demo test check bench bench-live bench-dedup soak scale acceptance acceptance-short lock clean help
 
 help:
 	@echo "make demo        record, merge and prove a made-up exchange on this machine (about a minute)"
@@ -15,6 +15,7 @@ help:
 	@echo "make check       ruff, mypy --strict, the rule tests"
 	@echo "make acceptance  every recorded capture and twenty made-up exchanges (about an hour)"
 	@echo "make bench       speed and size as ratios (add ARGS=--json)"
+	@echo "make bench-dedup the deduplicator: limit, naive peer, memory, backlog (about 25 minutes, 20 GB)"
 	@echo "make bench-live  a whole gatherer under steady rates: loss, lag, cost (about 12 minutes)"
 	@echo "make scale       100,000 markets, 50 opening and closing a second (about 20 minutes)"
 	@echo "make soak        thirty minutes at 5,000 frames/s and a picture of what might grow"
@@ -57,6 +58,9 @@ acceptance-short: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-dedup: setup
+	$(BIN)/python -m tests.bench.deduplicator $(ARGS)
 
 bench-live: setup
 	$(BIN)/python -m tests.bench.live $(ARGS)
