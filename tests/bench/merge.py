@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dedup import hours, tape_rows
+from dedup import hour_parts, tape_rows
 from dedup.arbitrate import Arbiter
 from dedup.flow import Publishing, Reads, close_windows, take
 from dedup.invariants import Invariants
@@ -182,9 +182,9 @@ async def export(production: str, folder: Path) -> Exported:
     seconds = 0.0
     for record in found:
         hour_us = record["hour"] * HOUR_US
-        arrow = await hours.delta_table(conn, hour_us, names)
+        parts = await hour_parts.delta_parts(conn, hour_us, names)
         at = time.perf_counter()
-        made = write_hour(store, "orderbook_deltas", hour_us, arrow, watermark_us=hour_us + HOUR_US)
+        made = write_hour(store, "orderbook_deltas", hour_us, parts, watermark_us=hour_us + HOUR_US)
         seconds += time.perf_counter() - at
         rows, size = rows + made.rows, size + made.bytes
     await conn.close()

@@ -22,16 +22,13 @@ async def test_an_hour_is_half_open_to_the_microsecond(production: str) -> None:
     await copy_in(conn, tape_rows.DELTA_COPY, pack_rows(tape_rows.DELTA_COPY, rows))
     found = await hours.hour_rows(conn, tape_rows.DELTA_COPY, T0, MERGED_ROW)
     assert sorted(found["exchange_us"].tolist()) == times[1:3]
-    table = await hours.delta_table(conn, T0, {1: "A"})
-    assert table.num_rows == 2
-    assert set(table["market_ticker"].to_pylist()) == {"A"}
     await conn.close()
 
 
 async def test_tables_of_an_empty_hour_have_their_columns(production: str) -> None:
     """Quiet hours exist; they are no special case for whoever reads."""
     conn = await connect(production)
-    for read in (hours.delta_table, hours.trade_table, hours.ticker_table, hours.snapshot_table):
+    for read in (hours.trade_table, hours.ticker_table, hours.snapshot_table):
         assert (await read(conn, T0, {})).num_rows == 0
     await conn.close()
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 import asyncpg
 import pyarrow as pa
 
-from dedup import hours, keyframes, metadata, repair_lake, repair_store
+from dedup import hour_parts, hours, keyframes, metadata, repair_lake, repair_store
 from dedup.coverage_rows import coverage_records
 from dedup.proof import load_evidence
 from dedup.publication import DAY_US, HOUR_US, Publication
@@ -43,7 +43,7 @@ META_TRIES_MAX: Final = 20
 log = logs.get("export")
 
 _ROW_TABLES: Final[Mapping[str, Callable[[Connection, int, Mapping[int, str]], Any]]] = {
-    "orderbook_deltas": hours.delta_table,
+    "orderbook_deltas": hour_parts.delta_parts,
     "orderbook_snapshots": hours.snapshot_table,
     "trades": hours.trade_table,
     "tickers": hours.ticker_table,
@@ -317,7 +317,7 @@ class Exporter:
         closed_to_us: int,
         known_ns: int,
         names: Mapping[int, str],
-    ) -> pa.Table:
+    ) -> pa.Table | hour_parts.HourParts:
         """The rows of one object."""
         if table == "coverage":
             return records_table(table, await self._coverage(conn, hour, closed_to_us))

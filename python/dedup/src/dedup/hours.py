@@ -6,7 +6,7 @@ belong to the hour of their exchange time.
 What holds: equal production rows give equal tables, whatever order the heap returns them in (the
 lake's writer sorts totally).
 
-Does not do: choosing hours, writing objects.
+Does not do: order-book changes, which may be many (hour_parts), choosing hours, writing objects.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from dedup import tape_rows
 from dedup.publication import HOUR_US
 from dedup.tape_rows import Rows
 from kalshilake import tables as lake_tables
-from marketdata.rows import MERGED_ROW
 from runtime.pgcopy import CopyLayout, unpack_rows
 from runtime.postgres import Connection, copy_out
 
@@ -39,20 +38,21 @@ async def hour_rows(
     conn: Connection, layout: CopyLayout, hour_us: int, dtype: np.dtype[np.void]
 ) -> Rows:
     """The rows of a fixed-width table with exchange times in the hour."""
+    return await rows_between(conn, layout, hour_us, hour_us + HOUR_US, dtype)
+
+
+async def rows_between(
+    conn: Connection, layout: CopyLayout, from_us: int, to_us: int, dtype: np.dtype[np.void]
+) -> Rows:
+    """The rows of a fixed-width table with exchange times from <= t < to."""
     columns = ", ".join(layout.names)
     body = await copy_out(
         conn,
         f"SELECT {columns} FROM {layout.table}"  # noqa: S608  (names are ours, times are dates)
-        f" WHERE exchange_ts >= '{moment(hour_us).isoformat()}'"
-        f" AND exchange_ts < '{moment(hour_us + HOUR_US).isoformat()}'",
+        f" WHERE exchange_ts >= '{moment(from_us).isoformat()}'"
+        f" AND exchange_ts < '{moment(to_us).isoformat()}'",
     )
     return unpack_rows(layout, body, dtype)
-
-
-async def delta_table(conn: Connection, hour_us: int, names: Mapping[int, str]) -> pa.Table:
-    """orderbook_deltas of the hour."""
-    rows = await hour_rows(conn, tape_rows.DELTA_COPY, hour_us, MERGED_ROW)
-    return lake_tables.deltas_table(rows, names)
 
 
 async def trade_table(conn: Connection, hour_us: int, names: Mapping[int, str]) -> pa.Table:
