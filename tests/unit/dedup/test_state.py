@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dedup.arbitrate import Arbiter
 from tests.hand import QUICK, Hand, drain, us
 
@@ -97,3 +99,55 @@ def test_a_connection_whose_next_run_is_not_known_yet_keeps_its_markets() -> Non
     back.absorb(hand.commit())
     claims = [c for o in drain(back, final=True) for c in o.claims if c.ticker == "A"]
     assert min(c.from_us for c in claims) == us(1_700) + 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_run_that_showed_no_time_hands_its_markets_on_all_the_same(
+    together: bool, leaves: bool
+) -> None:
+    """Seed 346 of the simulation: B was subscribed before the gap, and was claimed from its second
+    snapshot only; where it had left before the gap that is right."""
+    hand, arbiter = Hand(0), Arbiter(1, QUICK)
+    hand.start(0)
+    hand.snap("A", BOOK)
+    hand.snap("B", BOOK)
+    if leaves:
+        hand.control("market_removed", run_id=hand.run_id, sid=2, seq=hand.seq, market_id=2)
+    if not together:
+        arbiter.absorb(hand.commit())
+    hand.gap(1_000, 3)
+    hand.delta(1_000, "A", 10_000, 1)
+    hand.delta(1_200, "A", 10_000, 1)
+    hand.snap("A", {10_000: 2, **BOOK})
+    hand.snap("B", BOOK)
+    hand.delta(2_000, "A", 10_000, 1)
+    hand.delta(9_000, "A", 10_000, 1)
+    hand.stop()
+    arbiter.absorb(hand.commit())
+    claims = [c for o in drain(arbiter, final=True) for c in o.claims if c.ticker == "B"]
+    first_us = us(2_000 if leaves else 1_000)
+    assert min(c.from_us for c in claims) == first_us + 1 + QUICK.engine_skew_us
+
+
+def test_the_bytes_do_not_tell_how_far_was_read() -> None:
+    """Seed 271: after a restart the bytes of a run of trades stayed other ones (INV-R2)."""
+    hand, arbiter = Hand(0), Arbiter(1, QUICK)
+    hand.start(0, channel="trade")
+    hand.trade(500, "A", 1)
+    hand.trade(1_500, "A", 2)
+    first = hand.commit()
+    hand.ticker(2_500, "A", 3)
+    last = hand.commit()
+    arbiter.absorb(first)
+    outputs = drain(arbiter, final=True)
+    named: dict[str, bytes] = {}
+    for out in outputs:
+        named.update({k: v for k, v in out.named_states.items() if v is not None})
+    back = Arbiter.load(1, QUICK, {}, named, outputs[-1].positions)
+    cores = []
+    for one in (arbiter, back):
+        one.absorb(last)
+        cores += [o.named_states["core"] for o in drain(one, final=True)]
+    assert len(cores) == 2
+    assert cores[0] == cores[1]

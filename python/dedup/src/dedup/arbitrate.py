@@ -341,6 +341,9 @@ class Arbiter(ArbiterState):
     def _forget_run(self, inflow: Inflow, end: EndItem) -> None:
         """The whole run is over, and everything of it was taken."""
         key = (inflow.gatherer, end.run_id)
+        # No window took its snapshots where it showed no time: its markets were subscribed.
+        for index in inflow.subscribed_untimed(end.run_id):
+            self.carried.setdefault(key, {})[self.tickers[index]] = None
         markets = [self.index[t] for t in self.carried.get(key, {})]
         self.unclaimed.pop(key, None)
         run = inflow.runs[end.run_id]

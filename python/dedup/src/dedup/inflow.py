@@ -429,6 +429,13 @@ class Inflow:
         self.ends = [e for e in self.ends if id(e) not in gone]
         return found
 
+    def subscribed_untimed(self, run_id: int) -> list[int]:
+        """Markets (by index) of which a run that has shown no time yet had a snapshot, without
+        those that left the subscription after it."""
+        shown = {s.key: s.row.seq for s in self.held if s.row.run_id == run_id}
+        left = {e.key: e.seq for e in self.held_ends if e.run_id == run_id}
+        return [key >> 32 for key, seq in sorted(shown.items()) if left.get(key, -1) < seq]
+
     def _trades_and_tickers(self, batch: GathererBatch) -> None:
         trades, window = self._with_windows(batch.trades, _found_us(batch.controls))
         if trades.size:

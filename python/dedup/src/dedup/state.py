@@ -37,6 +37,11 @@ class _Core(msgspec.Struct):
     floors: tuple[int, int]  # of the memories of trades and of tickers
 
 
+def _at_rest(run: Run) -> Run:
+    """A run without what was only read ahead: the bytes must not tell how far that was."""
+    return msgspec.structs.replace(run, shown_us=run.z_us, ended=False, max_window=0)
+
+
 def known_runs(named_states: Mapping[str, bytes], gatherer: int) -> list[int]:
     """Runs of a gatherer that a stored state knows."""
     if "core" not in named_states:
@@ -115,6 +120,8 @@ class ArbiterState:
             if r.connection == run.connection and r.run_id > run.run_id
         ]
         place = (run.gatherer, run.connection)
+        if run.connection < 0:
+            return  # its start was never seen, or before a restart: no later run is of its line
         self.heirless.pop(place, None)
         if later:
             self.heritage[(run.gatherer, min(later))] = frozenset(markets)
@@ -127,7 +134,7 @@ class ArbiterState:
         encode = msgspec.msgpack.encode
         output.market_states = {t: encode(self.markets[t]) for t in sorted(touched)}
         named: dict[str, bytes] = {}
-        runs = [run for i in self.inflows for _, run in sorted(i.runs.items())]
+        runs = [_at_rest(run) for i in self.inflows for _, run in sorted(i.runs.items())]
         named["core"] = encode(
             _Core(
                 window, [i.ended for i in self.inflows], runs, sorted(self.unsettled),
@@ -213,8 +220,7 @@ class ArbiterState:
         return self
 
     def _restore_runs(self, runs: Sequence[Run], named_states: Mapping[str, bytes]) -> None:
-        for run in runs:
-            run.shown_us, run.ended, run.max_window = run.z_us, False, 0
+        for run in map(_at_rest, runs):
             self.inflows[run.gatherer].runs[run.run_id] = run
             key = (run.gatherer, run.run_id)
             packed = named_states[f"run-{key[0]}-{key[1]}"]
