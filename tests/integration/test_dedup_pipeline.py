@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kalshilake import open_lake
+from marketdata.errors import StorageError
 from runtime.embedded import EmbeddedPostgres
 from runtime.postgres import Connection, connect
 from tests.databases import fresh_database, table_contents
@@ -221,6 +222,35 @@ async def test_lake_that_refuses_does_not_stop_the_merge(
     async with asyncio.timeout(120):
         await running.run()
     assert refused > 5
+    assert await compare_with_stream(production, stream) == NOTHING_WRONG
+    assert lake_files(tmp_path / "lake") == files
+
+
+async def test_a_lake_that_is_away_at_the_start_holds_nothing_up(
+    postgres_server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tape goes on in production; what the lake holds is looked at when it answers."""
+    monkeypatch.setattr("dedup.pipeline.EXPORT_RETRY_S", 0)
+    stream = make_stream(7, events=600, mean_gap_us=150_000)
+    made = await make_recordings(postgres_server, stream, gaps=1, disconnects=0)
+    _, _, files = await finished(postgres_server, made, tmp_path / "undisturbed")
+    production = await fresh_database(postgres_server, "production")
+    running = pipeline(settings(made, production, tmp_path / "lake"))
+    kind = type(running.exporter._store)
+    listing = kind.list
+    asked: list[int] = []
+
+    def away(self: object, prefix: str) -> object:
+        asked.append(running.publisher.standing.windows)
+        if asked[-1] == 0 or len(asked) <= 3:
+            raise StorageError("no route to the lake")
+        return listing(self, prefix)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kind, "list", away)
+    async with asyncio.timeout(120):
+        await running.run()
+    assert asked[0] == 0, "not looked at before anything was merged"
+    assert len(asked) > 3
     assert await compare_with_stream(production, stream) == NOTHING_WRONG
     assert lake_files(tmp_path / "lake") == files
 

@@ -36,7 +36,7 @@ class NoLake:
 
     hours_waiting = 0
 
-    async def open(self, conn: Any) -> None:
+    async def open(self, conn: Any, *, patient: bool) -> None:
         """Nothing."""
 
     def due(self, closed_to_us: int) -> bool:

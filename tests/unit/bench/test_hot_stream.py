@@ -1,4 +1,4 @@
-"""The made-up recordings of benchmarks are sound: a merge of unsound ones would measure quarantine."""
+"""The made-up recordings of benchmarks are sound: unsound ones would measure quarantine."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from kalshilake.manifest import ObjectRecord
 from kalshilake.store import Store
 from kalshilake.tables import records_table
 from kalshilake.write import Commit, commit_version, load_head, load_version, write_hour
-from marketdata.errors import StorageError
+from marketdata.errors import LakeError, StorageError
 from runtime import logs
 from runtime.partitions import Partitions
 from runtime.postgres import TRANSIENT, Connection, connect
@@ -64,6 +64,7 @@ class Exporter:
         self._dirty: dict[int, tuple[bool, bool]] = {}
         self._lost: list[Noted] = []  # of the lake, to be made again
         self._unlisted = False  # the newest version is gone
+        self._unseen = True  # the lake was not looked at yet
         self._repaired: list[int] = []  # hours with a new version that the lake does not have
         self._head = 0  # newest version of the lake when it was opened
         self._exported_to_us = 0
@@ -78,8 +79,15 @@ class Exporter:
         self.coverage_us: dict[str, int] = {}  # status -> microseconds of the exported hours
         self._coverage_by_hour: dict[int, dict[str, int]] = {}
 
-    async def open(self, conn: Connection) -> None:
-        """Load what is dirty and what the lake lost."""
+    async def open(self, conn: Connection, *, patient: bool = False) -> None:
+        """Load what is dirty and what the lake lost.
+
+        `patient`: a lake that does not answer is looked at again by the next export; nothing else
+        waits for it.
+
+        Raises:
+            StorageError, LakeError: the lake refused, and nobody said to be patient.
+        """
         self._partitions.forget()
         self.dropped_days.clear()
         self.dropped_days |= await dropped_days(conn)
@@ -89,18 +97,30 @@ class Exporter:
             for r in rows
             if r["rows_dirty"] or r["proof_dirty"]
         }
+        noted = await conn.fetchrow("SELECT * FROM lake_version")
+        if noted is not None:
+            self._exported_to_us = noted["exported_to_us"]
+            self.version, self.version_sha256 = noted["version"], noted["sha256"]
+        self._unseen = True
+        try:
+            await self._see(conn)
+        except (StorageError, LakeError) as error:
+            if not patient:
+                raise
+            log.warning("the lake is looked at later", reason=str(error))
+
+    async def _see(self, conn: Connection) -> None:
+        """Look at the lake, once after each `open`."""
+        if not self._unseen:
+            return
         head = await asyncio.to_thread(load_head, self._store)
         self._head = 0 if head is None else head.version.version
-        noted = await conn.fetchrow("SELECT * FROM lake_version")
-        if noted is None:
-            return
-        self._exported_to_us = noted["exported_to_us"]
-        self.version, self.version_sha256 = noted["version"], noted["sha256"]
         self._unlisted = self._head < self.version
         since_us = None if self._unlisted else repair_lake.CHECKED_US
         objects = await repair_lake.noted_objects(conn, since_newest_us=since_us)
         self._lost = await asyncio.to_thread(repair_lake.lost, self._store, objects)
         self._repaired = await repair_store.unexported(conn)
+        self._unseen = False
 
     def published(self, made: Publication) -> None:
         """Take note of the hours that a committed publication touched."""
@@ -113,7 +133,7 @@ class Exporter:
 
     def due(self, closed_to_us: int) -> bool:
         """Whether the tape has passed the next moment of export, or the lake lost something."""
-        waiting = self._unlisted or bool(self._lost) or bool(self._repaired)
+        waiting = self._unseen or self._unlisted or bool(self._lost) or bool(self._repaired)
         return waiting or self._moment(closed_to_us)
 
     def _moment(self, closed_to_us: int) -> bool:
@@ -123,7 +143,9 @@ class Exporter:
     def hours_waiting(self) -> int:
         """Hours that differ from what the lake holds."""
         hours = {h for h in self._dirty if not self._is_dropped(h)}
-        return len(hours | {item.hour_us for item in self._lost}) or int(self._unlisted)
+        return len(hours | {item.hour_us for item in self._lost}) or int(
+            self._unlisted or self._unseen
+        )
 
     def _is_dropped(self, hour_us: int) -> bool:
         return hour_us // DAY_US * DAY_US in self.dropped_days
@@ -155,6 +177,7 @@ class Exporter:
         Raises:
             StorageError, LakeError: the lake or a database refused; nothing was noted.
         """
+        await self._see(conn)
         await self._heal(conn, names)
         await self.new_versions(conn, names)
         if not final and not self._moment(closed_to_us):

@@ -141,7 +141,7 @@ class Pipeline:
     async def _live(self) -> None:
         """From what production holds to the end, or to the first sign that it moved without us."""
         standing = await self.publisher.open()
-        await self.exporter.open(await self.publisher.connection())
+        await self.exporter.open(await self.publisher.connection(), patient=True)
         self.invariants = Invariants()
         self.tally.began(standing.counts)
         arbiter = self._arbiter(standing)
