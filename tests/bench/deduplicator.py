@@ -116,9 +116,9 @@ def rounds(server: EmbeddedPostgres, short: bool) -> list[Line]:
     """All sources, all rounds."""
     sources: list[tuple[str, list[str]]] = []
     hot = asyncio.run(databases(server, "m0", "m1", "m2"))
-    asyncio.run(made_up(hot, 20_000 if short else 150_000))
+    asyncio.run(made_up(hot, 20_000 if short else 300_000))
     sources.append((f"made-up frames of {MARKETS} markets", hot))
-    captures = [] if short else sizes.largest_captures(2)
+    captures = [] if short else sizes.largest_captures(4)
     if captures:
         hot = asyncio.run(databases(server, "c0", "c1", "c2"))
         asyncio.run(sizes.write_gatherers(captures, hot))
