@@ -268,7 +268,7 @@ NOT_SEEN_YET = (
     Mutant(
         "empty_snapshot_anchors_backwards",
         "dedup.drafts",
-        "if snap.levels == EMPTY_LEVELS and (had_rows or not self.run.fresh):",
+        "if snap.levels == EMPTY_LEVELS and backwards:",
         "if False:",
         "an empty first snapshot gives H to the rows before it (rule 2)",
     ),

@@ -109,8 +109,100 @@ def test_one_gatherer_with_a_lost_frame_shows_a_gap_that_its_next_frame_ends() -
     assert [row[3:] for row in tape(outputs)][3:5] == [(1, 4), (2, 1)]
     assert [(g.kind, g.epoch) for o in outputs for g in o.gaps] == [("gap", 2)]
     assert statuses(outputs, "A", 1_900) == [
-        (0, 100, "dark"), (100, 400, "complete"), (400, 600, "gap"), (600, 1_900, "complete"),
+        (0, 100, "dark"), (100, 400, "complete"), (400, 600, "gap"),
+        (600, 900, "unproven"), (900, 1_900, "complete"),
     ]  # fmt: skip
+
+
+def test_replies_that_have_been_proven_need_no_second_gatherer() -> None:
+    """Before the proof, the control above: its stretch up to the reply is said unproven."""
+    arbiter = Arbiter(1, QUICK)
+    arbiter.evidence.replies.proven = True
+    arbiter.absorb(gapped(0, lose=True).commit())
+    outputs = drain(arbiter, final=True)
+    assert statuses(outputs, "A", 1_900)[3:] == [(600, 1_900, "complete")]
+    assert not any(o.changes for o in outputs)
+    assert arbiter.evidence.replies.unknown == 1
+
+
+def test_a_second_gatherer_proves_what_the_first_knows_backwards_only() -> None:
+    """Both lose one frame, each another one: the gap of each is complete by the other alone."""
+    other = gapped(1, lose=False)
+    outputs = merge(gapped(0, lose=True), other)
+    kinds = [(m.kind, m.from_us < m.to_us) for o in outputs for m in o.marks]
+    assert ("unproven", True) in kinds
+    assert {s for _, _, s in statuses(outputs, "A", 1_900)} == {"dark", "complete"}
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_a_reply_that_differs_withdraws_the_proof_and_is_an_alert(agrees: bool) -> None:
+    """And the same reply that agrees does neither."""
+    hand, arbiter = Hand(0), Arbiter(1, QUICK)
+    arbiter.evidence.replies.proven = True
+    hand.start(0)
+    hand.snap("A", BOOK)
+    book = dict(BOOK)
+    for ms in range(100, 2_000, 100):
+        hand.delta(ms, "A", 10_000 * (ms // 100), 100)
+        book[10_000 * (ms // 100)] = 100 + book.get(10_000 * (ms // 100), 0)
+        if ms == 800:
+            hand.snap("A", book if agrees else {**book, 990_000: 5})
+    hand.stop()
+    arbiter.absorb(hand.commit())
+    outputs = drain(arbiter, final=True)
+    replies = arbiter.evidence.replies
+    assert (replies.agreed, replies.differed, replies.proven) == (agrees, not agrees, agrees)
+    changes = [(c.subject, c.before, c.after) for o in outputs for c in o.changes]
+    assert changes == ([] if agrees else [("replies", "proven", "unproven")])
+    assert total(outputs, "replies_withdrawn") == (0 if agrees else 1)
+
+
+def told(gatherers: int, *, apart_ms: float, batches: int) -> tuple[Arbiter, list[WindowOutput]]:
+    """From 20 s on the last gatherer is given other times."""
+    hands = [Hand(g) for g in range(gatherers)]
+    arbiter, outputs = Arbiter(gatherers, QUICK), []
+    for hand in hands:
+        hand.start(0)
+        hand.snap("A", BOOK)
+    step = 30_000 // batches
+    for begin in range(0, 30_000, step):
+        for hand in hands:
+            for ms in range(max(begin, 10), begin + step, 10):
+                late = apart_ms if ms >= 20_000 and hand.gatherer == gatherers - 1 else 0
+                hand.delta(ms + late, "A", 10_000 * (1 + ms // 10 % 90), 100)
+            if begin + step >= 30_000:
+                hand.stop()
+            arbiter.absorb(hand.commit())
+        outputs += drain(arbiter)
+    return arbiter, outputs + drain(arbiter, final=True)
+
+
+@pytest.mark.parametrize("gatherers", [2, 3])
+def test_times_that_differ_after_they_were_proven_fall_back_at_once_and_alert(
+    gatherers: int,
+) -> None:
+    """Nothing is lost or doubled over the change; the tape up to it stays as it was."""
+    arbiter, outputs = told(gatherers, apart_ms=0.005, batches=1)
+    last = gatherers - 1
+    changes = [(c.subject, c.before, c.after) for o in outputs for c in o.changes]
+    assert changes == [(f"{g}-{last}", "exact", "window") for g in range(last)]
+    assert total(outputs, "mode_changes") == last
+    assert len(tape(outputs)) == 2_999
+    assert total(outputs, "quarantined_rows") == 0
+    seen = arbiter.evidence.pairs[f"0-{last}"].likeness
+    assert (seen.compared, seen.equal_us, seen.apart_us_max) == (2_999, 1_999, 5)
+    assert seen.apart == [0, 1_000, 0, 0, 0]
+    if gatherers == 3:
+        assert arbiter.evidence.pairs["0-1"].mode == "exact"
+
+
+def test_equal_times_change_nothing_and_batches_do_not_matter() -> None:
+    """The control of the change, and INV-R1 for the evidence."""
+    arbiter, outputs = told(3, apart_ms=0, batches=1)
+    other, _ = told(3, apart_ms=0, batches=10)
+    assert not any(o.changes for o in outputs)
+    assert {p.mode for p in arbiter.evidence.pairs.values()} == {"exact"}
+    assert arbiter.evidence == other.evidence
 
 
 def test_a_second_gatherer_closes_the_gap_of_the_first() -> None:
@@ -589,7 +681,7 @@ def test_a_market_added_after_a_gap_is_claimed_only_from_its_own_first_frame() -
     hand.stop()
     outputs = merge(hand)
     assert [a for a, _, s in statuses(outputs, "B", 6_000) if s == "complete"] == [4_200]
-    assert any(a == 1_000 for a, _, s in statuses(outputs, "A", 6_000) if s == "complete")
+    assert any(a == 1_000 for a, _, s in statuses(outputs, "A", 6_000) if s == "unproven")
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -616,7 +708,7 @@ def test_a_second_gap_before_the_snapshot_keeps_the_markets_in_mind(together: bo
     hand.stop()
     arbiter.absorb(hand.commit())
     outputs += drain(arbiter, final=True)
-    assert 1_400 in [a for a, _, s in statuses(outputs, "B", 8_000) if s == "complete"]
+    assert 1_400 in [a for a, _, s in statuses(outputs, "B", 8_000) if s == "unproven"]
 
 
 def test_a_trade_later_than_the_memory_is_left_to_production_and_its_time_not_claimed() -> None:

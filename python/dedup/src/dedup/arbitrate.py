@@ -28,7 +28,7 @@ from typing import Final
 
 import numpy as np
 
-from dedup.beginnings import count_equal, first_rows, first_snapshots
+from dedup.beginnings import first_rows, first_snapshots
 from dedup.columns import by_run, joined, picked, stable_order
 from dedup.fast import Bunch, FastPath
 from dedup.gate import Patience, reasons_to_wait
@@ -49,6 +49,7 @@ from dedup.union import (
 )
 from dedup.window import PairRows, RunTimes, WindowSink
 from marketdata.coverage import TRADE, RunProgress
+from marketdata.evidence import Seen
 from marketdata.rows import (
     MERGED_ROW,
     GathererBatch,
@@ -74,7 +75,8 @@ COUNTS: Final = (
     "mode_exact",  # placements of a run by rule 10's first, second and third mode
     "mode_window",
     "mode_groups",
-    "mode_changes",  # a pair of gatherers fell back to another mode: an alert
+    "mode_changes",  # a pair of gatherers fell back to another mode, or came back: an alert
+    "replies_withdrawn",  # a get_snapshot reply differed, and they had been proven: an alert
     "trades_in",
     "trades",
     "tickers_in",
@@ -172,8 +174,8 @@ class Arbiter(ArbiterState):
             n_markets={k: len(self.carried.get(k, {}).keys() | inherited[k]) for k in runs},
             inherits=lambda run, ticker: ticker in inherited[(run.gatherer, run.run_id)],
             unclaimed=self.unclaimed,
-            exact=self.exact,
-            modes=self.modes,
+            evidence=self.evidence,
+            seen=Seen(),
         )
         touched = {self.tickers[i] for i in fast.bunches.keys() | special.keys()}
         for ticker in sorted(touched):
@@ -188,6 +190,9 @@ class Arbiter(ArbiterState):
             MarketWindow(market, index, context).run(given, ahead)
             self._note_unsettled(market)
         fast.finish()
+        for equal, events in fast.equal().items():
+            context.seen.equal([(g, runs[(g, run_id)].connection) for g, run_id in equal], events)
+        sink.changes = self.evidence.close(window, context.seen)
         if self.settings.merge == "content":
             naive_blocks(sink, cuts, self.tickers, self.naive)
         return touched
@@ -216,7 +221,6 @@ class Arbiter(ArbiterState):
         if not reasons:
             return fast.take(market, index)
         if reasons == {"ends"} and fast.take(market, index):
-            count_equal(context, fast.bunches[index])
             MarketWindow(market, index, context).run([], {})
             return True
         return False
@@ -403,6 +407,10 @@ class Arbiter(ArbiterState):
         output.audits = sorted(
             sink.audits, key=lambda a: (a.ticker, a.exchange_us, a.gatherer, a.agrees)
         )
+        output.changes = sink.changes
+        replies = sum(change.subject == "replies" for change in sink.changes)
+        sink.counts["replies_withdrawn"] = replies
+        sink.counts["mode_changes"] = len(sink.changes) - replies
         sink.counts["trades"], sink.counts["tickers"] = len(trades), len(states)
         sink.counts["trades_in"] = sum(len(cut.trades) for cut in cuts)
         sink.counts["tickers_in"] = sum(len(cut.tickers) for cut in cuts)

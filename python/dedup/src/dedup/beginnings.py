@@ -13,24 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dedup.claims import Context
+from dedup.claims import Context, rests_on_reply
 from dedup.drafts import MASK, kept
-from dedup.fast import Bunch, FastPath
+from dedup.fast import FastPath
 from dedup.output import EpochRow
 from dedup.runs import Market, Pair, Run, Standing
-from dedup.tails import gatherer_pairs
 from dedup.window import PlacedSnapshot, open_claim
 from marketdata.rows import SnapshotRow, SnapshotVerdict
-
-
-def count_equal(context: Context, bunches: Sequence[Bunch]) -> None:
-    """The gatherers of these bunches brought the same events at the same times (rule 10)."""
-    n = bunches[0].stop - bunches[0].start
-    for pair in gatherer_pairs({b.gatherer for b in bunches}):
-        context.exact[pair] = context.exact.get(pair, 0) + n
-        if context.modes.get(pair, "exact") != "exact":
-            context.sink.counts["mode_changes"] += 1
-        context.modes[pair] = "exact"
 
 
 def first_snapshots(
@@ -84,6 +73,7 @@ def first_rows(market: Market, index: int, fast: FastPath, context: Context) -> 
             or pair.standing != Standing.PENDING
             or pair.claim_from_us >= 0
             or pair.claim_seq < 0
+            or rests_on_reply(pair, pair.claim_seq)
             or pair.keyframe is None
         ):
             return False
@@ -100,7 +90,6 @@ def first_rows(market: Market, index: int, fast: FastPath, context: Context) -> 
     first_us = int(fast.cuts[first.gatherer].rows["exchange_us"][first.start])
     _open(market, first.h_before, min(first_us, *(start for _, _, start in starts)), context)
     fast.put(market, index)
-    count_equal(context, bunches)
     return True
 
 

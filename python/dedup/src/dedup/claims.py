@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from dedup.drafts import Draft
 from dedup.output import ArbiterSettings
@@ -20,7 +21,15 @@ from dedup.runs import Market, Pair, Run, Standing
 from dedup.window import RunTimes, WindowSink, open_claim
 from marketdata.alignment import Events, no_events
 from marketdata.coverage import Mark, MarketClaim, MarkKind
+from marketdata.evidence import Evidence, Seen
 from marketdata.merge import Rejected
+
+BACKWARDS: Final = "known backwards from a get_snapshot reply, by one gatherer"
+
+
+def rests_on_reply(pair: Pair, after_seq: int) -> bool:
+    """Does a claim from behind `after_seq` on reach back to before the reply that gave H?"""
+    return pair.rests_seq > after_seq + 1
 
 
 @dataclass(slots=True)
@@ -36,8 +45,8 @@ class Context:
     n_markets: dict[tuple[int, int], int]  # of each run
     inherits: Callable[[Run, str], bool]  # was the market subscribed before the run's gap?
     unclaimed: dict[tuple[int, int], dict[str, int]]  # run -> ticker -> seq: waits for a time
-    exact: dict[str, int]  # pair of gatherers -> events that both brought equal in exact mode
-    modes: dict[str, str]  # pair of gatherers -> mode of rule 10 used last
+    evidence: Evidence  # what earlier windows showed of the exchange
+    seen: Seen  # and this one
 
 
 @dataclass(slots=True)
@@ -105,6 +114,17 @@ class Claims:
         self.ctx.unclaimed.get(key, {}).pop(self.market.ticker, None)
         pair.claim_from_us = start
         self.sink.claim(open_claim(self.market.ticker, run, start))
+        self._mark_unproven(pair, after_seq, start)
+
+    def _mark_unproven(self, pair: Pair, after_seq: int, from_us: int) -> None:
+        """What a claim holds of before the reply that gave H backwards rests on that reply standing
+        at its seq: until the exchange has shown that it does, it takes a second gatherer.
+        """
+        if not rests_on_reply(pair, after_seq) or self.ctx.evidence.replies_proven(self.ctx.seen):
+            return
+        to_us = pair.rests_us + 1 + self.ctx.settings.engine_skew_us
+        if from_us < to_us:
+            self._mark("unproven", from_us, to_us, BACKWARDS)
 
     def _open_waiting(self) -> None:
         """Claims of quiet runs whose first exchange time has come."""

@@ -19,10 +19,12 @@ import numpy as np
 from dedup.inflow import FLOATING
 from dedup.runs import Keyframe, Pair, Run, Standing
 from marketdata.alignment import Events, chain_break, events_of
+from marketdata.evidence import Replies
 from marketdata.merge import Piece
 from marketdata.rows import DeltaFlag, DeltaRows, SnapshotRow, SnapshotVerdict
 
 MASK: Final = 0xFFFFFFFFFFFFFFFF
+TELLING_NS: Final = 1_000_000_000  # a change so close to a reply lets it tell where it stands
 EMPTY_LEVELS: Final = bytes(8)  # canonical form of a book without levels
 
 
@@ -65,6 +67,7 @@ class Drafter:
             self.keyframes.append((0, pair.keyframe, -1))
             pair.keyframe = None
         self.audit = 0
+        self.replies = Replies()  # what this window's told of the exchange
 
     def cut(
         self, snapshots: list[SnapshotRow], ahead: SnapshotRow | None, float_hold_ns: int
@@ -79,36 +82,63 @@ class Drafter:
             first_ns = self.pair.first_float_ns or int(self.rows["received_ns"][self.start])
             soon = ahead.received_ns - first_ns <= float_hold_ns
             if soon and ahead.levels != EMPTY_LEVELS:
-                self._anchor(ahead)
+                self._anchor(ahead, backwards=True)
         self._finish(self.rows.size, None)
         return self.drafts
 
-    def _anchor(self, snap: SnapshotRow) -> None:
+    def _anchor(self, snap: SnapshotRow, *, backwards: bool) -> None:
         """Rule 2: H backwards, by the difference to the floating hash."""
         self.constant = (snap.book_hash - snap.running_hash) & MASK
         self.h = (self.h + self.constant) & MASK
         self.floating = False
+        if backwards:
+            self.pair.rests_seq, self.pair.rests_us = snap.seq, snap.exchange_us
 
     def _snapshot(self, snap: SnapshotRow, at: int) -> None:
         if snap.verdict == SnapshotVerdict.DIFFERS:
+            self._note_reply(snap, at, agrees=False)
             self.audit = -1
             self._begin(snap, at)
         elif snap.verdict == SnapshotVerdict.ANCHOR and self.floating:
             # After a gap an empty first snapshot may itself be the reset: it anchors only onwards.
-            had_rows = at > self.start or self.pair.last_seq >= 0
-            if snap.levels == EMPTY_LEVELS and (had_rows or not self.run.fresh):
+            self._note_reply(snap, at, agrees=None)
+            backwards = at > self.start or self.pair.last_seq >= 0 or not self.run.fresh
+            if snap.levels == EMPTY_LEVELS and backwards:
                 self._begin(snap, at)
             else:
-                self._anchor(snap)
+                self._anchor(snap, backwards=backwards)
                 self._keep(snap, at)
         elif self.quarantined:
+            self._note_reply(snap, at, agrees=None)
             self._begin(snap, at)
         elif snap.verdict == SnapshotVerdict.ANCHOR and not self._fits(snap):
+            self._note_reply(snap, at, agrees=False)
             self.audit = -1
             self._begin(snap, at)
         else:
+            self._note_reply(snap, at, agrees=True)
             self.audit = 1
             self._keep(snap, at)
+
+    def _note_reply(self, snap: SnapshotRow, at: int, *, agrees: bool | None) -> None:
+        """Count a reply to `get_snapshot`: a snapshot in mid-run that is not empty (an empty one is
+        sent unasked, at the close), and none with which a subscription begins. None: not known.
+        """
+        first = snap.verdict == SnapshotVerdict.ANCHOR and self.run.fresh
+        if first or snap.levels == EMPTY_LEVELS or snap.verdict == SnapshotVerdict.RESET:
+            return
+        if agrees is None:
+            self.replies.unknown += 1
+        elif not agrees:
+            self.replies.differed += 1
+        elif self._changes_near(snap, at):
+            self.replies.agreed += 1
+        else:
+            self.replies.quiet += 1
+
+    def _changes_near(self, snap: SnapshotRow, at: int) -> bool:
+        near = self.rows["received_ns"][max(at - 1, 0) : at + 1]
+        return bool((np.abs(near - snap.received_ns) <= TELLING_NS).any())
 
     def _fits(self, snap: SnapshotRow) -> bool:
         """Does a first snapshot agree with the H that alignment or an earlier look gave?"""

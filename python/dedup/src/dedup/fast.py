@@ -181,6 +181,15 @@ class FastPath:
             pair.behind_since = -1
         market.last_sources = mask
 
+    def equal(self) -> dict[tuple[tuple[int, int], ...], int]:
+        """Runs, as (gatherer, run), and how many events all of them brought alike."""
+        made: dict[tuple[tuple[int, int], ...], int] = {}
+        for taken in self.taken:
+            bunches = taken.bunches
+            runs = tuple([(b.gatherer, b.run_id) for b in bunches])
+            made[runs] = made.get(runs, 0) + bunches[0].stop - bunches[0].start
+        return made
+
     def finish(self) -> None:
         """Write all that was taken as one block."""
         if not self.taken:

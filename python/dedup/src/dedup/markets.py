@@ -37,7 +37,6 @@ from marketdata.merge import (
 from marketdata.rows import DELTA_ROW, DeltaFlag, SnapshotRow, SnapshotVerdict
 
 _NOT_KEPT: Final = int(DeltaFlag.FLOATING)
-EXACT_PROOF_EVENTS: Final = 1000  # equal events of two gatherers that prove their times equal
 
 
 class MarketWindow(QuietRuns):
@@ -51,7 +50,9 @@ class MarketWindow(QuietRuns):
         tail = base.events if base is not None else no_events()
         tail_masks = list(base.witnesses) if base is not None else []
         pieces = [d.piece for d in self.drafts if not d.refused]
-        merged = merge_pieces(base, pieces, self._fallback_us(pieces))
+        busy = {p.gatherer for p in pieces if len(p.events)}
+        window_us = self.ctx.settings.match_window_us if len(busy) > 1 else 0
+        merged = merge_pieces(base, pieces, window_us, proven=self._exact(busy))
         self._count_mode(merged, pieces)
         for reject in merged.rejected:
             self.rejects.setdefault(id(reject.piece), []).append(reject)
@@ -81,33 +82,20 @@ class MarketWindow(QuietRuns):
         known = any((p.gatherer, p.run_id) == (item.run.gatherer, item.run.run_id) for p in pairs)
         if known or self.ctx.times.end_of(item.run, self.index) is not None:
             return False
-        if not self._fallback_among({p.gatherer for p in pairs} | {item.run.gatherer}):
+        if self._exact({p.gatherer for p in pairs} | {item.run.gatherer}):
             return False
         self._pair(item.run).held = rows.tobytes()
         return True
 
-    def _fallback_us(self, pieces: list[Piece]) -> int:
-        """Rule 10: weaker modes only among gatherers whose equal times are not proven yet."""
-        return self._fallback_among({p.gatherer for p in pieces if len(p.events)})
-
-    def _fallback_among(self, gatherers: set[int]) -> int:
-        pairs = gatherer_pairs(gatherers)
-        proven = all(self.ctx.exact.get(pair, 0) >= EXACT_PROOF_EVENTS for pair in pairs)
-        return 0 if proven else self.ctx.settings.match_window_us
+    def _exact(self, gatherers: set[int]) -> bool:
+        """Rule 10: are equal times and order of all these gatherers proven?"""
+        return self.ctx.evidence.exact(gatherer_pairs(gatherers), self.ctx.seen)
 
     def _count_mode(self, merged: Merged, pieces: list[Piece]) -> None:
         busy = [p for p in pieces if len(p.events)]
-        pairs = gatherer_pairs({p.gatherer for p in busy})
-        if not pairs:
-            return
-        self.sink.counts[f"mode_{merged.mode}"] += len(busy)
-        shared = min(len(p.events) for p in busy)
-        for pair in pairs:
-            if merged.mode == "exact":
-                self.ctx.exact[pair] = self.ctx.exact.get(pair, 0) + shared
-            if self.ctx.modes.get(pair, merged.mode) != merged.mode:
-                self.sink.counts["mode_changes"] += 1
-            self.ctx.modes[pair] = merged.mode
+        if len({p.gatherer for p in busy}) > 1:
+            self.sink.counts[f"mode_{merged.mode}"] += len(busy)
+            self.ctx.seen.merged(merged)
 
     def _draft(self, item: PairRows, ahead: SnapshotRow | None) -> None:
         run, rows = item.run, item.rows
@@ -128,6 +116,7 @@ class MarketWindow(QuietRuns):
         end = self.ctx.times.end_of(run, self.index)
         drafter = Drafter(pair, run, rows, end.seq if end else None)
         drafts = drafter.cut(item.snapshots, ahead, self.ctx.settings.float_hold_ns)
+        self.ctx.seen.replies.add(drafter.replies)
         if drafter.floating and rows.size and not pair.first_float_ns:
             pair.first_float_ns = int(rows["received_ns"][0])
         pair.constant = drafter.constant

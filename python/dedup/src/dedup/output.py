@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from marketdata.coverage import AuditPoint, EpochStart, Mark, MarketClaim, RunProgress
+from marketdata.evidence import Change
 from marketdata.rows import (
     MERGED_ROW,
     TICKER_ROW,
@@ -188,6 +189,7 @@ class WindowOutput:
     claims: list[MarketClaim] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     audits: list[AuditPoint] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)  # in what the exchange had shown: alerts
     market_states: dict[str, bytes] = field(default_factory=dict)
     named_states: dict[str, bytes | None] = field(default_factory=dict)
     positions: list[GathererPosition] = field(default_factory=list)

@@ -88,6 +88,8 @@ class Pair(msgspec.Struct):
     doubt_since: int = -1  # window since which its quiet book differs from the others'
     keyframe: Keyframe | None = None
     closed_to_us: int = -1  # end of the claim that was closed last
+    rests_seq: int = -1  # of the reply that gave H backwards to what came before it; -1: none
+    rests_us: int = -1  # latest exchange time that its run had shown there
     held: bytes = b""  # its first rows, which the next window takes (markets.py)
 
 

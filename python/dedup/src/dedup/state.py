@@ -12,7 +12,7 @@ Does not do: merging.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Final, Self
 
 import msgspec
 
@@ -20,8 +20,11 @@ from dedup.inflow import Inflow
 from dedup.output import ArbiterSettings, GathererPosition, WindowOutput
 from dedup.runs import Market, Run, RunMarkets
 from dedup.union import Memory, decode_keys
+from marketdata.evidence import Evidence
 
 RunKey = tuple[int, int]  # (gatherer, run_id)
+EVIDENCE: Final = "evidence"  # name of the state that holds marketdata.evidence
+_IN_ORDER: Final = msgspec.msgpack.Encoder(order="deterministic")
 
 
 class _Core(msgspec.Struct):
@@ -31,8 +34,6 @@ class _Core(msgspec.Struct):
     ended: list[bool]
     runs: list[Run]
     unsettled: list[str]
-    exact: dict[str, int]
-    modes: dict[str, str]
     naive: dict[str, int]
     floors: tuple[int, int]  # of the memories of trades and of tickers
 
@@ -48,6 +49,12 @@ def known_runs(named_states: Mapping[str, bytes], gatherer: int) -> list[int]:
         return []
     core = msgspec.msgpack.decode(named_states["core"], type=_Core)
     return [run.run_id for run in core.runs if run.gatherer == gatherer]
+
+
+def evidence_of(named_states: Mapping[str, bytes]) -> Evidence:
+    """What had been seen of the exchange; of a state without it: nothing."""
+    packed = named_states.get(EVIDENCE)
+    return Evidence() if packed is None else msgspec.msgpack.decode(packed, type=Evidence)
 
 
 def life_of(named_states: Mapping[str, bytes], gatherer: int) -> bytes:
@@ -71,8 +78,7 @@ class ArbiterState:
         self.heirless: dict[RunKey, frozenset[str]] = {}  # (gatherer, connection) -> no run yet
         self.unclaimed: dict[RunKey, dict[str, int]] = {}
         self.unsettled: set[str] = set()
-        self.exact: dict[str, int] = {}
-        self.modes: dict[str, str] = {}
+        self.evidence = Evidence()
         self.naive: dict[str, int] = {}
         self.trade_keys, self.ticker_keys = Memory(), Memory()
         self._stored: dict[str, bytes] = {}  # named states as published last
@@ -138,7 +144,6 @@ class ArbiterState:
         named["core"] = encode(
             _Core(
                 window, [i.ended for i in self.inflows], runs, sorted(self.unsettled),
-                dict(sorted(self.exact.items())), dict(sorted(self.modes.items())),
                 dict(sorted(self.naive.items())), (self.trade_keys.floor, self.ticker_keys.floor),
             )
         )  # fmt: skip
@@ -149,6 +154,7 @@ class ArbiterState:
             named[f"run-{key[0]}-{key[1]}"] = encode(
                 RunMarkets(tickers, sorted(waiting.items()), before)
             )
+        named[EVIDENCE] = _IN_ORDER.encode(self.evidence)
         if self.heirless:
             left = sorted((g, c, sorted(markets)) for (g, c), markets in self.heirless.items())
             named["heirless"] = encode(left)
@@ -203,7 +209,8 @@ class ArbiterState:
         self._restore_runs(core.runs, named_states)
         self.unsettled = set(core.unsettled)
         self.trade_keys.floor, self.ticker_keys.floor = core.floors
-        self.exact, self.modes, self.naive = core.exact, core.modes, core.naive
+        self.naive = core.naive
+        self.evidence = evidence_of(named_states)
         if "heirless" in named_states:
             left = msgspec.msgpack.decode(
                 named_states["heirless"], type=list[tuple[int, int, list[str]]]

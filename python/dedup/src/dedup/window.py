@@ -24,6 +24,7 @@ from dedup.inflow import LOW, UNTIMED, Cut, EndItem, Inflow
 from dedup.output import ArbiterSettings, EpochRow, GapRow, QuarantineRow
 from dedup.runs import Run, RunMarkets
 from marketdata.coverage import OPEN_US, AuditPoint, Mark, MarketClaim
+from marketdata.evidence import Change
 from marketdata.rows import DELTA_ROW, MERGED_ROW, DeltaRows, SnapshotRow
 
 I64 = npt.NDArray[np.int64]
@@ -55,6 +56,7 @@ class WindowSink:
     claims: dict[tuple[str, int, int, int], MarketClaim] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     audits: list[AuditPoint] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)  # of what the exchange had shown
     counts: Counter[str] = field(default_factory=Counter)
 
     def late(self, ticker: str, gatherer: int, run_id: int, us: int, kind: str) -> None:

@@ -28,7 +28,7 @@ TRADE: Final = "trade"
 TICKER: Final = "ticker"
 
 Status = Literal["complete", "gap", "dark", "ambiguous", "disputed", "unproven"]
-MarkKind = Literal["gap", "ambiguous", "disputed", "quarantined", "late"]
+MarkKind = Literal["gap", "ambiguous", "disputed", "quarantined", "unproven", "late"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ class MarketClaim:
 class Mark:
     """Something that forbids `complete` in [from_us, to_us), whoever claims it. Append-only.
 
-    `late` only adds a reason; all others take `complete` away.
+    `late` only adds a reason; `unproven` forbids it to one gatherer alone (a stretch that rests on
+    what the exchange has not been seen to do); all others take `complete` away.
     """
 
     ticker: str
@@ -248,7 +249,10 @@ def _judge(sources: int, marks: list[Mark], *, within: bool) -> tuple[Status, st
         for mark in marks:
             if mark.kind == kind:
                 return status, mark.reason
-    note = "; ".join(sorted({m.reason for m in marks}))
+    alone = [m.reason for m in marks if m.kind == "unproven"]
+    if alone and sources.bit_count() == 1:
+        return "unproven", alone[0]
+    note = "; ".join(sorted({m.reason for m in marks if m.kind != "unproven"}))
     if sources:
         return "complete", note
     if within:

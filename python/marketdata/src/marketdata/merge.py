@@ -33,6 +33,7 @@ from marketdata.alignment import (
     no_events,
 )
 from marketdata.cuts import Cut, mend
+from marketdata.evidence import better
 from marketdata.pieces import (
     UNTIMED,
     Base,
@@ -60,14 +61,16 @@ __all__ = [
 ]
 
 
-def merge_pieces(base: Base | None, pieces: Iterable[Piece], match_window_us: int) -> Merged:
+def merge_pieces(
+    base: Base | None, pieces: Iterable[Piece], match_window_us: int, *, proven: bool = False
+) -> Merged:
     """Merge one market's pieces of one stretch of time onto its base.
 
     Comparison modes are tried from strong to weak until nothing is contradicted (rule 10). What is
-    contradicted is decided by vote (rule 9); a weaker mode counts only if it leaves out
-    less, and the runs agree in it far more often, or contradict nothing and agree not far less.
-    `match_window_us`: width of the second mode; 0 where equal times and order have been proven for
-    these gatherers, and then there is only the first mode: it is never silently widened.
+    contradicted is decided by vote (rule 9); a weaker mode counts only if it is better by far.
+    `match_window_us`: width of the second mode; 0: there is only the first. `proven`: these have
+    shown equal times and order, so that a contradiction is a wrong run and no reason to widen
+    anything, unless a weaker mode explains everything, and much more than the first.
     """
     ordered = sorted(pieces, key=_place_order)
     modes: tuple[tuple[Mode, int], ...] = (("exact", 0),)
@@ -77,7 +80,8 @@ def merge_pieces(base: Base | None, pieces: Iterable[Piece], match_window_us: in
     for mode, tolerance_us in modes:
         for piece in ordered:
             piece.constant = 0
-        attempt = _Attempt(base, tolerance_us, match_window_us, grouped=mode == "groups")
+        near_us = 0 if proven and mode == "exact" else match_window_us
+        attempt = _Attempt(base, tolerance_us, near_us, grouped=mode == "groups")
         attempt.run(ordered)
         merged = attempt.finish(mode)
         left_out = sum(r.stop - r.start for r in merged.rejected)
@@ -85,10 +89,7 @@ def merge_pieces(base: Base | None, pieces: Iterable[Piece], match_window_us: in
         # A wrong run is contradicted in every mode, and the others agree in all of them: that is
         # no reason to give up times or order. Where these are not equal, next to nothing agrees.
         agrees = not attempt.contradicted
-        if best is None or (
-            left_out < best[0] + agrees
-            and (agreed > 2 * best[1] or (agrees and 2 * agreed >= best[1]))
-        ):
+        if best is None or better((left_out, agreed), best[:2], agrees=agrees, proven=proven):
             best = (left_out, agreed, merged, attempt.constants)
         if agrees:
             break
