@@ -6,7 +6,8 @@ and the row lock on `merge_state`; be copied and set back to an earlier copy.
 Invariants: SIM-8 a table with a primary key never holds two rows of one key: the second is refused,
 which the checkers count.
 
-Does not do: the lake's tables beyond accepting them, partitions.
+Does not do: the lake's tables beyond accepting them, partitions, more than one merger of a tape:
+what belongs to a shard is that of shard 1 (SHARDED), another one is an error.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ TABLES: dict[str, tuple[tuple[str, ...], int]] = {
     ),
     "lake_hour": (("hour_us", "rows_dirty", "proof_dirty"), 1),
 }  # fmt: skip
+# Tables of which each merger has its own rows: the last argument of a statement is the shard.
+SHARDED = ("merge_state", "arbiter_state", "gatherer_cursor")
 LAYOUTS = {
     "orderbook_delta": (tape_rows.DELTA_COPY, MERGED_ROW),
     "trade": (tape_rows.TRADE_COPY, tape_rows.TRADE_ROW),
@@ -123,6 +126,8 @@ class ProductionServer(Server):
     async def run(self, conn: SimConnection, tx: Tx, kind: str, sql: str, args: Any) -> Any:
         if kind == "fetchval" and "pg_try_advisory_lock" in sql:
             return self._advisory_lock(conn, args[0])
+        if "shard" in sql and kind != "records" and "ORDER BY shard" not in sql:
+            args = _of_shard_1(sql, args)
         act = getattr(self, f"_{kind}")
         return await act(tx, sql, args)
 
@@ -135,20 +140,21 @@ class ProductionServer(Server):
 
     async def _fetchval(self, tx: Tx, sql: str, args: Any) -> Any:
         state = self.content.state
-        if sql == "SELECT settings FROM merge_state":
-            return None if state is None else state["settings"]
-        if sql == "SELECT windows FROM merge_state":
+        if sql == "SELECT windows FROM merge_state WHERE shard = $1":
             return None if state is None else state["windows"]
         raise NotImplementedError(f"the simulated database does not know {sql!r}")
 
     async def _fetchrow(self, tx: Tx, sql: str, args: Any) -> Record | None:
-        if sql == "SELECT * FROM merge_state":
+        if sql == "SELECT * FROM merge_state WHERE shard = $1":
             state = self.content.state
             return None if state is None else Record(tuple(state), tuple(state.values()))
         raise NotImplementedError(f"the simulated database does not know {sql!r}")
 
     async def _fetch(self, tx: Tx, sql: str, args: Any) -> list[Record]:
         tables = self.content.tables
+        if sql == "SELECT settings FROM merge_state ORDER BY shard":
+            state = self.content.state
+            return [] if state is None else [Record(("settings",), (state["settings"],))]
         if "FROM market_tail JOIN market" in sql:
             names = {row[0]: row[1] for row in tables["market"].values()}
             return [
@@ -278,6 +284,13 @@ class ProductionServer(Server):
 
         tx.staged.append(put)
         return len(keys)
+
+
+def _of_shard_1(sql: str, args: Any) -> Any:
+    """The arguments without the shard, which is the last one."""
+    assert any(table in sql for table in SHARDED), sql
+    assert args[-1] == 1, f"shard {args[-1]} of a world with one merger"
+    return args[:-1]
 
 
 class _Uuid:

@@ -48,7 +48,7 @@ async def conn(dsn: str) -> AsyncIterator[Connection]:
         )
     await made.execute("INSERT INTO market VALUES (1, 'A', $1)", FIRST)
     await made.execute(
-        "INSERT INTO merge_state VALUES (true, 1, $1, 0, '{}', '{}')", FIRST + DAYS * DAY_US
+        "INSERT INTO merge_state VALUES (1, $1, 0, '{}', '{}')", FIRST + DAYS * DAY_US
     )
     yield made
     await made.close()

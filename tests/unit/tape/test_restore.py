@@ -25,7 +25,7 @@ def _backed_up(server: EmbeddedPostgres, bucket: Path) -> str:
     async def made() -> str:
         production = await fresh_database(server, "production")
         conn = await asyncpg.connect(production)
-        await conn.execute("INSERT INTO merge_state VALUES (true, 7, 0, 0, '{}', '{}')")
+        await conn.execute("INSERT INTO merge_state VALUES (7, 0, 0, '{}', '{}')")
         await conn.close()
         settings = load(
             BackupSettings,

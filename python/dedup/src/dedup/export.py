@@ -422,7 +422,7 @@ class Exporter:
             await conn.execute(
                 "UPDATE lake_hour SET rows_dirty = false, proof_dirty = false,"
                 " known_ns = CASE known_ns WHEN 0 THEN"
-                " (SELECT received_ns_max FROM merge_state) ELSE known_ns END"
+                " (SELECT max(received_ns_max) FROM merge_state) ELSE known_ns END"
                 " WHERE hour_us = ANY($1::bigint[])",
                 list(ready),
             )

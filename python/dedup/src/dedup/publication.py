@@ -14,9 +14,9 @@ Does not do: SQL, deciding when.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from dedup.suspects import named_counts
 from dedup.tape_rows import TICKER_ROW, TRADE_ROW, Rows
 from marketdata.coverage import OPEN_US, MarketClaim, RunProgress
 from marketdata.rows import MERGED_ROW
+from marketdata.share import Share
+
+_Row = TypeVar("_Row")
 
 HOUR_US: Final = 3_600_000_000
 DAY_US: Final = 24 * HOUR_US
@@ -96,11 +99,13 @@ def publication_of(
     outputs: Sequence[WindowOutput],
     ids: Mapping[str, int],
     reach: Mapping[tuple[int, int], int],
+    share: Share = Share(),  # noqa: B008 (frozen)
 ) -> Publication:
     """The publication of consecutive outputs.
 
-    `ids`: production's market ids so far. `reach`: (gatherer, run_id) -> `to_us` of the run's last
-    published progress.
+    `ids`: production's ids of our markets so far. `reach`: (gatherer, run_id) -> `to_us` of the
+    run's last published progress. `share`: every merger knows the progress of all runs, one says
+    it; numbers within a window (`ord`) interleave, so that no two mergers use the same.
     """
     assert outputs, "a publication holds at least one window"
     made = _empty(outputs)
@@ -111,15 +116,15 @@ def publication_of(
     for output in outputs:
         for ticker in sorted(_tickers_of(output)):
             if ticker not in known:
-                known[ticker] = len(known) + 1
+                known[ticker] = share.market_id(len(known))
                 made.new_markets.append((known[ticker], ticker, output.from_us))
                 made.touched.rows_at([output.from_us])
         here = [known[t] for t in output.tickers]
         deltas.append(_deltas(output, here))
         given.append(np.array(here, np.int32))
         _take_snapshots(made, output, here)
-        _take_events(made, output, known)
-        _take_evidence(made, output, known, reached)
+        _take_events(made, output, known, share)
+        _take_evidence(made, output, known, reached, share)
         made.tails.update({known[t]: state for t, state in output.market_states.items()})
         made.named_states.update(output.named_states)
         made.positions.update(
@@ -235,7 +240,9 @@ def _take_snapshots(made: Publication, output: WindowOutput, here: list[int]) ->
     made.touched.rows_at(s.exchange_us for s in output.snapshots)
 
 
-def _take_events(made: Publication, output: WindowOutput, known: Mapping[str, int]) -> None:
+def _take_events(
+    made: Publication, output: WindowOutput, known: Mapping[str, int], share: Share
+) -> None:
     """Epochs, gaps, quarantine."""
     for e in output.epochs:
         made.epochs.append((known[e.ticker], e.epoch, e.from_us, signed(e.start_hash), e.reason))
@@ -252,8 +259,12 @@ def _take_events(made: Publication, output: WindowOutput, known: Mapping[str, in
                 g.kind,
             )
         )
-    for n, q in enumerate(output.quarantine):
+    for n, q in _numbered(output.quarantine, share):
         made.quarantine.append((output.window, n, known[q.ticker], *_kept(q)))
+
+
+def _numbered(rows: Sequence[_Row], share: Share) -> Iterator[tuple[int, _Row]]:
+    return ((n * share.of + share.number - 1, row) for n, row in enumerate(rows))
 
 
 def _kept(q: QuarantineRow) -> tuple[int, int, str, int, int, int, bytes]:
@@ -265,9 +276,10 @@ def _take_evidence(
     output: WindowOutput,
     known: Mapping[str, int],
     reached: dict[tuple[int, int], int],
+    share: Share,
 ) -> None:
     """Progress, claims, marks, audits, and the hours whose proof they change."""
-    for p in output.progress:
+    for p in output.progress if share.first else ():
         key = (p.gatherer, p.run_id)
         made.progress[key] = p
         made.touched.proof_over(reached.get(key, p.from_us), p.to_us)
@@ -279,9 +291,9 @@ def _take_evidence(
             made.touched.proof_over(min(c.to_us, output.from_us), output.to_us)
         else:
             made.touched.proof_over(c.from_us, max(to_us, c.from_us + 1))
-    for n, m in enumerate(output.marks):
+    for n, m in _numbered(output.marks, share):
         made.marks.append((output.window, n, known[m.ticker], m.kind, m.from_us, m.to_us, m.reason))
         made.touched.proof_over(m.from_us, min(m.to_us, max(output.to_us, m.from_us + 1)))
-    for n, a in enumerate(output.audits):
+    for n, a in _numbered(output.audits, share):
         made.audits.append((output.window, n, known[a.ticker], a.gatherer, a.exchange_us, a.agrees))
         made.touched.proof_over(a.exchange_us, a.exchange_us + 1)

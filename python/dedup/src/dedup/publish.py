@@ -6,6 +6,7 @@ What holds:
 - `merge_state.windows` fences: the update names the value it found, so of two mergers, or of two
   attempts whose first answer was lost, one commits and the other finds out.
 - An advisory lock keeps a second merger waiting; it goes with the connection.
+- Several mergers that share the markets have each a lock, a fence and a state of their own.
 
 Does not do: deciding what to publish (arbitrate), packing (runtime.pgcopy), exporting.
 """
@@ -30,18 +31,25 @@ from dedup.publication import DAY_US, HOUR_US, Publication
 from dedup.tape_rows import Rows
 from marketdata.coverage import RunProgress
 from marketdata.errors import ConfigError, StorageError
+from marketdata.share import Share
 from runtime import logs
 from runtime.partitions import Partitions
 from runtime.pgcopy import CopyLayout, pack_rows, pack_values
 from runtime.postgres import TRANSIENT, Connection, commit_once, connect, copy_in, migrate
 
 MERGER_LOCK: Final = 0x4B54_4D52  # "KTMR"
+EXPORT_LOCK: Final = 0x4B54_4558  # "KTEX": shared by commits, alone in an export
 LOCK_POLL_S: Final = 0.2
 LATE_MARGIN_US: Final = 1_000_000
 """Around the time of a late trade, where its id is looked for: a frame has the milliseconds of it,
 REST the microseconds."""
 
 log = logs.get("publish")
+
+
+def merger_lock(shard: int) -> int:
+    """The advisory lock of one merger."""
+    return MERGER_LOCK + (shard - 1 << 32)
 
 
 @dataclass(slots=True)
@@ -85,7 +93,7 @@ class Publisher:
     """The single writer of the merged tape.
 
     `settings`: those that decide the result; production refuses others than the tape began with.
-    `on_state` hears in words what holds us up ("" when nothing does).
+    `on_state` hears in words what holds us up ("" when nothing does). `share`: of its markets.
     """
 
     def __init__(
@@ -93,8 +101,10 @@ class Publisher:
         dsn: str,
         settings: Mapping[str, Any],
         on_state: Callable[[str], None] = lambda _: None,
+        share: Share = Share(),  # noqa: B008 (frozen)
     ) -> None:
         self._dsn = dsn
+        self._share = share
         self._settings = dict(settings)
         self._on_state = on_state
         self._conn: Connection | None = None
@@ -106,7 +116,7 @@ class Publisher:
         conn = await self.connection()
         await migrate(conn, "production")
         await self._check_settings(conn)
-        self.standing = await _load(conn)
+        self.standing = await _load(conn, self._share)
         return self.standing
 
     async def close(self) -> None:
@@ -121,7 +131,8 @@ class Publisher:
             return self._conn
         conn = await connect(self._dsn, on_retry=lambda why: self._on_state(f"production: {why}"))
         try:
-            while not await conn.fetchval("SELECT pg_try_advisory_lock($1)", MERGER_LOCK):
+            lock = merger_lock(self._share.number)
+            while not await conn.fetchval("SELECT pg_try_advisory_lock($1)", lock):
                 self._on_state("standby: another deduplicator writes this production database")
                 await asyncio.sleep(LOCK_POLL_S)
         except BaseException:
@@ -133,14 +144,24 @@ class Publisher:
         return conn
 
     async def _check_settings(self, conn: Connection) -> None:
+        """Those of every merger of the tape, before and after ours are there: two that begin with
+        different ones at the same moment both hear of it."""
         text = json.dumps(self._settings, sort_keys=True)
+        await self._compare_settings(conn)
         await conn.execute(
-            "INSERT INTO merge_state (windows, closed_to_us, received_ns_max, settings, counts)"
-            " VALUES (0, 0, 0, $1, '{}') ON CONFLICT DO NOTHING",
+            "INSERT INTO merge_state"
+            " (windows, closed_to_us, received_ns_max, settings, counts, shard)"
+            " VALUES (0, 0, 0, $1, '{}', $2) ON CONFLICT DO NOTHING",
             text,
+            self._share.number,
         )
-        began: dict[str, Any] = json.loads(await conn.fetchval("SELECT settings FROM merge_state"))
-        if began != self._settings:
+        await self._compare_settings(conn)
+
+    async def _compare_settings(self, conn: Connection) -> None:
+        for row in await conn.fetch("SELECT settings FROM merge_state ORDER BY shard"):
+            began: dict[str, Any] = json.loads(row["settings"])
+            if began == self._settings:
+                continue
             differ = [k for k in began | self._settings if began.get(k) != self._settings.get(k)]
             raise ConfigError(
                 f"this tape began with { ({k: began.get(k) for k in differ}) }, asked is "
@@ -166,17 +187,21 @@ class Publisher:
             with broken_once_failed(conn):
                 await self._make_partitions(conn, made)
                 async with conn.transaction():
-                    await _move(conn, before, made, counts)
+                    if not self._share.alone:
+                        await conn.execute("SELECT pg_advisory_xact_lock_shared($1)", EXPORT_LOCK)
+                    await _move(conn, before, made, counts, self._share.number)
                     await _write_rows(conn, made)
                     await _write_evidence(conn, made)
-                    await _write_states(conn, made, identifiers)
+                    await _write_states(conn, made, identifiers, self._share.number)
                     await _touch_hours(conn, made)
             return True
 
         async def already_done() -> bool | None:
             conn = await self.connection()
             with broken_once_failed(conn):
-                found = await conn.fetchval("SELECT windows FROM merge_state")
+                found = await conn.fetchval(
+                    "SELECT windows FROM merge_state WHERE shard = $1", self._share.number
+                )
             if found == before:
                 return None
             if found == before + made.windows:
@@ -218,17 +243,19 @@ class Publisher:
 
 
 async def _move(
-    conn: Connection, before: int, made: Publication, counts: Mapping[str, int]
+    conn: Connection, before: int, made: Publication, counts: Mapping[str, int], shard: int
 ) -> None:
     """Move the tape's position; whoever finds another one than expected goes no further."""
     status = await conn.execute(
         "UPDATE merge_state SET windows = windows + $2, closed_to_us = $3,"
-        " received_ns_max = greatest(received_ns_max, $4), counts = $5 WHERE windows = $1",
+        " received_ns_max = greatest(received_ns_max, $4), counts = $5"
+        " WHERE windows = $1 AND shard = $6",
         before,
         made.windows,
         made.closed_to_us,
         made.received_ns_max,
         json.dumps(counts, sort_keys=True),
+        shard,
     )
     if status != "UPDATE 1":
         raise StorageError(
@@ -323,7 +350,7 @@ def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
 
 
 async def _write_states(
-    conn: Connection, made: Publication, identifiers: Mapping[int, int]
+    conn: Connection, made: Publication, identifiers: Mapping[int, int], shard: int
 ) -> None:
     if made.tails:
         await conn.execute(
@@ -334,18 +361,24 @@ async def _write_states(
         )
     gone = [name for name, state in made.named_states.items() if state is None]
     kept = {name: state for name, state in made.named_states.items() if state is not None}
-    await conn.execute("DELETE FROM arbiter_state WHERE name = ANY($1::text[])", gone)
     await conn.execute(
-        "INSERT INTO arbiter_state SELECT * FROM unnest($1::text[], $2::bytea[])"
-        " ON CONFLICT (name) DO UPDATE SET state = excluded.state",
+        "DELETE FROM arbiter_state WHERE name = ANY($1::text[]) AND shard = $2", gone, shard
+    )
+    await conn.execute(
+        "INSERT INTO arbiter_state (name, state, shard)"
+        " SELECT *, $3::int FROM unnest($1::text[], $2::bytea[])"
+        " ON CONFLICT (shard, name) DO UPDATE SET state = excluded.state",
         list(kept),
         list(kept.values()),
+        shard,
     )
     await conn.executemany(
-        "INSERT INTO gatherer_cursor VALUES ($1, $2, $3, $4) ON CONFLICT (gatherer) DO UPDATE SET"
+        "INSERT INTO gatherer_cursor"
+        " (gatherer, system_identifier, reread_from_batch, seen_batch, shard)"
+        " VALUES ($1, $2, $3, $4, $5) ON CONFLICT (shard, gatherer) DO UPDATE SET"
         " system_identifier = excluded.system_identifier,"
         " reread_from_batch = excluded.reread_from_batch, seen_batch = excluded.seen_batch",
-        [(g, identifiers.get(g, 0), *at) for g, at in sorted(made.positions.items())],
+        [(g, identifiers.get(g, 0), *at, shard) for g, at in sorted(made.positions.items())],
     )
 
 
@@ -361,24 +394,29 @@ async def _touch_hours(conn: Connection, made: Publication) -> None:
     )
 
 
-async def _load(conn: asyncpg.Connection) -> Standing:
+async def _load(conn: asyncpg.Connection, share: Share) -> Standing:
     """Everything needed to go on, in one snapshot."""
+    shard = share.number
     async with conn.transaction(isolation="repeatable_read", readonly=True):
-        state = await conn.fetchrow("SELECT * FROM merge_state")
+        state = await conn.fetchrow("SELECT * FROM merge_state WHERE shard = $1", shard)
         ids = await conn.fetch("SELECT ticker, market_id FROM market ORDER BY market_id")
         tails = await conn.fetch(
             "SELECT ticker, state FROM market_tail JOIN market USING (market_id)"
         )
-        named = await conn.fetch("SELECT name, state FROM arbiter_state")
-        cursors = await conn.fetch("SELECT * FROM gatherer_cursor ORDER BY gatherer")
+        named = await conn.fetch("SELECT name, state FROM arbiter_state WHERE shard = $1", shard)
+        cursors = await conn.fetch(
+            "SELECT gatherer, system_identifier, reread_from_batch, seen_batch"
+            " FROM gatherer_cursor WHERE shard = $1 ORDER BY gatherer",
+            shard,
+        )
         reach = await conn.fetch("SELECT gatherer, run_id, to_us FROM run_progress WHERE NOT ended")
     return Standing(
         windows=state["windows"],
         closed_to_us=state["closed_to_us"],
         received_ns_max=state["received_ns_max"],
         counts=json.loads(state["counts"]),
-        ids={r["ticker"]: r["market_id"] for r in ids},
-        tails={r["ticker"]: r["state"] for r in tails},
+        ids={r["ticker"]: r["market_id"] for r in ids if share.owns(r["ticker"])},
+        tails={r["ticker"]: r["state"] for r in tails if share.owns(r["ticker"])},
         named_states={r["name"]: r["state"] for r in named},
         positions=[
             GathererPosition(r["gatherer"], r["reread_from_batch"], r["seen_batch"])

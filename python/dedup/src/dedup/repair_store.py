@@ -21,7 +21,7 @@ from dedup import tape_rows
 from dedup.columns import picked
 from dedup.hours import moment
 from dedup.publication import DAY_US, HOUR_US, signed
-from dedup.publish import MERGER_LOCK
+from dedup.publish import merger_lock
 from dedup.repair import REPAIRED, Fill, Piece, numbered_rows
 from dedup.retain import dropped_days
 from dedup.tape_rows import Rows
@@ -89,17 +89,20 @@ async def lock(conn: Connection) -> None:
     """Become the one writer of this tape. Raises StorageError if there is another one."""
     if not await conn.fetchval("SELECT pg_try_advisory_lock($1)", REPAIR_LOCK):
         raise StorageError("another repair of this tape is running")
-    if not await conn.fetchval("SELECT pg_try_advisory_lock($1)", MERGER_LOCK):
-        raise StorageError(
-            "a deduplicator writes this tape", hint="stop it; it goes on afterwards where it stood"
-        )
+    mergers = await conn.fetchval("SELECT coalesce(max(shard), 1) FROM merge_state")
+    for shard in range(1, mergers + 1):
+        if not await conn.fetchval("SELECT pg_try_advisory_lock($1)", merger_lock(shard)):
+            raise StorageError(
+                "a deduplicator writes this tape",
+                hint="stop it; it goes on afterwards where it stood",
+            )
 
 
 async def check_interval(conn: Connection, from_us: int, to_us: int) -> None:
     """Raises StorageError where the tape is still open or has nothing."""
     if from_us >= to_us:
         raise StorageError("the interval is empty: --from is not before --to")
-    closed_to_us = int(await conn.fetchval("SELECT closed_to_us FROM merge_state") or 0)
+    closed_to_us = int(await conn.fetchval("SELECT min(closed_to_us) FROM merge_state") or 0)
     began_us = await conn.fetchval("SELECT min(first_us) FROM market")
     if began_us is None or to_us <= began_us:
         raise StorageError(f"the tape has nothing before {moment(to_us).isoformat()}")

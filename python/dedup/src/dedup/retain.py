@@ -94,7 +94,7 @@ class Retention:
         return self.last
 
     async def _look(self, connection: Connection) -> Removal:
-        closed_to_us = await connection.fetchval("SELECT closed_to_us FROM merge_state")
+        closed_to_us = await connection.fetchval("SELECT min(closed_to_us) FROM merge_state")
         first_us = await connection.fetchval("SELECT min(hour_us) FROM lake_hour")
         if closed_to_us is None or first_us is None:
             return Removal(reason="nothing was exported yet")

@@ -145,6 +145,10 @@ class DedupSettings(ServiceSettings):
     idle_hold_ms: Amount = 30_000
     patience_s: Count = 60
     merge: Literal["runs", "content"] = "runs"
+    # Processes that share the tape's markets, and which of them this is: 1 to merge_shards, each
+    # perhaps on a host of its own. 0: this one starts them all, here.
+    merge_shards: Annotated[int, Field(ge=1, le=64)] = 1
+    merge_shard: Amount = 0
     poll_ms: Count = 250
     final: bool = False
     production_retain_days: Amount = 0  # rows in production, once verified in the lake; 0: for ever
