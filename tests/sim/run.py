@@ -12,11 +12,13 @@ import argparse
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.sim.checkers import judge
 from tests.sim.virtual import STORY_TAIL
@@ -24,6 +26,7 @@ from tests.sim.world import World, play
 
 PROCESSES = 2
 PROGRESS_EVERY = 50
+CPU_S_MAX = 60  # of one seed, which takes about one: a task that never waits lets no time pass
 
 
 @dataclass
@@ -48,8 +51,27 @@ def digest_of(world: World) -> str:
     return made.hexdigest()
 
 
+class NoRest(BaseException):
+    """A world in which something goes round for ever."""
+
+
+def _no_rest(*_: Any) -> None:
+    raise NoRest(f"a task goes round for ever: more than {CPU_S_MAX} s of the processor")
+
+
 def run_seed(seed: int) -> Result:
     """Play and judge one seed."""
+    signal.signal(signal.SIGVTALRM, _no_rest)
+    signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S_MAX, CPU_S_MAX)
+    try:
+        return _judged(seed)
+    except NoRest as error:
+        return Result(seed, [f"liveness: {error}"])
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _judged(seed: int) -> Result:
     try:
         world = play(seed)
         violations = [violation.told() for violation in judge(world)]
