@@ -34,22 +34,15 @@ def check_tape(view: View) -> Iterator[Violation]:
 
     Rows that came too late for their window may be in quarantine instead, and must be then.
     """
-    intervals = coverage.by_ticker(view)
     verdict = Verdict()
-    none = np.empty(0, np.int64)
-    nothing = MergedMarket(none, none, none, none, np.empty(0, bool))
     for ticker in view.truth.tickers:
-        index = view.market_events(ticker)
         rows = view.rows.get(ticker)
-        compare_market(
-            ticker, view.truth.events[index], view.due[index],
-            nothing if rows is None else merged_market(rows),
-            [
-                ProofInterval(i.from_us, i.to_us, i.status, i.reason)
-                for i in intervals.get(ticker, [])
-            ],
-            verdict,
-        )  # fmt: skip
+        wrong = _compare(view, ticker, rows, verdict)
+        if wrong and rows is not None:
+            timely = _compare(view, ticker, rows[~_resets_at_gaps(rows)], Verdict())
+            early = max(0, wrong - timely)
+            view.world.story.happened["known: a reset out of its time, behind a gap"] += early
+            verdict.misordered -= early
     example = verdict.examples[0] if verdict.examples else ""
     twice = _resets_twice(view)
     if twice:
@@ -61,6 +54,31 @@ def check_tape(view: View) -> Iterator[Violation]:
             yield Violation(f"{name} events", seen=f"{getattr(verdict, name)}: {example}")
     if verdict.missing > _set_aside(view):
         yield Violation("missing events", seen=f"{verdict.missing}: {example}")
+
+
+def _compare(view: View, ticker: str, rows: np.ndarray | None, verdict: Verdict) -> int:
+    """Judge one market; how many of its neighbours stand in the wrong order."""
+    none = np.empty(0, np.int64)
+    nothing = MergedMarket(none, none, none, none, np.empty(0, bool))
+    index, before = view.market_events(ticker), verdict.misordered
+    compare_market(
+        ticker, view.truth.events[index], view.due[index],
+        nothing if rows is None else merged_market(rows),
+        [
+            ProofInterval(i.from_us, i.to_us, i.status, i.reason)
+            for i in coverage.by_ticker(view).get(ticker, [])
+        ],
+        verdict,
+    )  # fmt: skip
+    return verdict.misordered - before
+
+
+def _resets_at_gaps(rows: np.ndarray) -> np.ndarray:
+    """Resets with which an epoch begins or ends: the time that one gets may be seconds before its
+    own, and before events that only another gatherer saw (docs/simulation.md)."""
+    edge = np.ones(len(rows) + 1, bool)
+    edge[1:-1] = np.diff(rows["epoch"]) != 0
+    return ((rows["flags"] & RESET) != 0) & (edge[1:] | edge[:-1])
 
 
 def _resets_twice(view: View) -> int:
