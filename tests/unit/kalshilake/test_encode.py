@@ -171,7 +171,7 @@ def _flip(table: pa.Table) -> pa.Table:
 def test_an_encoder_that_writes_other_rows_is_found_out(
     monkeypatch: pytest.MonkeyPatch, harm: Callable[[pa.Table], pa.Table]
 ) -> None:
-    """L-11: what was encoded is decoded and compared before anybody keeps it."""
+    """L-19: what was encoded is decoded and compared before anybody keeps it."""
     original = module._coded
     monkeypatch.setattr(module, "_coded", lambda spec, t: original(spec, harm(t) if len(t) else t))
     with pytest.raises(LakeError, match="read back"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kalshilake import open_lake, paths
-from kalshilake.read import moment_us
+from kalshilake.moments import moment_us
 from kalshilake.store import LocalStore
 from kalshilake.tables import times_us
 from kalshilake.write import write_hour

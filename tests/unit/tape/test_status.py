@@ -10,12 +10,14 @@ from typing import Any
 import asyncpg
 import pytest
 
+from dedup.exchange_seen import told as exchange_told
 from dedup.status import Tally
 from dedup.status import status as merge_status
+from marketdata.evidence import Evidence, Seen
 from runtime.embedded import EmbeddedPostgres
 from runtime.health import Health, HealthServer
 from runtime.metrics import Metrics
-from tape.status import channels, merged, reasons, seen_by, suspected
+from tape.status import channels, exchange, merged, reasons, seen_by, suspected
 from tests.databases import fresh_database
 
 CLOSED_US = 1_700_000_000_000_000
@@ -111,6 +113,26 @@ def test_a_gatherer_that_the_others_contradicted_is_named() -> None:
     assert suspected(told) == []
     told["gatherers"][0]["suspect"] = {"missed_event": 3}
     assert suspected(told) == [{"gatherer": 2, "reason": "missed_event", "runs": 3}]
+
+
+def test_what_was_seen_of_the_exchange_is_told_by_pair_and_of_replies() -> None:
+    told = body()
+    assert exchange(told) == []
+    evidence, seen = Evidence(), Seen()
+    seen.equal([(0, 1), (2, 1)], 1_000)
+    evidence.close(1, seen)
+    told["exchange"] = exchange_told(evidence)
+    assert exchange(told) == [
+        {"gatherers": "1-3", "mode": "exact", "compared": 1_000, "equal times": 1_000,
+         "apart us at most": 0, "other order": 0}
+    ]  # fmt: skip
+    seen = Seen()
+    seen.replies.differed = 1
+    evidence.close(2, seen)
+    told["exchange"] = exchange_told(evidence)
+    assert (exchange(told)[1]["gatherers"], exchange(told)[1]["mode"]) == (
+        "get_snapshot", "unproven",
+    )  # fmt: skip
 
 
 def test_witnesses_are_shares_of_all_events() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from kalshilake import CoverageMap, open_lake
-from kalshilake.read import moment_us
+from kalshilake.moments import moment_us
 from marketdata.errors import TapeError
 from marketdata.units import format_ts_us
 from tape.output import guarded, interval_row, letters, print_rows, terminal

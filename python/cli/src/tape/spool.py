@@ -17,7 +17,7 @@ import typer
 
 from gatherer import spool_check
 from gatherer.spool_rebuild import rebuild as rebuild_database
-from kalshilake.read import moment_us
+from kalshilake.moments import moment_us
 from marketdata import segment
 from marketdata.segment_index import ticker_of
 from marketdata.units import format_ts_us

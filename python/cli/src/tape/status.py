@@ -158,6 +158,35 @@ def suspected(merge: Row) -> Rows:
     ]
 
 
+def exchange(merge: Row) -> Rows:
+    """What was seen of the exchange: how pairs of gatherers compare, whether replies stand."""
+    told: Mapping[str, Any] = merge.get("exchange", {})
+    rows = [
+        {
+            "gatherers": "-".join(str(int(g) + 1) for g in name.split("-")),
+            "mode": pair["mode"],
+            "compared": pair["compared"],
+            "equal times": pair["equal_us"],
+            "apart us at most": pair["apart_us_max"],
+            "other order": pair["other_order"],
+        }
+        for name, pair in told.get("pairs", {}).items()
+    ]
+    replies = told.get("replies", {})
+    if any(replies.get(n) for n in ("agreed", "quiet", "differed", "unknown")):
+        rows.append(
+            {
+                "gatherers": "get_snapshot",
+                "mode": "proven" if replies["proven"] else "unproven",
+                "compared": replies["agreed"] + replies["differed"],
+                "equal times": replies["agreed"],
+                "apart us at most": None,
+                "other order": replies["differed"],
+            }
+        )
+    return rows
+
+
 def seen_by(merge: Row) -> Rows:
     """Events by the number of gatherers that saw them."""
     told: Mapping[str, int] = merge["witnesses"]
@@ -277,6 +306,7 @@ def _tell(found: Row) -> None:
         ("not well", found["reasons"]),
         ("gatherers", merged(found["merge"])),
         ("contradicted by the other gatherers", suspected(found["merge"])),
+        ("the exchange as seen", exchange(found["merge"])),
         ("channels", found["channels"]),
         ("witnesses", seen_by(found["merge"])),
         ("kept aside in the last day", found.get("kept_aside", [])),

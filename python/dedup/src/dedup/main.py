@@ -15,6 +15,7 @@ from typing import Any, Final
 import uvloop
 
 from dedup.archive import Archive
+from dedup.exchange_seen import told
 from dedup.export import Exporter
 from dedup.pipeline import Pipeline
 from dedup.retain import Retention
@@ -61,6 +62,7 @@ def report(pipeline: Pipeline, health: Health, clock: Clock, **more: Any) -> dic
         waiting_for="; ".join(pipeline.waiting_for),
         complete_share=complete_share(exporter.coverage_us),
         invariants=pipeline.invariants.violations,
+        exchange=told(pipeline.exchange.evidence),
         lake={
             "version": exporter.version,
             "sha256": exporter.version_sha256,

@@ -23,6 +23,7 @@ import asyncpg
 
 from dedup.arbitrate import Arbiter
 from dedup.archive import Archive
+from dedup.exchange_seen import ExchangeWatch
 from dedup.export import Exporter, export_hour_of
 from dedup.flow import Publishing, Reads, close_windows, take
 from dedup.invariants import Invariants
@@ -100,6 +101,7 @@ class Pipeline:
         self.publishing = Publishing(self._publish, 0)
         self.invariants = Invariants()
         self.tally = Tally()
+        self.exchange = ExchangeWatch(metrics)
         self.waiting_for: list[str] = []
         self.gone: dict[int, list[str]] = {}  # gatherer -> what it no longer had
         self.finished = False
@@ -144,6 +146,7 @@ class Pipeline:
         await self.exporter.open(await self.publisher.connection(), patient=True)
         self.invariants = Invariants()
         self.tally.began(standing.counts)
+        self.exchange.began(standing.named_states)
         arbiter = self._arbiter(standing)
         self._absorbed = {}
         self.publishing = Publishing(self._publish, standing.closed_to_us)
@@ -243,6 +246,7 @@ class Pipeline:
         await self.publisher.commit(made, identifiers)
         self.exporter.published(made)
         self.tally.published(made)
+        self.exchange.published(made.named_states, made.counts)
         for reader in self.readers:
             if reader.index in made.positions:
                 stored = made.positions[reader.index][0] - 1

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.columns import copied, joined, picked
+from dedup.exchange_seen import change_counts
 from dedup.output import MERGED_TICKER, MERGED_TRADE, QuarantineRow, WindowOutput
 from dedup.suspects import named_counts
 from dedup.tape_rows import TICKER_ROW, TRADE_ROW, Rows
@@ -130,7 +131,12 @@ def publication_of(
         made.positions.update(
             {p.gatherer: (p.reread_from_batch, p.seen_batch) for p in output.positions}
         )
-        for name, value in (*output.counts.items(), *named_counts(output).items()):
+        changed = change_counts(output.changes)
+        for name, value in (
+            *output.counts.items(),
+            *named_counts(output).items(),
+            *changed.items(),
+        ):
             made.counts[name] = made.counts.get(name, 0) + value
     made.deltas = joined(deltas)
     made.trades = _columns([o.trades for o in outputs], MERGED_TRADE, given, TRADE_ROW)

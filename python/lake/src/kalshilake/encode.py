@@ -6,7 +6,7 @@ largest part and not of all its rows.
 
 Invariants:
     L-8  equal rows give equal bytes: any input order, any process, any time of day, any parts.
-    L-11 what was encoded was decoded again and is equal, row group by row group.
+    L-19 what was encoded was decoded again and is equal, row group by row group.
 
 Does not do: storing, choosing what an hour holds. Bytes depend on the version of pyarrow, which
 requirements.lock fixes; every object names it (`created_by`).

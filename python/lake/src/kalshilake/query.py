@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from kalshilake.read import Lake, Moment
+from kalshilake.moments import Moment
+from kalshilake.read import Lake
 from kalshilake.schema import TABLES, spec_of
 from kalshilake.store import LocalStore
 

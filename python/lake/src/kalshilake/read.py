@@ -16,7 +16,6 @@ where it names no zone); intervals are half open.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, Literal
@@ -26,37 +25,26 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kalshilake import paths
-from kalshilake.bookview import (
-    BookView,
-    EpochEvents,
-    Keyframe,
-    best_first,
-    first_missing,
-    prefix_end,
-    rebuild,
-)
+from kalshilake import paths, series
+from kalshilake.bars import Source
+from kalshilake.bars import bars as make_bars
+from kalshilake.bookview import BookView, best_first, rebuild
 from kalshilake.coverage import CoverageInterval, CoverageMap
 from kalshilake.manifest import ObjectRecord
+from kalshilake.moments import Every, Moment, moment_us
 from kalshilake.objects import MAX_US, ObjectReader
+from kalshilake.places import epoch_at, events_to, iso, keyframe_near
 from kalshilake.schema import STATUSES, spec_of
 from kalshilake.store import Store, open_store
-from kalshilake.tables import levels_at, sort_order, times_us, units_of
+from kalshilake.tables import sort_order, times_us
 from kalshilake.write import Commit, load_head, load_version
-from marketdata.book import Book
 from marketdata.errors import IncompleteTape, LakeError
 
-Moment = int | str | datetime
 OnGap = Literal["raise", "column", "ignore"]
 Markets = str | Sequence[str] | None
 
-# How far times of one epoch may lie out of order; the later values are tried only if needed.
-STEP_BACK_US: Final = (1_000_000, paths.US_PER_HOUR, 24 * paths.US_PER_HOUR)
 SHOWN_INTERVALS: Final = 4  # named in the message of IncompleteTape; all are in `.intervals`
 _HINT: Final = 'on_gap="column" marks every row, on_gap="ignore" reads as if nothing were missing'
-_EVENT_COLUMNS: Final = (
-    "exchange_ts", "epoch", "market_seq", "kind", "side", "price", "delta",
-)  # fmt: skip
 
 
 def open_lake(
@@ -71,23 +59,6 @@ def open_lake(
     if commit is None:
         raise LakeError(f"{place.location} holds no lake", hint="it has no manifest/v*.json")
     return Lake(place, commit)
-
-
-def moment_us(moment: Moment) -> int:
-    """A moment as int microseconds UTC. Raises LakeError for text or floats that are none."""
-    if isinstance(moment, bool) or not isinstance(moment, (int, str, datetime)):
-        raise LakeError(f"{moment!r} is no moment", hint="microseconds, a datetime or ISO text")
-    if isinstance(moment, int):
-        return moment
-    if isinstance(moment, str):
-        try:
-            parsed = datetime.fromisoformat(moment.strip())
-        except ValueError:
-            raise LakeError(f"{moment!r} is no moment", hint="2026-05-11T13:00:00Z") from None
-        return paths.to_us(parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC))
-    if moment.tzinfo is None:
-        raise LakeError(f"{moment!r} names no zone", hint="give a datetime with tzinfo")
-    return paths.to_us(moment)
 
 
 class Lake:
@@ -157,7 +128,7 @@ class Lake:
 
     def markets(self) -> pa.Table:
         """What is known of each market: its newest row."""
-        rows = self._rows("markets", None, -MAX_US, MAX_US, None)
+        rows = self.rows("markets", None, -MAX_US, MAX_US, None)
         tickers = rows.column("market_ticker").to_pylist()
         newest = [i for i, t in enumerate(tickers) if i + 1 == len(tickers) or tickers[i + 1] != t]
         return rows.take(pa.array(newest, pa.int64()))
@@ -166,8 +137,8 @@ class Lake:
         self, market: Markets = None, start: Moment | None = None, end: Moment | None = None
     ) -> pa.Table:
         """Coverage rows that touch [start, end), as they lie (an hour's rows end with the hour)."""
-        a, b = _bounds(start, end)
-        rows = self._rows("coverage", _names(market), _hour_start(a), b, None)
+        a, b = bounds(start, end)
+        rows = self.rows("coverage", _names(market), _hour_start(a), b, None)
         return rows.filter(pc.greater(rows.column("to_ts").cast(pa.int64()), a))
 
     def coverage_map(
@@ -185,21 +156,21 @@ class Lake:
         if at is None:
             span = self.coverage_map(market).proven_span(market, "orderbook")
             if span is None:
-                raise self._incomplete([self._nothing(market, "orderbook")])
+                raise self.incomplete([self.nothing(market, "orderbook")])
             at_us = span[1] - 1
         else:
             at_us = moment_us(at)
         held = self.coverage_map(market, at_us, at_us + 1).at(market, "orderbook", at_us)
         if held.status != "complete" and on_gap == "raise":
-            raise self._incomplete([held])
+            raise self.incomplete([held])
         epoch = held.epoch if held.status == "complete" and held.epoch else None
         if epoch is None:
-            epoch = self._epoch_at(market, at_us)
-        keyframe = self._keyframe(market, epoch, at_us)
-        events, last = self._events_to(market, keyframe, at_us)
+            epoch = epoch_at(self, market, at_us)
+        keyframe = keyframe_near(self, market, epoch, at_us)
+        events, last = events_to(self, market, keyframe, at_us)
         book = rebuild(keyframe, events, last)
         if book.is_negative():
-            raise LakeError(f"{market}: the book at {_iso(at_us)} has a level below zero")
+            raise LakeError(f"{market}: the book at {iso(at_us)} has a level below zero")
         return BookView(
             market=market,
             at_us=at_us,
@@ -214,6 +185,74 @@ class Lake:
             events=abs(last - keyframe.market_seq),
         )
 
+    def books(
+        self,
+        market: Markets,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        every: Every = "1s",
+        depth: int = 10,
+        on_gap: OnGap = "raise",
+    ) -> pa.Table:
+        """The books at every multiple of `every` (since 1970 UTC) in [start, end): series.BOOKS.
+
+        One row for each market and moment: `yes` and `no` are the best `depth` bids, best first;
+        `yes_bid`, `yes_ask` and their sizes the top of them (null: the side is empty). With
+        on_gap="column" a moment that is not proven has no values and its `coverage`; with "ignore"
+        what is best known of it. Raises IncompleteTape, LakeError.
+        """
+        return series.books(self, market, start, end, every=every, depth=depth, on_gap=on_gap)
+
+    def quotes(
+        self,
+        market: Markets,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        on_gap: OnGap = "raise",
+    ) -> pa.Table:
+        """Every change of the best bid or offer of YES in [start, end): series.QUOTES.
+
+        `opens`: not a change but how a proven stretch begins. `until`: up to when the quote is in
+        force (half open). Unless on_gap="raise", stretches that are not proven are left out.
+        """
+        return series.quotes(self, market, start, end, on_gap=on_gap)
+
+    def bars(
+        self,
+        market: Markets,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        every: Every = "1m",
+        source: Source = "trades",
+        on_gap: OnGap = "raise",
+    ) -> pa.Table:
+        """Open, high, low and close of YES for every bar with a value in it: series.BARS.
+
+        `source`: trades (with `volume` in contracts and `notional`, the sum of price times count),
+        or the best bid or ask, where a bar opens with the quote that is in force. Bars are
+        multiples of `every` since 1970 UTC.
+        """
+        return make_bars(self, market, start, end, every=every, source=source, on_gap=on_gap)
+
+    def asof(
+        self,
+        rows: pa.Table,
+        *,
+        time: str = "exchange_ts",
+        on_gap: OnGap = "raise",
+        exact: bool = False,
+    ) -> pa.Table:
+        """`rows` (with market_ticker and `time`) and the quote of YES that was in force just
+        before each: yes_bid, yes_bid_size, yes_ask, yes_ask_size.
+
+        `exact`: a quote of the same microsecond counts. Null: the side was empty, or nothing is
+        proven there (not with on_gap="raise").
+        """
+        return series.asof(self, rows, time=time, on_gap=on_gap, exact=exact)
+
     def records(
         self, table: str, from_us: int = -MAX_US, to_us: int = MAX_US
     ) -> list[ObjectRecord]:
@@ -223,7 +262,7 @@ class Lake:
             o for o in self.objects if o.table == table and o.min_us < to_us and o.max_us >= from_us
         ]
 
-    def _rows(
+    def rows(
         self,
         table: str,
         markets: Sequence[str] | None,
@@ -264,9 +303,9 @@ class Lake:
     ) -> pa.Table:
         if on_gap not in ("raise", "column", "ignore"):
             raise LakeError(f"on_gap {on_gap!r} is unknown", hint="raise, column or ignore")
-        names, (a, b) = _names(market), _bounds(start, end)
+        names, (a, b) = _names(market), bounds(start, end)
         if on_gap == "ignore":
-            return self._rows(table, names, a, b, columns)
+            return self.rows(table, names, a, b, columns)
         cover = self.coverage_map(market, start, end)
         if on_gap == "column":
             return self._with_coverage(table, names, a, b, columns, cover)
@@ -276,31 +315,31 @@ class Lake:
         self,
         table: str,
         names: Sequence[str] | None,
-        bounds: tuple[Moment | None, Moment | None],
+        asked: tuple[Moment | None, Moment | None],
         columns: Sequence[str] | None,
         cover: CoverageMap,
     ) -> pa.Table:
         """Rows of proven intervals only, or IncompleteTape with everything that is not."""
         channel = spec_of(table).channel or ""
-        a, b = _bounds(*bounds)
+        a, b = bounds(*asked)
         spans: dict[str, tuple[int, int]] = {}
         missing: list[CoverageInterval] = []
         for name in sorted(names) if names is not None else cover.markets:
             span = cover.proven_span(name, channel)
             if span is None:
-                missing.append(self._nothing(name, channel, a, b))
+                missing.append(self.nothing(name, channel, a, b))
                 continue
             spans[name] = (
-                span[0] if bounds[0] is None else a,
-                span[1] if bounds[1] is None else b,
+                span[0] if asked[0] is None else a,
+                span[1] if asked[1] is None else b,
             )
             missing += cover.unproven(name, channel, *spans[name])
         if missing:
-            raise self._incomplete(missing)
+            raise self.incomplete(missing)
         low = min((s[0] for s in spans.values()), default=0)
         high = max((s[1] for s in spans.values()), default=0)
         kept, wanted = self._with_identity(table, columns)
-        rows = self._rows(table, sorted(spans), low, high, wanted)
+        rows = self.rows(table, sorted(spans), low, high, wanted)
         if any(s != (low, high) for s in spans.values()):
             of_row, present = _coded(rows)
             span_of = np.array([spans[name] for name in present], np.int64).reshape(-1, 2)
@@ -320,7 +359,7 @@ class Lake:
     ) -> pa.Table:
         spec = spec_of(table)
         kept, wanted = self._with_identity(table, columns)
-        rows = self._rows(table, names, a, b, wanted)
+        rows = self.rows(table, names, a, b, wanted)
         times = times_us(rows.column(spec.time))
         codes = np.zeros(rows.num_rows, np.int8)
         of_row, present = _coded(rows)
@@ -340,66 +379,7 @@ class Lake:
         kept = spec.schema.names if columns is None else list(columns)
         return kept, list(dict.fromkeys([*kept, "market_ticker", spec.time]))
 
-    def _epoch_at(self, market: str, at_us: int) -> int:
-        """The epoch of the last row at or before a moment that coverage does not prove."""
-        best: tuple[int, int] | None = None
-        for table in ("orderbook_deltas", "orderbook_snapshots"):
-            for record in reversed(self.records(table, to_us=at_us + 1)):
-                rows = self.reader.read(
-                    record, columns=("exchange_ts", "epoch"), markets=[market], to_us=at_us + 1
-                )
-                if rows.num_rows:
-                    seen = int(times_us(rows.column("exchange_ts"))[-1])
-                    best = max(best or (seen, 0), (seen, int(rows.column("epoch")[-1].as_py())))
-                    break
-        if best is None:
-            raise LakeError(f"{market}: nothing is known of its book at or before {_iso(at_us)}")
-        return best[1]
-
-    def _keyframe(self, market: str, epoch: int, at_us: int) -> Keyframe:
-        """The newest keyframe of the epoch at or before the moment, else the first one after."""
-        hour = paths.hour_of(at_us)
-        records = self.records("orderbook_snapshots")
-        before = [o for o in reversed(records) if o.hour_us <= hour]
-        after = [o for o in records if o.hour_us >= hour]
-        for objects, later in ((before, False), (after, True)):
-            for record in objects:
-                rows = self.reader.read(record, markets=[market])
-                mine = rows.filter(pc.equal(rows.column("epoch"), epoch))
-                times = times_us(mine.column("exchange_ts"))
-                fits = np.flatnonzero((times > at_us) if later else (times <= at_us))
-                if len(fits):
-                    return _keyframe_at(mine, int(fits[0 if later else -1]))
-                if rows.num_rows and not mine.num_rows and record.hour_us != hour:
-                    break  # an epoch has no hole: past another epoch's keyframes it is over
-        raise LakeError(f"{market}: epoch {epoch} has no keyframe, its book cannot be known")
-
-    def _events_to(self, market: str, keyframe: Keyframe, at_us: int) -> tuple[EpochEvents, int]:
-        """(events, last): every event between the keyframe and the end of the prefix for `at_us`.
-
-        Times may step back within an epoch, even over an hour's border, and a keyframe's time is
-        inferred: where a number is missing a wider stretch is read. The end of the prefix is known
-        only once the number after it was seen (an event may have stepped back before all that was
-        read): without it an hour more is read, which is where the search for it ends.
-        """
-        a, b = sorted((keyframe.exchange_us, at_us))
-        missing: int | None = None
-        for margin in STEP_BACK_US:
-            rows = self._rows(
-                "orderbook_deltas", [market], a - margin, b + margin + 1, _EVENT_COLUMNS
-            )
-            events = _epoch_events(rows.filter(pc.equal(rows.column("epoch"), keyframe.epoch)))
-            last = prefix_end(keyframe, events, at_us)
-            missing = first_missing(keyframe, events, last)
-            is_end_seen = margin > STEP_BACK_US[0] or last + 1 in events.market_seq
-            if missing is None and is_end_seen:
-                return events, last
-        raise LakeError(
-            f"{market}: event {missing} of epoch {keyframe.epoch} is missing",
-            hint=f"tape verify {self.store.location}",
-        )
-
-    def _nothing(
+    def nothing(
         self, market: str, channel: str, a: int = -MAX_US, b: int = MAX_US
     ) -> CoverageInterval:
         low = max(a, min((o.min_us for o in self.objects), default=0))
@@ -414,10 +394,10 @@ class Lake:
         end = max(low, min(b, self.watermark_us))
         return CoverageInterval(market, channel, low, end, "dark", "never proven")
 
-    def _incomplete(self, missing: Iterable[CoverageInterval]) -> IncompleteTape:
+    def incomplete(self, missing: Iterable[CoverageInterval]) -> IncompleteTape:
         found = list(missing)
         shown = "; ".join(
-            f"{i.market} {_iso(i.from_us)} to {_iso(i.to_us)} {i.status}"
+            f"{i.market} {iso(i.from_us)} to {iso(i.to_us)} {i.status}"
             + (f" ({i.reason})" if i.reason else "")
             for i in found[:SHOWN_INTERVALS]
         )
@@ -435,23 +415,16 @@ def _names(market: Markets) -> list[str] | None:
     return [market] if isinstance(market, str) else sorted(set(market))
 
 
-def _bounds(start: Moment | None, end: Moment | None) -> tuple[int, int]:
+def bounds(start: Moment | None, end: Moment | None) -> tuple[int, int]:
     a = -MAX_US if start is None else moment_us(start)
     b = MAX_US if end is None else moment_us(end)
     if a >= b:
-        raise LakeError(f"the interval from {_iso(a)} to {_iso(b)} holds no moment")
+        raise LakeError(f"the interval from {iso(a)} to {iso(b)} holds no moment")
     return a, b
 
 
 def _hour_start(time_us: int) -> int:
     return time_us if time_us == -MAX_US else paths.hour_of(time_us)
-
-
-def _iso(time_us: int) -> str:
-    try:
-        return f"{paths.at(time_us):%Y-%m-%dT%H:%M:%S.%f}Z"
-    except OverflowError:
-        return "the end of time" if time_us > 0 else "the beginning of time"
 
 
 def _coded(rows: pa.Table) -> tuple[npt.NDArray[np.int64], list[str]]:
@@ -460,35 +433,3 @@ def _coded(rows: pa.Table) -> tuple[npt.NDArray[np.int64], list[str]]:
         return np.zeros(0, np.int64), []
     coded = rows.column("market_ticker").combine_chunks().dictionary_encode()
     return np.asarray(coded.indices, np.int64), coded.dictionary.to_pylist()
-
-
-def _keyframe_at(rows: pa.Table, i: int) -> Keyframe:
-    yes, no = (levels_at(rows.column(side), i).tolist() for side in ("yes", "no"))
-    book = Book(yes, no)
-    stored = rows.column("book_hash")[i].as_py()
-    if book.hash != stored:
-        raise LakeError(
-            f"keyframe of {rows.column('market_ticker')[i].as_py()}: its levels give "
-            f"{book.hash:016x}, it says {stored:016x}"
-        )
-    return Keyframe(
-        epoch=rows.column("epoch")[i].as_py(),
-        market_seq=rows.column("market_seq")[i].as_py(),
-        exchange_us=int(times_us(rows.column("exchange_ts"))[i]),
-        book=book,
-    )
-
-
-def _epoch_events(rows: pa.Table) -> EpochEvents:
-    seqs = np.asarray(rows.column("market_seq"), np.int64)
-    order = np.argsort(seqs, kind="stable")
-    reset = np.asarray(pc.equal(rows.column("kind"), "reset"))
-    side = np.asarray(pc.fill_null(pc.equal(rows.column("side"), "no"), fill_value=False))
-    return EpochEvents(
-        market_seq=seqs[order],
-        exchange_us=times_us(rows.column("exchange_ts"))[order],
-        reset=reset[order],
-        side=side[order].astype(np.int64),
-        price=units_of(rows.column("price"))[order],
-        delta=units_of(rows.column("delta"))[order],
-    )

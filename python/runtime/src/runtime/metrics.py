@@ -75,6 +75,7 @@ merged_rows_total | rows | table | rows of the tape
 duplicate_rows_total | rows | gatherer | rows proven to be already on the tape
 quarantined_rows_total | rows | gatherer reason | rows that could not be placed
 suspect_runs_total | runs | gatherer reason | runs in markets that the others contradicted
+exchange_changes_total | changes | subject before after | what was proven of it and no more
 skipped_rows_total | rows | gatherer reason | rows that carry nothing for the tape
 late_rows_total | rows | gatherer | rows that came after their window had closed
 ambiguous_total | events | | cuts that no data can decide
@@ -88,6 +89,8 @@ exports_total | objects | table | lake objects written
 _GAUGES: Final = """
 up | 1 | | 1 while the service runs
 healthy | 1 | component | 1 ok, 0 otherwise, by component
+exchange_exact | 1 | pair | 1 where two gatherers get equal times and order, proven
+exchange_replies_proven | 1 | | 1 where get_snapshot replies stand at their seq, proven
 connections_open | connections | | connections that are open
 markets_subscribed | markets | | markets wanted
 books_anchored | markets | | markets with a proven book
