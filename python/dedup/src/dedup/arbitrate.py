@@ -17,7 +17,12 @@ increments; their names are COUNTS. rows_in = merged_rows + duplicate_rows + qua
 skipped_rows holds over each output, rows being order-book delta rows of gatherers.
 
 Invariants: INV-R1 outputs do not depend on how batches were read. INV-R2 a restarted arbiter that
-absorbs again from `reread_from_batch` on gives the same further outputs, byte for byte.
+absorbs again from `reread_from_batch` on gives the same further outputs, byte for byte. INV-R3
+several arbiters that share the markets (settings.share) close the same windows, and what they give
+of a market is what one alone gives; what they say of runs they say alike.
+
+What may differ between several and one: each proves the exchange's times and replies (evidence) by
+its own markets, so a proof can come a little later.
 
 Does not do: placing of runs (marketdata.merge), waiting rules (gate.py).
 """
@@ -139,7 +144,8 @@ class Arbiter(ArbiterState):
         moved |= self._advance_trades(cuts)
         runs = {(i.gatherer, run_id): run for i in self.inflows for run_id, run in i.runs.items()}
         self._find_heirs(runs)
-        touched = self._merge_markets(window, cuts, times, sink, runs)
+        mine = [self._mine(g, cut) for g, cut in enumerate(cuts)]
+        touched = self._merge_markets(window, mine, times, sink, runs)
         trades = self._union_trades(output, sink, cuts, window)
         states = self._union_tickers(output, sink, cuts, window)
         self._progress(output, times, moved, runs)
@@ -147,6 +153,12 @@ class Arbiter(ArbiterState):
         self._fill(output, sink, cuts, trades, states)
         self._states(output, touched, window)
         return output
+
+    def _mine(self, gatherer: int, cut: Cut) -> Cut:
+        """What is left of a cut when everything that takes the others' markets was done with it."""
+        for key in self.owned.others_in(cut):
+            self.carried.setdefault((gatherer, key & LOW), {})[self.tickers[key >> 32]] = None
+        return self.owned.part_of(cut)
 
     def _merge_markets(
         self,
@@ -244,7 +256,8 @@ class Arbiter(ArbiterState):
                     note(end.key >> 32, "ends")
                 else:
                     for ticker in self.carried.get((g, end.run_id), {}):
-                        note(self.index[ticker], "ends")
+                        if self.owned[self.index[ticker]]:
+                            note(self.index[ticker], "ends")
         for run_key, waiting in self.unclaimed.items():
             for ticker, seq in waiting.items():
                 index = self.index[ticker]
@@ -412,8 +425,9 @@ class Arbiter(ArbiterState):
         sink.counts["replies_withdrawn"] = replies
         sink.counts["mode_changes"] = len(sink.changes) - replies
         sink.counts["trades"], sink.counts["tickers"] = len(trades), len(states)
-        sink.counts["trades_in"] = sum(len(cut.trades) for cut in cuts)
-        sink.counts["tickers_in"] = sum(len(cut.tickers) for cut in cuts)
+        owned = self.owned
+        sink.counts["trades_in"] = sum(len(owned.rows(c.trades, "market_id")) for c in cuts)
+        sink.counts["tickers_in"] = sum(len(owned.rows(c.tickers, "market_id")) for c in cuts)
         output.counts = {name: n for name, n in sorted(sink.counts.items()) if n}
 
     def _union_trades(
@@ -422,13 +436,13 @@ class Arbiter(ArbiterState):
         rows, bits = gathered([cut.trades for cut in cuts])
         late = rows["exchange_us"] < (self.trade_keys.floor + 1) * self.settings.window_us
         if late.any():
-            sink.counts["late_trades"] += int(late.sum())
+            sink.counts["late_trades"] += len(self.owned.rows(rows[late], "market_id"))
             self._prove_less(rows[late], bits[late])
-            output.late_trades = trades_once(rows[late], bits[late])
+            output.late_trades = self.owned.rows(trades_once(rows[late], bits[late]), "market")
             rows, bits = rows[~late], bits[~late]
         made, keys = union_trades(rows, bits, self.trade_keys)
         self._remember(output, "trades", self.trade_keys, window, set(keys))
-        return made
+        return self.owned.rows(made, "market")
 
     def _union_tickers(
         self, output: WindowOutput, sink: WindowSink, cuts: list[Cut], window: int
@@ -440,12 +454,14 @@ class Arbiter(ArbiterState):
             rows, bits = rows[~late], bits[~late]
         made, keys = union_tickers(rows, bits, self.ticker_keys, self.tickers)
         self._remember(output, "tickers", self.ticker_keys, window, set(keys))
-        return made
+        return self.owned.rows(made, "market")
 
     def _late(self, sink: WindowSink, rows: TickerRows, bits: Bits) -> None:
         """Ticker states that are kept aside."""
         found = (rows["market_id"].tolist(), rows["exchange_us"].tolist(), bits.tolist())
         for market, us, bit in zip(*found, strict=True):
+            if not self.owned[market]:
+                continue
             sink.late(self.tickers[market], bit.bit_length() - 1, 0, us, "tickers")
 
     def _prove_less(self, rows: TradeRows, bits: Bits) -> None:

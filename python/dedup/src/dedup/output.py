@@ -30,6 +30,7 @@ from marketdata.rows import (
     TickerRows,
     TradeRows,
 )
+from marketdata.share import Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class ArbiterSettings:
     engine_skew_us: int = 100_000  # margin for clocks of the exchange's engines and interleaving
     match_window_us: int = 2_000  # rule 10, second mode: never wider
     merge: Literal["runs", "content"] = "runs"
+    share: Share = field(default_factory=Share)  # of the markets; evidence is taken of all of them
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import msgspec
 
 from dedup.inflow import Inflow
 from dedup.output import ArbiterSettings, GathererPosition, WindowOutput
+from dedup.owned import Owned
 from dedup.runs import Market, Run, RunMarkets
 from dedup.union import Memory, decode_keys
 from marketdata.evidence import Evidence
@@ -71,6 +72,7 @@ class ArbiterState:
             Inflow(g, settings.window_us, settings.engine_skew_us) for g in range(n_gatherers)
         ]
         self.tickers: list[str] = []
+        self.owned = Owned(settings.share)
         self.index: dict[str, int] = {}
         self.markets: dict[str, Market] = {}
         self.carried: dict[RunKey, dict[str, None]] = {}  # run -> its markets
@@ -89,6 +91,7 @@ class ArbiterState:
         if found is None:
             found = self.index[ticker] = len(self.tickers)
             self.tickers.append(ticker)
+            self.owned.add(ticker)
         return found
 
     # -- which markets a run carries ---
