@@ -31,7 +31,7 @@ from dedup.repair_store import Addition, Proof
 from dedup.tape_rows import TICKER_ROW, TRADE_ROW, Rows
 from gatherer.auth import FileSigner
 from gatherer.rest import RestClient, RestError
-from kalshilake.read import moment_us
+from kalshilake.moments import moment_us
 from kalshilake.store import open_store
 from marketdata import coverage, rest_trades
 from marketdata.errors import ConfigError, StorageError
