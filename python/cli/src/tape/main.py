@@ -20,7 +20,9 @@ from tape.output import EXIT_REFUSED
 from tape.plan import plan
 from tape.repair import repair
 from tape.restore import restore
+from tape.series import bars, books, quotes
 from tape.spool import app as spool_app
+from tape.sql import markets, sql
 from tape.status import status
 from tape.trades import trades
 from tape.verify import verify
@@ -28,7 +30,6 @@ from tape.verify import verify
 app = typer.Typer(
     name="tape",
     help="Record, merge and prove the Kalshi exchange; read and check the tape.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -42,6 +43,11 @@ commands = (
     coverage,
     trades,
     book,
+    books,
+    quotes,
+    bars,
+    markets,
+    sql,
     verify,
     restore,
     repair,

@@ -187,7 +187,7 @@ class Lake:
 
     def books(
         self,
-        market: Markets,
+        market: Markets = None,
         start: Moment | None = None,
         end: Moment | None = None,
         *,
@@ -206,7 +206,7 @@ class Lake:
 
     def quotes(
         self,
-        market: Markets,
+        market: Markets = None,
         start: Moment | None = None,
         end: Moment | None = None,
         *,
@@ -221,7 +221,7 @@ class Lake:
 
     def bars(
         self,
-        market: Markets,
+        market: Markets = None,
         start: Moment | None = None,
         end: Moment | None = None,
         *,

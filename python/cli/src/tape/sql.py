@@ -1,0 +1,74 @@
+"""`tape sql`, `tape markets`: the lake as tables, by DuckDB."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import typer
+
+from kalshilake import open_lake
+from kalshilake.query import connect
+from marketdata.errors import TapeError
+from tape.arrow import show
+from tape.output import guarded
+from tape.series import AsCsv, AsJson, From, LakeAt, Limit, Parquet, To, Version
+
+
+def sql(
+    lake: LakeAt,
+    query: Annotated[str, typer.Argument(help="SQL; the tables are views of these names")],
+    start: From = None,
+    end: To = None,
+    limit: Limit = 50,
+    version: Version = None,
+    as_json: AsJson = False,  # noqa: FBT002
+    as_csv: AsCsv = False,  # noqa: FBT002
+    parquet: Parquet = None,
+) -> None:
+    """Ask the lake in SQL: orderbook_deltas, orderbook_snapshots, trades, tickers, coverage,
+    markets, and for each that coverage speaks of NAME_covered with the status of every row.
+
+    SQL reads what lies there and refuses no gap. --from and --to bound what is read from S3.
+    """
+
+    def run() -> None:
+        connection = connect(open_lake(lake, version), start, end)
+        try:
+            found = connection.sql(query)
+            rows = pa.table({}) if found is None else found.to_arrow_table()
+        except duckdb.Error as error:
+            raise TapeError(
+                f"SQL: {error}".splitlines()[0], hint="SHOW TABLES; DESCRIBE NAME"
+            ) from None
+        show(rows, as_json=as_json, as_csv=as_csv, parquet=parquet, limit=limit, noun="rows")
+
+    raise typer.Exit(guarded(run))
+
+
+def markets(
+    lake: LakeAt,
+    like: Annotated[str | None, typer.Argument(help="part of a ticker or title")] = None,
+    limit: Limit = 50,
+    version: Version = None,
+    as_json: AsJson = False,  # noqa: FBT002
+    as_csv: AsCsv = False,  # noqa: FBT002
+    parquet: Parquet = None,
+) -> None:
+    """Print what is known of the markets: one row each, its newest."""
+
+    def run() -> None:
+        found = open_lake(lake, version).markets()
+        if like:
+            hits = [
+                pc.match_substring(found.column(name).fill_null(""), like, ignore_case=True)
+                for name in ("market_ticker", "title")
+            ]
+            found = found.filter(pc.or_(*hits))
+        if not (as_json or as_csv or parquet):
+            found = found.drop_columns(["body"])
+        show(found, as_json=as_json, as_csv=as_csv, parquet=parquet, limit=limit, noun="markets")
+
+    raise typer.Exit(guarded(run))
