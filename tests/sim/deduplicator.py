@@ -56,6 +56,8 @@ def settings_of(plan: FaultPlan, process: str) -> Any:
         idle_hold_ms=IDLE_HOLD_MS,
         patience_s=PATIENCE_S,
         merge="runs",
+        merge_shards=1,
+        merge_shard=0,
         poll_ms=plan.poll_ms,
         final=True,
     )

@@ -91,12 +91,7 @@ class Exporter:
         self._partitions.forget()
         self.dropped_days.clear()
         self.dropped_days |= await dropped_days(conn)
-        rows = await conn.fetch("SELECT hour_us, rows_dirty, proof_dirty FROM lake_hour")
-        self._dirty = {
-            r["hour_us"]: (r["rows_dirty"], r["proof_dirty"])
-            for r in rows
-            if r["rows_dirty"] or r["proof_dirty"]
-        }
+        await self.look_again(conn)
         noted = await conn.fetchrow("SELECT * FROM lake_version")
         if noted is not None:
             self._exported_to_us = noted["exported_to_us"]
@@ -121,6 +116,15 @@ class Exporter:
         self._lost = await asyncio.to_thread(repair_lake.lost, self._store, objects)
         self._repaired = await repair_store.unexported(conn)
         self._unseen = False
+
+    async def look_again(self, conn: Connection) -> None:
+        """Load what is dirty once more: other mergers of the tape publish, too."""
+        rows = await conn.fetch("SELECT hour_us, rows_dirty, proof_dirty FROM lake_hour")
+        self._dirty = {
+            r["hour_us"]: (r["rows_dirty"], r["proof_dirty"])
+            for r in rows
+            if r["rows_dirty"] or r["proof_dirty"]
+        }
 
     def published(self, made: Publication) -> None:
         """Take note of the hours that a committed publication touched."""

@@ -7,6 +7,7 @@ What holds:
   export, so what an export sees does not depend on how far reading got.
 - A lake that refuses does not stop the merge: exports are tried again and /health says so.
 - Whoever finds that production moved on without us starts again from what is there.
+- Of several mergers of a tape only the first exports (shards); the others wait for it.
 
 Does not do: decisions of the merge (arbitrate), what runs beside what (flow), SQL (publish, pull),
 objects (export).
@@ -31,11 +32,13 @@ from dedup.output import ArbiterSettings, WindowOutput
 from dedup.publication import Publication, publication_of
 from dedup.publish import Publisher, Standing, broken_once_failed
 from dedup.readers import GathererReader
+from dedup.shards import Level, StopAsked, Together
 from dedup.state import known_runs, life_of
 from dedup.status import Tally
 from dedup.suspects import ASIDE, SUSPECT, read_counts
 from marketdata.errors import LakeError, StorageError
 from marketdata.rows import GathererBatch
+from marketdata.share import Share
 from runtime.config import DedupSettings
 from runtime.health import Health
 from runtime.logs import get
@@ -48,6 +51,8 @@ RESTART_WAIT_S: Final = 1.0
 # A database went away under us: begin again from what production holds.
 _BROKEN: Final = (*TRANSIENT, asyncpg.InternalClientError)
 
+_MARKETS: Final = "SELECT market_id, ticker FROM market"
+
 log = get("pipeline")
 
 
@@ -59,7 +64,13 @@ def arbiter_settings(settings: DedupSettings) -> ArbiterSettings:
         idle_hold_ns=settings.idle_hold_ms * 1_000_000,
         patience_ns=settings.patience_s * 1_000_000_000,
         merge=settings.merge,
+        share=share_of(settings),
     )
+
+
+def share_of(settings: DedupSettings) -> Share:
+    """Which of the tape's mergers this process is."""
+    return Share(max(1, settings.merge_shard), settings.merge_shards)
 
 
 def deciding(settings: DedupSettings) -> dict[str, Any]:
@@ -72,6 +83,7 @@ def deciding(settings: DedupSettings) -> dict[str, Any]:
         "match_window_us": chosen.match_window_us,
         "float_hold_ns": chosen.float_hold_ns,
         "merge": chosen.merge,
+        **({} if chosen.share.alone else {"merge_shards": chosen.share.of}),
     }
 
 
@@ -96,7 +108,11 @@ class Pipeline:
         self._export_tried_s = 0.0
         self._absorbed: dict[int, int] = {}  # gatherer -> last batch that the arbiter has
         self.exporter = exporter
-        self.publisher = Publisher(settings.production_dsn, deciding(settings), self._held_up)
+        share = share_of(settings)
+        self.publisher = Publisher(
+            settings.production_dsn, deciding(settings), self._held_up, share
+        )
+        self.together = Together(share, settings.patience_s, self._stopping, self._waits)
         self.readers: list[GathererReader] = []
         self.publishing = Publishing(self._publish, 0)
         self.invariants = Invariants()
@@ -116,6 +132,13 @@ class Pipeline:
         if why:
             self._progress()
 
+    def _waits(self, why: str) -> None:
+        """Other mergers of the tape are waited for."""
+        self.waiting_for = [why] if why else []
+        if not self.together.share.alone:
+            self._health.set("mergers", "degraded" if why else "ok", why)
+        self._progress()
+
     async def stop(self) -> None:
         """Ask the loop to end after the step it is in."""
         self._stopping.set()
@@ -126,6 +149,8 @@ class Pipeline:
             while not self._stopping.is_set() and not self.finished:
                 try:
                     await self._live()
+                except StopAsked:
+                    break
                 except (StorageError, *_BROKEN) as error:
                     log.warning("starting again from production", reason=str(error))
                     self._held_up(str(error))
@@ -143,7 +168,10 @@ class Pipeline:
     async def _live(self) -> None:
         """From what production holds to the end, or to the first sign that it moved without us."""
         standing = await self.publisher.open()
-        await self.exporter.open(await self.publisher.connection(), patient=True)
+        conn = await self.publisher.connection()
+        await self.together.begin(conn)
+        if self.together.share.first:
+            await self.exporter.open(conn, patient=True)
         self.invariants = Invariants()
         self.tally.began(standing.counts)
         self.exchange.began(standing.named_states)
@@ -163,7 +191,7 @@ class Pipeline:
                 await (self.publishing.settled() if over else self.publishing.heard())
                 await self._export(final=over)
                 self._report()
-                self.finished = over and self.exporter.hours_waiting == 0
+                self.finished = over and self.together.done and not self._hours_waiting()
                 self._progress()
         finally:
             await self.publishing.abandon()
@@ -237,7 +265,7 @@ class Pipeline:
     async def _publish(self, outputs: list[WindowOutput]) -> None:
         began_s = time.monotonic()
         standing = self.publisher.standing
-        made = publication_of(outputs, standing.ids, standing.reach)
+        made = publication_of(outputs, standing.ids, standing.reach, self.together.share)
         self._check(made)
         identifiers = {
             r.index: r.position.system_identifier or standing.identifiers.get(r.index, 0)
@@ -247,13 +275,7 @@ class Pipeline:
         self.exporter.published(made)
         self.tally.published(made)
         self.exchange.published(made.named_states, made.counts)
-        for reader in self.readers:
-            if reader.index in made.positions:
-                stored = made.positions[reader.index][0] - 1
-                reader.stored(stored)
-                if self._archive is not None:
-                    self._archive.note(reader.index, made.closed_to_us, stored)
-                    reader.archived(self._archive.batch_of(reader.index))
+        await self._tell_stored(made)
         self._metrics.counter("windows_total").inc(made.windows)
         self._metrics.counter("merged_rows_total", table="orderbook_delta").inc(len(made.deltas))
         self._metrics.counter("merged_rows_total", table="trade").inc(len(made.trades))
@@ -270,6 +292,45 @@ class Pipeline:
         self._metrics.histogram("window_seconds").observe(time.monotonic() - began_s)
         self._progress()
 
+    async def _tell_stored(self, made: Publication) -> None:
+        """What every merger of the tape has stored, a gatherer may forget."""
+        stored = {g: at[0] - 1 for g, at in made.positions.items()}
+        if not self.together.share.alone:
+            if not self.together.share.first:
+                return
+            stored = await self.together.stored(await self.publisher.connection())
+        for reader in self.readers:
+            if reader.index in stored:
+                batch_id = stored[reader.index]
+                reader.stored(batch_id)
+                if self._archive is not None:
+                    self._archive.note(reader.index, made.closed_to_us, batch_id)
+                    reader.archived(self._archive.batch_of(reader.index))
+
+    def _hours_waiting(self) -> int:
+        return self.exporter.hours_waiting if self.together.share.first else 0
+
+    async def _level(self, standing: Standing, *, final: bool) -> Level | None:
+        """Where the tape as a whole stands, for an export; None: there is none to make now."""
+        if self.together.share.alone:
+            return Level(standing.closed_to_us, standing.received_ns_max)
+        await self.publishing.settled()
+        conn = await self.publisher.connection()
+        if final:
+            await self.together.finish(conn)
+        if not self.together.share.first:
+            if not final:
+                await self.together.wait_for_export(conn, standing.closed_to_us)
+            return None
+        if not final and not self.exporter.due(standing.closed_to_us):
+            return None
+        level = await self.together.wait_for_all(conn, standing.closed_to_us, final=final)
+        if level is None:
+            self._export_tried_s = time.monotonic()
+        else:
+            await self.exporter.look_again(conn)
+        return level
+
     def _check(self, made: Publication) -> None:
         """The second opinion on what is about to be published."""
         before = dict(self.invariants.violations)
@@ -283,26 +344,29 @@ class Pipeline:
 
     async def _export(self, *, final: bool) -> None:
         """Export if a moment of export has passed; a lake that refuses is tried again later."""
+        if time.monotonic() - self._export_tried_s < EXPORT_RETRY_S:
+            return
         standing = self.publisher.standing
-        if not final and not self.exporter.due(standing.closed_to_us):
+        level = await self._level(standing, final=final)
+        if level is None or (not final and not self.exporter.due(level.closed_to_us)):
             return
         if not self.exporter.hours_waiting and final:
             return
-        if time.monotonic() - self._export_tried_s < EXPORT_RETRY_S:
-            return
         await self.publishing.settled()  # an export has the connection and the tape to itself
-        names: Mapping[int, str] = {market: ticker for ticker, market in standing.ids.items()}
         began_s = time.monotonic()
         conn = await self.publisher.connection()
         try:
             with broken_once_failed(conn):
-                await self.exporter.export(
-                    conn, standing.closed_to_us, standing.received_ns_max, names, final=final
-                )
+                names = await self._names(conn)
+                async with self.together.by_itself(conn):
+                    await self.exporter.export(
+                        conn, level.closed_to_us, level.received_ns_max, names, final=final
+                    )
         except (StorageError, LakeError, *_BROKEN) as error:
             if conn.is_closed():
                 raise  # production went, not the lake: begun again from it, this export comes first
             self._export_tried_s = time.monotonic()
+            await self.together.let_on(conn, level.closed_to_us)
             self._health.set("lake", "degraded", f"export is tried again: {error}")
             log.warning("export failed", reason=str(error))
             return
@@ -310,6 +374,12 @@ class Pipeline:
         told = self.exporter.told()
         self._health.set("lake", "degraded" if told else "ok", told)
         self._metrics.histogram("export_seconds").observe(time.monotonic() - began_s)
+
+    async def _names(self, conn: asyncpg.Connection) -> Mapping[int, str]:
+        """The tickers of all markets of the tape."""
+        if self.together.share.alone:
+            return {market: ticker for ticker, market in self.publisher.standing.ids.items()}
+        return {r["market_id"]: r["ticker"] for r in await conn.fetch(_MARKETS)}
 
     def _report(self) -> None:
         """Say in /health how every part stands."""

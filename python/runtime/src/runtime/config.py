@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_origin
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_origin
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -149,6 +149,13 @@ class DedupSettings(ServiceSettings):
     # perhaps on a host of its own. 0: this one starts them all, here.
     merge_shards: Annotated[int, Field(ge=1, le=64)] = 1
     merge_shard: Amount = 0
+
+    @model_validator(mode="after")
+    def _shard_of_shards(self) -> Self:
+        if self.merge_shard > self.merge_shards:
+            raise ValueError(f"merge_shard {self.merge_shard} of {self.merge_shards} processes")
+        return self
+
     poll_ms: Count = 250
     final: bool = False
     production_retain_days: Amount = 0  # rows in production, once verified in the lake; 0: for ever
