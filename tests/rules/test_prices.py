@@ -27,6 +27,7 @@ STRICT_MODULES = {"runtime.pgcopy"}
 LOOSE_PACKAGES = {"runtime", "tape"}
 
 DURATIONS = {
+    "dedup.live_path": "seconds for the metrics",
     "gatherer.discovery": "seconds between rounds",
     "gatherer.feed": "seconds of timers and of the reconnect's backoff",
     "gatherer.lifecycle": "seconds between questions",

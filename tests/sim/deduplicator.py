@@ -60,6 +60,7 @@ def settings_of(plan: FaultPlan, process: str) -> Any:
         merge_shard=0,
         poll_ms=plan.poll_ms,
         final=True,
+        live=False,
     )
 
 

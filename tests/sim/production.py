@@ -54,9 +54,11 @@ TABLES: dict[str, tuple[tuple[str, ...], int]] = {
         ("gatherer", "system_identifier", "reread_from_batch", "seen_batch"), 1,
     ),
     "lake_hour": (("hour_us", "rows_dirty", "proof_dirty"), 1),
+    "window_closing": (("reason", "windows"), 1),
+    "window_unwaited": (("shard", "window_index", "to_us", "reason", "detail"), 2),
 }  # fmt: skip
 # Tables of which each merger has its own rows: the last argument of a statement is the shard.
-SHARDED = ("merge_state", "arbiter_state", "gatherer_cursor")
+SHARDED = ("merge_state", "arbiter_state", "gatherer_cursor", "window_closing")
 LAYOUTS = {
     "orderbook_delta": (tape_rows.DELTA_COPY, MERGED_ROW),
     "trade": (tape_rows.TRADE_COPY, tape_rows.TRADE_ROW),
@@ -155,6 +157,8 @@ class ProductionServer(Server):
         if sql == "SELECT settings FROM merge_state ORDER BY shard":
             state = self.content.state
             return [] if state is None else [Record(("settings",), (state["settings"],))]
+        if sql == "SELECT reason, windows FROM window_closing WHERE shard = $1":
+            return [Record(("reason", "windows"), row) for row in tables["window_closing"].values()]
         if "FROM market_tail JOIN market" in sql:
             names = {row[0]: row[1] for row in tables["market"].values()}
             return [
@@ -242,6 +246,9 @@ class ProductionServer(Server):
 
         def put() -> None:
             for row in rows:
+                if table == "window_closing":  # windows = c.windows + excluded.windows
+                    now = self.content.tables[table]
+                    row = (row[0], row[1] + now.get(row[:1], (row[0], 0))[1])
                 self.content.tables[table][row[:width]] = row
 
         tx.staged.append(put)

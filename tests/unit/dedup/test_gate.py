@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dedup.gate import Patience, reasons_to_wait
+from dedup.gate import WATERMARK, Patience, closed_by, reasons_to_wait
 from dedup.inflow import Inflow
 from marketdata.rows import GathererBatch
 from tests.hand import QUICK, Hand, us
@@ -103,3 +103,30 @@ def test_patience_is_not_lost_with_a_gatherer_that_is_only_catching_up() -> None
     catching.max_received_ns += 2 * QUICK.patience_ns
     patience.nothing_new(1, [catching, live])
     assert patience.left_out == set()
+
+
+def closing(
+    *inflows: Inflow, left_out: tuple[int, ...] = (), final: bool = False
+) -> tuple[str, str]:
+    return closed_by(list(inflows), WINDOW_0, QUICK, set(left_out), final=final)
+
+
+def test_a_window_that_everybody_has_passed_closes_by_watermark() -> None:
+    assert closing(playing(0, 1_500), playing(1, 1_200)) == (WATERMARK, "")
+
+
+def test_a_gatherer_that_said_its_end_is_no_reason() -> None:
+    assert closing(playing(0, 1_500), playing(1, 500, stop=True)) == (WATERMARK, "")
+
+
+def test_each_reason_for_not_waiting_is_told_with_who_it_was() -> None:
+    silent = Inflow(1, QUICK.window_us, QUICK.engine_skew_us)
+    assert closing(playing(0, 1_500), silent, left_out=(1,)) == ("left out", "left out: gatherer 2")
+    idle = playing(2, 500)
+    assert closing(playing(0, 1_500), idle) == ("run idle", "run idle: gatherer 3 run 1")
+    assert closing(playing(0, 1_500), idle, final=True)[0] == "final, run idle"
+    floating = playing(0, 1_500)
+    floating.floats[7] = (WINDOW_0, 1)
+    assert closing(floating) == ("no snapshot", "no snapshot: gatherer 1")
+    floating.floats[7] = (WINDOW_0 + 1, 1)
+    assert closing(floating)[0] == WATERMARK

@@ -44,6 +44,8 @@ class Scene:
     ids: dict[str, int] = field(default_factory=dict)
     settled: dict[int, int] = field(default_factory=dict)
     tails: dict[str, bytes] = field(default_factory=dict)
+    ends: dict[tuple[int, int], int] = field(default_factory=dict)  # what a reader would see
+    seen: int = 0
     early: int = 0
 
     def __post_init__(self) -> None:
@@ -69,6 +71,17 @@ class Scene:
 
     def publish(self, made: Publication) -> None:
         self.settled.update(self.keeper.closed(made).upto)
+        self.take()
+        for part in self.given[self.seen :]:
+            for market, epoch, number in part[["market_id", "epoch", "market_seq"]].tolist():
+                before = self.ends.get((market, epoch), 0)
+                assert number <= before + 1, "a hole that the tape has not filled yet"
+                self.ends[market, epoch] = max(before, number)
+        self.seen = len(self.given)
+        self.keeper.committed()
+        for row in made.deltas.tolist() if len(made.deltas) else ():
+            market, epoch, number = (row[made.deltas.dtype.names.index(n)] for n in EVENT[:3])
+            self.ends[market, epoch] = max(self.ends.get((market, epoch), 0), number)
         self.ids.update((ticker, market) for market, ticker, _ in made.new_markets)
         self.tape.append(made.deltas)
         self.take()

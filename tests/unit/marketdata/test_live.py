@@ -163,7 +163,7 @@ def test_what_was_not_heard_is_a_hole() -> None:
     assert hearing.line.why == "behind"
     assert {hearing.found(row, n) for n, row in enumerate(cycles, 1)} == {"same"}
     hearing.closed(placed(B, position=3, h=cycles[2].h_after, last_seq=3), 3, cycles[2].h_after)
-    assert hearing.line.why == "no run is placed"
+    assert hearing.line.why == "behind"
 
 
 def test_the_tape_confirms_row_by_row() -> None:
@@ -232,7 +232,7 @@ def test_rows_that_no_window_takes_are_not_kept_for_ever() -> None:
     assert not hearing.line.followers[A].rows
     h = chain(X)[0].h_after
     hearing.closed(placed(A, position=1, h=h, last_seq=1), 1, h)
-    assert hearing.line.why == "no run is placed"  # a row behind its place is not here any more
+    assert hearing.line.why == "behind"  # a row behind its place is not here any more
 
 
 @settings(max_examples=200)

@@ -36,7 +36,7 @@ import numpy as np
 from dedup.beginnings import first_rows, first_snapshots
 from dedup.columns import by_run, joined, picked, stable_order
 from dedup.fast import Bunch, FastPath
-from dedup.gate import Patience, reasons_to_wait
+from dedup.gate import Patience, closed_by, reasons_to_wait
 from dedup.inflow import LOW, Cut, EndItem, Inflow
 from dedup.markets import Context, MarketWindow
 from dedup.naive import naive_blocks
@@ -132,7 +132,11 @@ class Arbiter(ArbiterState):
             if self.waiting_for:
                 return None
         self.waiting_for = []
-        return self._close(window)
+        left_out = self.patience.left_out
+        reason = closed_by(self.inflows, window, self.settings, left_out, final=final)
+        output = self._close(window)
+        output.closed_by = reason
+        return output
 
     def _close(self, window: int) -> WindowOutput:
         size = self.settings.window_us

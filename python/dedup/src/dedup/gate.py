@@ -12,8 +12,15 @@ Does not do: cutting, merging.
 
 from __future__ import annotations
 
+from typing import Final
+
 from dedup.inflow import LOW, Inflow
 from dedup.output import ArbiterSettings
+
+WATERMARK: Final = "watermark"
+UNWAITED: Final = ("left out", "final", "run idle", "no snapshot")
+"""Why a window closes although something of it might still come."""
+SHOWN_MAX: Final = 8
 
 
 class Patience:
@@ -96,3 +103,38 @@ def _floats_to_wait_for(
     ]
     runs = sorted({key & LOW for key in waiting})
     return [f"{name}: run {run_id} waits for a snapshot" for run_id in runs]
+
+
+def closed_by(
+    inflows: list[Inflow],
+    window: int,
+    settings: ArbiterSettings,
+    left_out: set[int],
+    *,
+    final: bool,
+) -> tuple[str, str]:
+    """(by what a window that closes now does so, in words who was not waited for).
+
+    "watermark": every gatherer has delivered beyond it and every run has shown a later exchange
+    time; nothing of it can still come. Else the reasons, in a fixed order.
+    """
+    end_us = (window + 1) * settings.window_us
+    found: dict[str, list[str]] = {}
+    for inflow in inflows:
+        if inflow.ended:
+            continue
+        name = f"gatherer {inflow.gatherer + 1}"
+        if inflow.gatherer in left_out:
+            found.setdefault("left out", []).append(name)
+            continue
+        if final:
+            found.setdefault("final", []).append(name)
+        for run in inflow.runs.values():
+            late = run.shown_us - settings.engine_skew_us < end_us
+            if late and not run.ended and run.channel == "orderbook":
+                found.setdefault("run idle", []).append(f"{name} run {run.run_id}")
+        if any(w <= window for w, _ in inflow.floats.values()):
+            found.setdefault("no snapshot", []).append(name)
+    reasons = [reason for reason in UNWAITED if reason in found]
+    detail = "; ".join(f"{reason}: {', '.join(found[reason][:SHOWN_MAX])}" for reason in reasons)
+    return ", ".join(reasons) or WATERMARK, detail

@@ -9,9 +9,12 @@ How it is used:
     keeper.heard(batch)                      # in batch order of a gatherer, before the merge has it
     keeper.taken()                           # LIVE_ROW: what is to be written now
     settled = keeper.closed(made)            # a publication, before it is committed
+    keeper.committed()                       # and after
 
 What holds: an id is given to each event, ascending; of a market, everything up to its id in
-`settled` is on the tape with this publication, or is taken back.
+`settled` is on the tape with this publication, or is taken back. Where the tape brings events that
+were not given out before, those behind them are not to be written before it is committed: a reader
+would see a hole.
 
 Does not do: SQL, deciding when to be silent (live_path).
 """
@@ -149,6 +152,8 @@ class Keeper:
         self._names: list[dict[int, str]] = [{} for _ in range(gatherers)]
         self._waiting: set[str] = set()  # tickers with something given out and not yet on the tape
         self._made: list[tuple[int, int, Event]] = []  # market id, epoch, event
+        self._behind: set[int] = set()  # markets that are not written before the next commit
+        self._held: list[tuple[int, int, Event]] = []  # what was given out in them
         self._swept_ns = 0
 
     # -- batches ---------------------------------------------------------------------------------
@@ -211,8 +216,9 @@ class Keeper:
     def _give(self, ticker: str, line: Line, events: Iterable[Event]) -> None:
         market = self._ids[ticker]
         before = self.next_id
+        made = self._held if market in self._behind else self._made
         for event in events:
-            self._made.append((market, line.epoch, event))
+            made.append((market, line.epoch, event))
             self.next_id = event.live_id + 1
         if self.next_id != before:
             self._waiting.add(ticker)
@@ -261,6 +267,12 @@ class Keeper:
                 self._waiting.discard(ticker)
         return settled
 
+    def committed(self) -> None:
+        """The publication is in production."""
+        self._made += self._held
+        self._held = []
+        self._behind.clear()
+
     def _close(self, ticker: str, line: Line, end: _End) -> list[Event]:
         given, gone = line.closed(
             end.epoch, end.count, end.h_end, end.places(), self.next_id, self.silent
@@ -275,6 +287,7 @@ class Keeper:
             line = self._lines.get(self._tickers[market])
             if line is None:
                 self.missed["no window of the market has closed"] += 1
+                self._behind.add(market)
                 continue
             first = line.pending[0].live_id if line.pending else 0
             why = line.why
@@ -284,6 +297,7 @@ class Keeper:
                 self.counts["confirmed"] += 1
             else:
                 self.missed[why or "the tape was first"] += 1
+                self._behind.add(market)
                 if verdict == "differs":
                     self._take_back(market, line.withdraw(), settled)
 
@@ -302,7 +316,7 @@ class Keeper:
     def silence(self, why: str) -> None:
         """Give nothing out, and forget what was given: it is no longer in production."""
         self.silent = why
-        self._made = []
+        self._made, self._held = [], []
         self._waiting.clear()
         for line in self._lines.values():
             line.forget(why)

@@ -69,6 +69,8 @@ def report(pipeline: Pipeline, health: Health, clock: Clock, **more: Any) -> dic
             "objects_written": exporter.objects_written,
             "hours_waiting": exporter.hours_waiting,
         },
+        windows_closed_by=dict(sorted(standing.closings.items())),
+        live=pipeline.live.told(),
         finished=pipeline.finished,
         **more,
     )

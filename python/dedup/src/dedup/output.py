@@ -196,6 +196,8 @@ class WindowOutput:
     named_states: dict[str, bytes | None] = field(default_factory=dict)
     positions: list[GathererPosition] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)  # names: see arbitrate.COUNTS
+    # (reason, detail) of gate.closed_by: no part of the result, it may depend on who answered when.
+    closed_by: tuple[str, str] = field(default=("watermark", ""), compare=False)
 
 
 def epoch_starts(output: WindowOutput) -> list[EpochStart]:

@@ -24,10 +24,12 @@ import asyncpg
 
 from dedup.arbitrate import Arbiter
 from dedup.archive import Archive
+from dedup.closings import by_reason
 from dedup.exchange_seen import ExchangeWatch
 from dedup.export import Exporter, export_hour_of
 from dedup.flow import Publishing, Reads, close_windows, take
 from dedup.invariants import Invariants
+from dedup.live_path import LivePath
 from dedup.output import ArbiterSettings, WindowOutput
 from dedup.publication import Publication, publication_of
 from dedup.publish import Publisher, Standing, broken_once_failed
@@ -113,6 +115,10 @@ class Pipeline:
             settings.production_dsn, deciding(settings), self._held_up, share
         )
         self.together = Together(share, settings.patience_s, self._stopping, self._waits)
+        self.live = LivePath(
+            settings.production_dsn, len(settings.gatherer_dsns), health, metrics,
+            on=settings.live and settings.merge == "runs", shard=share.number, owns=share.owns,
+        )  # fmt: skip
         self.readers: list[GathererReader] = []
         self.publishing = Publishing(self._publish, 0)
         self.invariants = Invariants()
@@ -158,6 +164,7 @@ class Pipeline:
                     await asyncio.sleep(RESTART_WAIT_S)
         finally:
             await self._close_readers()
+            await self.live.close()
             await self.publisher.close()
 
     async def _close_readers(self) -> None:
@@ -179,6 +186,7 @@ class Pipeline:
         self._absorbed = {}
         self.publishing = Publishing(self._publish, standing.closed_to_us)
         await self._close_readers()
+        await self.live.begin(standing)
         self.readers = [self._reader(g, standing) for g in range(len(self._settings.gatherer_dsns))]
         tasks: Reads = {}
         try:
@@ -221,6 +229,7 @@ class Pipeline:
             resume_at=resume_at,
             runs=known_runs(standing.named_states, gatherer),
             life=life_of(standing.named_states, gatherer),
+            heard=self.live.heard,
         )
 
     def _read_again(self, standing: Standing) -> bool:
@@ -271,12 +280,15 @@ class Pipeline:
             r.index: r.position.system_identifier or standing.identifiers.get(r.index, 0)
             for r in self.readers
         }
-        await self.publisher.commit(made, identifiers)
+        await self.publisher.commit(made, identifiers, self.live.closed(made))
+        self.live.committed()
         self.exporter.published(made)
         self.tally.published(made)
         self.exchange.published(made.named_states, made.counts)
         await self._tell_stored(made)
         self._metrics.counter("windows_total").inc(made.windows)
+        for reason, n in by_reason(made.closings).items():
+            self._metrics.counter("windows_closed_total", reason=reason).inc(n)
         self._metrics.counter("merged_rows_total", table="orderbook_delta").inc(len(made.deltas))
         self._metrics.counter("merged_rows_total", table="trade").inc(len(made.trades))
         self._metrics.counter("merged_rows_total", table="ticker").inc(len(made.tickers))

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from dedup.closings import Closing, closings_of
 from dedup.columns import copied, joined, picked
 from dedup.exchange_seen import change_counts
 from dedup.output import MERGED_TICKER, MERGED_TRADE, QuarantineRow, WindowOutput
@@ -89,6 +90,7 @@ class Publication:
     positions: dict[int, tuple[int, int]]  # gatherer -> (reread_from_batch, seen_batch)
     counts: dict[str, int]
     touched: Touched
+    closings: list[Closing]
 
 
 def signed(value: int) -> int:
@@ -185,6 +187,7 @@ def _empty(outputs: Sequence[WindowOutput]) -> Publication:
         positions={},
         counts={},
         touched=Touched(),
+        closings=closings_of(outputs),
     )
 
 

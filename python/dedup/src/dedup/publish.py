@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,7 +26,10 @@ import asyncpg
 import numpy as np
 
 from dedup import tape_rows
+from dedup.closings import by_reason, read_closings, write_closings
 from dedup.columns import picked
+from dedup.live import Settled
+from dedup.live_rows import write_settled
 from dedup.output import GathererPosition
 from dedup.publication import DAY_US, HOUR_US, Publication
 from dedup.tape_rows import Rows
@@ -66,6 +70,7 @@ class Standing:
     positions: list[GathererPosition] = field(default_factory=list)
     identifiers: dict[int, int] = field(default_factory=dict)  # gatherer -> system identifier
     reach: dict[tuple[int, int], int] = field(default_factory=dict)
+    closings: Counter[str] = field(default_factory=Counter)  # windows by what they closed by
 
     @property
     def fresh(self) -> bool:
@@ -117,6 +122,7 @@ class Publisher:
         await migrate(conn, "production")
         await self._check_settings(conn)
         self.standing = await _load(conn, self._share)
+        self.standing.closings = await read_closings(conn, self._share.number)
         return self.standing
 
     async def close(self) -> None:
@@ -169,10 +175,13 @@ class Publisher:
                 hint="keep the settings, or begin a new tape in an empty production database",
             )
 
-    async def commit(self, made: Publication, identifiers: Mapping[int, int]) -> None:
+    async def commit(
+        self, made: Publication, identifiers: Mapping[int, int], settled: Settled | None = None
+    ) -> None:
         """Write a publication; returns when it is in production exactly once.
 
         `identifiers`: gatherer -> system identifier of the cluster its positions count in.
+        `settled`: the live rows that are on the tape with it.
 
         Raises:
             StorageError: another merger went on from where we stood.
@@ -194,6 +203,8 @@ class Publisher:
                     await _write_evidence(conn, made)
                     await _write_states(conn, made, identifiers, self._share.number)
                     await _touch_hours(conn, made)
+                    await write_closings(conn, made.closings, self._share.number)
+                    await write_settled(conn, settled or Settled())
             return True
 
         async def already_done() -> bool | None:
@@ -222,6 +233,7 @@ class Publisher:
         standing.closed_to_us = made.closed_to_us
         standing.received_ns_max = max(standing.received_ns_max, made.received_ns_max)
         standing.counts = counts
+        standing.closings += by_reason(made.closings)
         standing.ids.update((ticker, market) for market, ticker, _ in made.new_markets)
         for key, progress in made.progress.items():
             if progress.ended:

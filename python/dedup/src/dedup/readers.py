@@ -55,6 +55,7 @@ class GathererReader:
         life: bytes = b"",
         max_rows: int = MAX_ROWS_PER_PULL,
         monotonic: Callable[[], float] = time.monotonic,
+        heard: Callable[[GathererBatch], None] = lambda _: None,
     ) -> None:
         self.index = index
         self.position = Position()
@@ -77,6 +78,7 @@ class GathererReader:
         self._runs = None if resume_at is None else KnownRuns(self._lives.known_here())
         self._max_rows = max_rows
         self._monotonic = monotonic
+        self._heard = heard  # has each batch before the merge
         self._conn: Connection | None = None
         self._failures = 0
         self._stored = 0  # batches up to this one are on the tape
@@ -143,7 +145,9 @@ class GathererReader:
         if replaced:
             self._replaced(got.batch)
         batch = got.batch if self._runs is None else self._runs.usable(got.batch, got.gone)
-        return self._lives.lift(batch, got.position.system_identifier)
+        lifted = self._lives.lift(batch, got.position.system_identifier)
+        self._heard(lifted)
+        return lifted
 
     def _replaced(self, first: GathererBatch) -> None:
         """The gatherer begins again with an empty database."""

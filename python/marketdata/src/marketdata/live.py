@@ -91,7 +91,8 @@ class Follower:
         if place is None or place.last_seq < self.unheard_seq:
             self.position = -1
         else:
-            self.position, self.h, self.last_seq = place.position, place.h, place.last_seq
+            self.position, self.h = place.position, place.h
+        self.last_seq = -1 if place is None else place.last_seq
 
     def miss(self, seq: int) -> None:
         """Rows up to this one are not here: only a place behind it counts."""
@@ -240,7 +241,8 @@ class Line:
     def again(self, next_id: int) -> list[Event]:
         """Every follower's rows once more, from its place on; what is given out now."""
         if not self.why and not self._followed():
-            self.end("no run is placed")
+            behind = any(f.unheard_seq > f.last_seq for f in self.followers.values() if f.place)
+            self.end("behind" if behind else "no run is placed")
         made: list[Event] = []
         for key, follower in sorted(self.followers.items()):
             for row in follower.rows if follower.position >= 0 else ():

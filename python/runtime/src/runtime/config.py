@@ -157,6 +157,7 @@ class DedupSettings(ServiceSettings):
         return self
 
     poll_ms: Count = 250
+    live: bool = True  # proven events are in production before their window closes (live_delta)
     final: bool = False
     production_retain_days: Amount = 0  # rows in production, once verified in the lake; 0: for ever
     production_retain: Literal["auto", "dry", "off"] = (

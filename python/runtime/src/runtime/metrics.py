@@ -84,6 +84,11 @@ epochs_total | epochs | reason | epochs opened
 audits_total | snapshots | outcome | snapshots compared with the merged book
 invariant_breaks_total | events | invariant | broken invariants; anything but 0 is a bug
 windows_total | windows | | windows closed
+windows_closed_total | windows | reason | by what: watermark, or why nobody was waited for
+live_given_total | rows | | published before their window closed
+live_confirmed_total | rows | | of them, found on the tape under their number
+live_contradicted_total | rows | | of them, not on the tape and taken back; an alert
+live_missed_total | rows | reason | rows of the tape that were not published before
 exports_total | objects | table | lake objects written
 """
 _GAUGES: Final = """
@@ -120,6 +125,7 @@ _HISTOGRAMS: Final = """
 commit_seconds | seconds | | duration of one database commit
 spool_sync_seconds | seconds | | duration of one spool write and sync
 receive_to_commit_seconds | seconds | | from receiving a frame to its committed row
+live_receive_to_commit_seconds | seconds | | the same to its row in production, worst of a commit
 window_seconds | seconds | | duration of merging and publishing one window
 export_seconds | seconds | | duration of one lake export
 """

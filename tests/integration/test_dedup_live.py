@@ -1,0 +1,162 @@
+"""Live rows with real databases: early, once, gone with the tape, taken back when wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dedup import live_path
+from dedup.pipeline import Pipeline
+from marketdata.book import level_constant
+from marketdata.rows import GathererBatch
+from runtime.embedded import EmbeddedPostgres
+from runtime.postgres import Connection, connect
+from tests.bench.hot_stream import HotStream, HotWriter
+from tests.databases import fresh_database
+from tests.dedup_rig import Recordings, pipeline, settings
+from tests.gatherer_rows import Stream
+
+RATE = 400
+STEP_S = 0.1
+TWICE = "SELECT count(*) - count(DISTINCT (market_id, epoch, market_seq)) FROM orderbook_now"
+HOLES = (
+    "SELECT count(*) FROM (SELECT max(market_seq) - count(*) AS missing FROM orderbook_now"
+    " GROUP BY market_id, epoch) AS each WHERE missing <> 0"
+)
+
+
+class Rig:
+    """Three gatherers that write at a steady rate, and a deduplicator that reads them."""
+
+    def __init__(self, made: Pipeline, writer: HotWriter, conn: Connection) -> None:
+        self.pipeline, self.writer, self.conn = made, writer, conn
+
+    async def write(self, seconds: float) -> None:
+        """Events of this second in this second."""
+        until = time.monotonic() + seconds
+        stream = self.writer.stream
+        while time.monotonic() < until:
+            due = (time.time_ns() // 1_000 - stream.start_us) * RATE // 1_000_000 - stream.made
+            if due > 0:
+                await self.writer.write(stream.next(due))
+            await asyncio.sleep(STEP_S)
+
+    async def until(self, what: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+        """Wait for it."""
+        async with asyncio.timeout(seconds):
+            while not await what():  # noqa: ASYNC110 (a database is asked)
+                await asyncio.sleep(0.05)
+
+    async def count(self, sql: str) -> int:
+        return int(await self.conn.fetchval(sql))
+
+
+@contextlib.asynccontextmanager
+async def running(server: EmbeddedPostgres, folder: Path) -> AsyncIterator[Rig]:
+    hot = [await fresh_database(server, "gatherer_hot") for _ in range(3)]
+    production = await fresh_database(server, "production")
+    writer = HotWriter(HotStream(20, RATE, start_us=time.time_ns() // 1_000), hot)
+    await writer.open()
+    made = Recordings(Stream([], [], []), hot, [], [])
+    chosen = settings(
+        made, production, folder / "lake", final=False, window_ms=1_000, grace_ms=1_000, poll_ms=50
+    )
+    working = pipeline(chosen)
+    task = asyncio.create_task(working.run())
+    conn = await connect(production)
+    try:
+        yield Rig(working, writer, conn)
+    finally:
+        await working.stop()
+        await asyncio.wait_for(task, 30)
+        await conn.close()
+        await writer.close()
+
+
+async def test_live_rows_come_early_and_go_when_the_tape_has_them(
+    postgres_server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_path, "REMOVE_S", 0.2)
+    early = "SELECT count(*) FROM live_delta WHERE exchange_ts > to_timestamp($1::bigint / 1e6)"
+    async with running(postgres_server, tmp_path) as rig:
+        writing = asyncio.create_task(rig.write(6))
+
+        async def before_its_window() -> bool:
+            closed_us = await rig.conn.fetchval("SELECT closed_to_us FROM merge_state")
+            return int(await rig.conn.fetchval(early, closed_us)) > 50
+
+        await rig.until(before_its_window)
+        while not writing.done():
+            assert await rig.count(TWICE) == 0
+            assert await rig.count(HOLES) == 0
+            await asyncio.sleep(0.2)
+        await writing
+        await rig.writer.finish()
+
+        async def all_on_the_tape() -> bool:
+            return await rig.count("SELECT count(*) FROM orderbook_delta") == rig.writer.stream.made
+
+        async def none_left() -> bool:
+            return await rig.count("SELECT count(*) FROM live_delta") == 0
+
+        await rig.until(all_on_the_tape)
+        await rig.until(none_left)
+        assert await rig.count(TWICE) == 0
+        told = rig.pipeline.live.told()
+        assert told["contradicted"] == 0
+        assert told["confirmed"] == told["given"] > RATE
+        closed = await rig.conn.fetch("SELECT reason, windows FROM window_closing")
+        assert {r["reason"] for r in closed} == {"watermark"}
+        assert sum(r["windows"] for r in closed) == rig.pipeline.publisher.standing.windows
+
+
+async def test_a_wrong_live_row_is_counted_and_taken_back(
+    postgres_server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """Planted on its way to the lines: the merge has the true row."""
+    async with running(postgres_server, tmp_path) as rig:
+        live, heard = rig.pipeline.live, rig.pipeline.live.heard
+
+        def falsified(batch: GathererBatch) -> None:
+            told = live.told()
+            if len(batch.deltas) and told.get("confirmed") and not told["contradicted"]:
+                batch = _with_a_wrong_last_row(batch)
+            heard(batch)
+
+        live.heard = falsified  # type: ignore[method-assign]  # before a reader has it
+        writing = asyncio.create_task(rig.write(6))
+
+        async def contradicted() -> bool:
+            return live.told().get("contradicted", 0) > 0
+
+        await rig.until(contradicted)
+        await writing
+        await rig.writer.finish()
+        health = rig.pipeline._health.get("live")
+        assert health is not None
+        assert "not on the tape" in health.reason
+
+        async def gone() -> bool:
+            return await rig.count("SELECT count(*) FROM orderbook_now WHERE price = 990001") == 0
+
+        await rig.until(gone)
+        assert await rig.count(TWICE) == 0
+        assert await rig.count("SELECT count(*) FROM orderbook_delta WHERE price = 990001") == 0
+
+
+def _with_a_wrong_last_row(batch: GathererBatch) -> GathererBatch:
+    deltas = batch.deltas.copy()
+    last = deltas[-1]
+    step = level_constant(int(last["side"]), int(last["price"])) * int(last["delta"])
+    before = (int(last["book_hash"]) - step) % 2**64
+    deltas["price"][-1] = 990_001
+    step = level_constant(int(last["side"]), 990_001) * int(last["delta"])
+    deltas["book_hash"][-1] = np.uint64((before + step) % 2**64)
+    return replace(batch, deltas=deltas)
