@@ -20,8 +20,10 @@ Does not do: playing (tests.trial), running a matrix (tests.acceptance.trials).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -64,7 +66,12 @@ class _Market:
     received: np.ndarray
     tape: list[Event]
     tape_us: list[int]
-    complete: list[coverage.Interval]
+    complete: list[coverage.Interval]  # of one market and channel: disjoint, in order of time
+
+    def claim_at(self, us: int) -> coverage.Interval | None:
+        """The complete interval that holds a moment."""
+        at = bisect_right(self.complete, us, key=lambda i: i.from_us) - 1
+        return self.complete[at] if at >= 0 and us < self.complete[at].to_us else None
 
 
 def judge(
@@ -104,6 +111,9 @@ def _complete(stream: Stream, played: Played, made: Verdict) -> dict[str, list[c
             if i.status == "complete":
                 made.complete_us += i.to_us - i.from_us
                 found.setdefault(i.ticker, []).append(i)
+    for line in found.values():
+        line.sort(key=lambda i: i.from_us)
+        assert all(a.to_us <= b.from_us for a, b in pairwise(line)), "claims overlap"
     return found
 
 
@@ -162,7 +172,7 @@ def _canonical_truth(mine: _Market) -> tuple[list[Event], np.ndarray, np.ndarray
 
 
 def _is_complete(mine: _Market, us: int) -> bool:
-    return any(i.from_us <= us < i.to_us for i in mine.complete)
+    return mine.claim_at(us) is not None
 
 
 def _judge_whole(
@@ -171,7 +181,8 @@ def _judge_whole(
     """Times apart: content alone is compared, and nothing is excused."""
     wanted = [t for t, got in zip(mine.truth, mine.received, strict=True) if got]
     for us in stream.us[mine.place[_absent(mine, stream, apart_us)]].tolist():
-        if any(i.from_us <= us - apart_us and us + apart_us < i.to_us for i in mine.complete):
+        claim = mine.claim_at(us - apart_us)
+        if claim is not None and us + apart_us < claim.to_us:
             made.false_complete += 1
             made.told.append(f"{ticker}: event at {us} called complete")
     if mine.tape == wanted:

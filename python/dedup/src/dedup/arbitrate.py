@@ -179,7 +179,7 @@ class Arbiter(ArbiterState):
             for b in found:
                 self.carried.setdefault((b.gatherer, b.run_id), {})[self.tickers[index]] = None
         special = self._special_markets(cuts, times, runs)
-        inherited = {key: self._inherited(run) for key, run in runs.items()}
+        inherited = self._inheritances(runs.values())
         context = Context(
             settings=self.settings,
             window=window,

@@ -11,7 +11,7 @@ Does not do: merging.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Self
 
 import msgspec
@@ -98,20 +98,27 @@ class ArbiterState:
 
     def _inherited(self, run: Run) -> frozenset[str]:
         """Markets that were subscribed before the gap at which the run began."""
-        if run.fresh:
-            return frozenset()
-        known = self.heritage.get((run.gatherer, run.run_id))
-        if known is not None:
-            return known
-        earlier = [
-            r
-            for r in self.inflows[run.gatherer].runs.values()
-            if r.connection == run.connection and r.run_id < run.run_id
-        ]
-        if not earlier:
-            return self.heirless.get((run.gatherer, run.connection), frozenset())
-        last = max(earlier, key=lambda r: r.run_id)
-        return self._inherited(last) | self.carried.get((last.gatherer, last.run_id), {}).keys()
+        mine = [r for r in self.inflows[run.gatherer].runs.values() if r.run_id <= run.run_id]
+        return self._inheritances(mine)[(run.gatherer, run.run_id)]
+
+    def _inheritances(self, runs: Iterable[Run]) -> dict[RunKey, frozenset[str]]:
+        """The same of many runs; with each of them all earlier ones of its connection that are
+        still known. One pass: a backlog full of gaps has thousands of runs at once."""
+        found: dict[RunKey, frozenset[str]] = {}
+        last: dict[RunKey, RunKey] = {}  # (gatherer, connection) -> its run before this one
+        for run in sorted(runs, key=lambda r: (r.gatherer, r.run_id)):
+            key, connection = (run.gatherer, run.run_id), (run.gatherer, run.connection)
+            before = last.get(connection)
+            known = frozenset[str]() if run.fresh else self.heritage.get(key)
+            if known is None and before is None:
+                known = self.heirless.get(connection, frozenset())
+            elif known is None and before is not None:
+                carried = self.carried.get(before, {}).keys()
+                known = found[before]
+                known = known if carried <= known else known | carried
+            assert known is not None
+            found[key], last[connection] = known, key
+        return found
 
     def _find_heirs(self, runs: dict[RunKey, Run]) -> None:
         """Runs whose predecessor was over before they were known take its markets over."""
