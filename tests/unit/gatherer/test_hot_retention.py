@@ -14,7 +14,7 @@ from gatherer.hot_retention import HOUR_NS, WEEK_NS, HotKeeper
 from runtime.clock import Clock
 from runtime.config import GathererSettings
 from runtime.partitions import Partitions
-from runtime.postgres import Connection, connect, migrate
+from runtime.postgres import Connection, backend, connect, migrate
 
 TABLES = ("ingest_batch", "orderbook_delta", "trade", "ticker", "orderbook_snapshot")
 
@@ -106,7 +106,8 @@ async def test_a_partition_with_one_later_row_stays(dsn: str, conn: Connection) 
     await archived(conn, 50)
     await conn.execute("UPDATE orderbook_delta SET batch_id = 49 WHERE batch_id = 3")
     found = await keeper(dsn).once()
-    assert found.partitions == 3  # the first hour has none of the rows
+    # The first hour has none of the rows: a partition was made for it, a chunk never is.
+    assert found.partitions == (3 if await backend(conn) == "native" else 2)
     assert await conn.fetchval("SELECT count(*) FROM orderbook_delta WHERE batch_id = 49") == 2
 
 

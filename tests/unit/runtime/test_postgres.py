@@ -129,8 +129,19 @@ async def test_shipped_migrations_apply_to_an_empty_database(
         assert await postgres.migrate(connection, folder)
 
 
-async def test_backend_is_native_where_timescaledb_is_not(connection: asyncpg.Connection) -> None:
-    assert await postgres.backend(connection) == "native"
+async def test_backend_is_what_the_server_has_loaded(connection: asyncpg.Connection) -> None:
+    loaded = "timescaledb" in await connection.fetchval("SHOW shared_preload_libraries")
+    assert await postgres.backend(connection) == ("hypertable" if loaded else "native")
+
+
+async def test_hypertables_are_not_chosen_by_one_who_may_not_make_the_extension(
+    connection: asyncpg.Connection,
+) -> None:
+    await connection.execute("CREATE ROLE plain; SET ROLE plain")
+    try:
+        assert await postgres.backend(connection) == "native"
+    finally:
+        await connection.execute("RESET ROLE; DROP ROLE plain")
 
 
 async def test_commit_whose_answer_is_lost_takes_effect_once(dsn: str) -> None:

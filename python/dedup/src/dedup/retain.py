@@ -24,7 +24,7 @@ from dedup.publication import DAY_US
 from marketdata.errors import StorageError
 from marketdata.units import format_ts_us
 from runtime import logs
-from runtime.partitions import partition_name
+from runtime.partitions import TIMESCALE_HOME, partition_name
 from runtime.postgres import TRANSIENT, Connection, connect
 
 LOOK_S: Final = 600
@@ -131,8 +131,9 @@ async def _drop(connection: Connection, day_us: int) -> None:
                     moment(day_us + DAY_US),
                 )
             else:
+                home = await connection.fetchval(TIMESCALE_HOME)
                 await connection.execute(
-                    "SELECT drop_chunks($1::text::regclass, older_than => $2::timestamptz)",
+                    f"SELECT {home}.drop_chunks($1::text::regclass, older_than => $2::timestamptz)",
                     table,
                     moment(day_us + DAY_US),
                 )

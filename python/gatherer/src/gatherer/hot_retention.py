@@ -23,6 +23,7 @@ from marketdata.errors import StorageError
 from runtime import logs
 from runtime.clock import Clock
 from runtime.config import GathererSettings
+from runtime.partitions import TIMESCALE_HOME
 from runtime.postgres import TRANSIENT, Connection, connect
 
 LOOK_S: Final = 300
@@ -50,7 +51,9 @@ ORDER BY c.relname
 """
 _CHUNKS: Final = """
 SELECT format('%I.%I', chunk_schema, chunk_name) AS name, range_end
-FROM timescaledb_information.chunks WHERE hypertable_name = 'orderbook_delta' ORDER BY range_end
+FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema() AND hypertable_name = 'orderbook_delta'
+ORDER BY range_end
 """
 
 
@@ -166,4 +169,9 @@ async def _drop(connection: Connection, part: asyncpg.Record, *, native: bool) -
         await connection.execute(f"DROP TABLE {part['name']}")
         return
     older: Any = part["range_end"]
-    await connection.execute("SELECT drop_chunks('orderbook_delta', older_than => $1)", older)
+    home = await connection.fetchval(TIMESCALE_HOME)
+    # The cast is needed: the function takes any type, and the server would not guess ours.
+    await connection.execute(
+        f"SELECT {home}.drop_chunks('orderbook_delta', older_than => $1::timestamptz)",
+        older,
+    )

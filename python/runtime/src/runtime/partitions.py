@@ -57,23 +57,32 @@ _PARTITIONED: Final = re.compile(
 _DEFAULT: Final = re.compile(r"CREATE TABLE \w+ PARTITION OF \w+ DEFAULT;")
 
 
-def as_hypertables(sql: str, interval: str) -> str:
+def as_hypertables(sql: str, interval: str, home: str = "public") -> str:
     """A migration for native partitions -> the same tables as hypertables of TimescaleDB.
 
     Without TimescaleDB's default indexes: the btree on time would cost more than the row. Only
-    features of its Apache-licensed part are used.
+    features of its Apache-licensed part are used. `home`: the schema of the extension, which need
+    not be on the search path (each feed process has a schema of its own).
     """
 
     def change(found: re.Match[str]) -> str:
         made = f"CREATE TABLE {found[1]} ({found['columns']});"
-        span = f"by_range('{found['key']}', INTERVAL '{interval}')"
+        span = f"{home}.by_range('{found['key']}', INTERVAL '{interval}')"
         options = "create_default_indexes => false"
-        return f"{made}\nSELECT create_hypertable('{found[1]}', {span}, {options});"
+        return f"{made}\nSELECT {home}.create_hypertable('{found[1]}', {span}, {options});"
 
     changed, count = _PARTITIONED.subn(change, sql)
     changed = _DEFAULT.sub("", changed)
     assert "PARTITION" not in changed, "a partitioned table is written in a form not known here"
-    return f"CREATE EXTENSION IF NOT EXISTS timescaledb;\n{changed}" if count else sql
+    made = f"CREATE EXTENSION IF NOT EXISTS timescaledb SCHEMA {home};"
+    return f"{made}\n{changed}" if count else sql
+
+
+TIMESCALE_HOME: Final = """
+SELECT coalesce((SELECT extnamespace::regnamespace::text FROM pg_extension
+                 WHERE extname = 'timescaledb'), 'public')
+"""
+"""The schema of TimescaleDB's functions, or where the migrations would make them."""
 
 
 class Partitions:

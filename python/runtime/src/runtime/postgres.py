@@ -29,7 +29,8 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import asyncpg
 
 from marketdata.errors import StorageError
-from runtime.partitions import as_hypertables
+from runtime.compression import compress
+from runtime.partitions import TIMESCALE_HOME, as_hypertables
 from runtime.pgcopy import HEADER, TRAILER, CopyLayout
 
 RETRY_BASE_S: Final = 0.1
@@ -185,7 +186,8 @@ async def migrate(connection: Connection, folder: str | Traversable) -> list[int
             if migration.version not in applied:
                 sql = migration.sql
                 if await backend(connection) == "hypertable":
-                    sql = as_hypertables(sql, CHUNK_INTERVALS.get(str(folder), "1 day"))
+                    home = await connection.fetchval(TIMESCALE_HOME)
+                    sql = as_hypertables(sql, CHUNK_INTERVALS.get(str(folder), "1 day"), home)
                 async with connection.transaction():
                     await connection.execute(sql)
                     await connection.execute(
@@ -195,6 +197,7 @@ async def migrate(connection: Connection, folder: str | Traversable) -> list[int
                         migration.checksum,
                     )
                 done.append(migration.version)
+        await compress(connection, str(folder))
     finally:
         await connection.execute("SELECT pg_advisory_unlock($1)", MIGRATION_LOCK)
     if done:
