@@ -24,6 +24,7 @@ help:
 	@echo "make trials      the merge on every recorded capture under harsh faults, 20 seeds (hours, resumable)"
 	@echo "make faults      one gatherer against every fault, real lengths (about 50 minutes)"
 	@echo "make aarch64     the hosts' processor, emulated: wheels, capture, Parquet, S3 (as root)"
+	@echo "make pg-matrix   the database tests on PostgreSQL 15, 16, and 17 with TimescaleDB (as root)"
 	@echo "make thirdparty  clients that others wrote, against the simulated exchange (about a minute)"
 	@echo "make lock        resolve the dependencies again"
 
@@ -85,6 +86,7 @@ clean:
 -include tests/onhost/onhost.mk
 -include tests/aarch64/aarch64.mk
 -include tests/thirdparty/thirdparty.mk
+-include tests/pgmatrix/pgmatrix.mk
 -include tests/faults/faults.mk
 -include tests/sim/sim.mk
 -include tests/acceptance/trials.mk

@@ -27,7 +27,7 @@ from kalshilake.store import LocalStore
 from kalshilake.verify import verify
 from marketdata.coverage import intervals
 from runtime.clock import Clock
-from runtime.cluster_template import wheel_root
+from runtime.cluster_template import install_root
 from runtime.config import BackupSettings, DedupSettings
 from runtime.embedded import EmbeddedPostgres
 from runtime.postgres import connect
@@ -427,7 +427,7 @@ async def restored(
     """A production database as it was after its `at_commit`-th publication or note, brought back
     by the project's own backup after the tape was finished; and the lake, which went on."""
     store = LocalStore(tmp_path / f"bucket-{at_commit}")
-    programs = wheel_root() / "bin"
+    programs = install_root() / "bin"
     production = await another_production(server, whole.empty)
     lake = tmp_path / f"lake-{at_commit}"
     commits = 0

@@ -92,8 +92,8 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
-def archives() -> list[str]:
-    """Lines of sources.list for SUITE, at the addresses that this machine's apt uses."""
+def archives(suite: str = SUITE) -> list[str]:
+    """Lines of sources.list for a suite, at the addresses that this machine's apt uses."""
     listed = run("apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(SITE)")
     found: dict[str, str] = {}
     for line in listed.splitlines():
@@ -108,13 +108,13 @@ def archives() -> list[str]:
         )
     found.setdefault("updates", found[""])
     return [
-        f"deb {site} {SUITE}{'-' if pocket else ''}{pocket} main"
+        f"deb {site} {suite}{'-' if pocket else ''}{pocket} main"
         for pocket, site in sorted(found.items())
         if pocket in ("", "updates", "security")
     ]
 
 
-def _mmdebstrap(folder: Path) -> tuple[list[str], dict[str, str]]:
+def mmdebstrap(folder: Path) -> tuple[list[str], dict[str, str]]:
     """How to call mmdebstrap, and in which environment: the machine's own, or an unpacked one."""
     environment = dict(os.environ, LC_ALL="C.UTF-8")
     if shutil.which("mmdebstrap"):
@@ -141,7 +141,7 @@ def _make(tree: Path, beside: Path) -> None:
     """Debian into `tree`, prepared to boot in namespaces."""
     if not KEYRING.exists():
         raise ImageError(f"{KEYRING} is missing\nhint: apt-get install debian-archive-keyring")
-    command, environment = _mmdebstrap(beside)
+    command, environment = mmdebstrap(beside)
     leave_out = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
     run(
         *command,

@@ -20,7 +20,7 @@ from dedup.backup import back_up, found_backup, names, read_manifest, restore, v
 from kalshilake.store import LocalStore, Store, open_store
 from marketdata.errors import LakeError, StorageError
 from runtime.clock import Clock
-from runtime.cluster_template import wheel_root
+from runtime.cluster_template import install_root
 from runtime.config import BackupSettings, load
 from runtime.embedded import EmbeddedPostgres
 from tests.databases import fresh_database, table_contents
@@ -29,7 +29,7 @@ from tests.dedup_rig import settings as merge_settings
 from tests.gatherer_rows import make_stream
 
 PREFIX = "backups/rds/"
-PROGRAMS = wheel_root() / "bin"
+PROGRAMS = install_root() / "bin"
 
 
 @pytest.fixture(autouse=True)

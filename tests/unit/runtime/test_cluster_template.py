@@ -17,6 +17,7 @@ from runtime.cluster_home import Account, open_directory, service_account
 from runtime.cluster_template import (
     ClusterSource,
     give_new_identity,
+    install_root,
     last_lines,
     run_initdb,
     tool,
@@ -25,6 +26,20 @@ from runtime.cluster_template import (
 from runtime.embedded import EmbeddedPostgres
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs as another account")
+
+
+def test_another_postgresql_is_used_where_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(cluster_template.OWN_POSTGRES, raising=False)
+    assert install_root() == wheel_root()
+    monkeypatch.setenv(cluster_template.OWN_POSTGRES, str(tmp_path))
+    with pytest.raises(StorageError, match="no bin/postgres"):
+        install_root()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "postgres").touch()
+    assert install_root() == tmp_path
+    assert tool("pg_dump") == tmp_path / "bin" / "pg_dump"
 
 
 def control_data(directory: Path) -> dict[str, str]:
@@ -42,6 +57,7 @@ async def test_binaries_below_a_closed_directory_are_copied_to_where_they_can_ru
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A checkout below /root: the account can neither read nor run what lies there."""
+    monkeypatch.delenv(cluster_template.OWN_POSTGRES, raising=False)
     source = ClusterSource()
     real = cluster_template.blocked_at
 

@@ -47,7 +47,7 @@ async def test_server_starts_works_and_leaves_no_process_file_or_account() -> No
     async with EmbeddedPostgres() as server:
         pid = server.pid
         assert pid is not None
-        assert await scalar(server.dsn(), "SHOW server_version_num") >= "160000"
+        assert await scalar(server.dsn(), "SHOW server_version_num") >= "150000"
         assert await scalar(server.dsn(), "SHOW fsync") == "on"
         assert await scalar(server.dsn(), "SHOW listen_addresses") == "127.0.0.1"
         family = psutil.Process(pid).children(recursive=True)

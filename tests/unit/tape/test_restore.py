@@ -11,12 +11,12 @@ import asyncpg
 from dedup.backup import back_up
 from kalshilake.store import LocalStore
 from runtime.clock import Clock
-from runtime.cluster_template import wheel_root
+from runtime.cluster_template import install_root
 from runtime.config import BackupSettings, load
 from runtime.embedded import EmbeddedPostgres
 from tests.databases import fresh_database
 
-PROGRAMS = wheel_root() / "bin"
+PROGRAMS = install_root() / "bin"
 
 
 def _backed_up(server: EmbeddedPostgres, bucket: Path) -> str:

@@ -1,4 +1,4 @@
-"""The PostgreSQL binaries of the wheel, and fresh clusters as copies of one template.
+"""The PostgreSQL binaries, and fresh clusters as copies of one template.
 
 What holds:
 - initdb runs once in a process; every further cluster is a copy with a system identifier of its
@@ -29,6 +29,9 @@ from marketdata.errors import StorageError
 from runtime.cluster_home import SUPERUSER, Account, blocked_at, claim, give, open_directory, sweep
 
 INITDB_TIMEOUT_S: Final = 120.0
+OWN_POSTGRES: Final = "TAPE_POSTGRES"
+"""Another PostgreSQL than the wheel's: its install root (bin, lib, share). Not a setting of a
+service (KT_...): a service connects to databases, it starts none."""
 
 
 class ClusterSource:
@@ -46,7 +49,7 @@ class ClusterSource:
         """The install root (bin, lib, share), copied once to where the account can reach it."""
         with self._lock:
             if self._binaries is None or not (self._binaries / "bin" / "postgres").exists():
-                root = wheel_root()
+                root = install_root()
                 if blocked_at(root / "bin", account) is not None:
                     root = self._copy_binaries(root)
                 self._binaries = root
@@ -132,9 +135,22 @@ def wheel_root() -> Path:
     return root
 
 
+def install_root() -> Path:
+    """The install root that OWN_POSTGRES names, else the wheel's."""
+    own = os.environ.get(OWN_POSTGRES)
+    if not own:
+        return wheel_root()
+    if not (Path(own) / "bin" / "postgres").exists():
+        raise StorageError(
+            f"{OWN_POSTGRES} names {own}, where there is no bin/postgres",
+            hint="name a folder with bin, lib and share, or unset it",
+        )
+    return Path(own)
+
+
 def tool(name: str) -> Path:
-    """A client program of the wheel (pg_dump, psql, pg_controldata)."""
-    return wheel_root() / "bin" / name
+    """A client program beside the server's (pg_dump, psql, pg_controldata)."""
+    return install_root() / "bin" / name
 
 
 def _as_account(account: Account) -> dict[str, Any]:
