@@ -198,19 +198,19 @@ MUTANTS = (
     # -- publish
     Mutant(
         "fence_ignored", "dedup.publish",
-        '" received_ns_max = greatest(received_ns_max, $4), counts = $5 WHERE windows = $1",',
-        '" received_ns_max = greatest(received_ns_max, $4), counts = $5",',
+        '" WHERE windows = $1 AND shard = $6",',
+        '" WHERE shard = $6",',
         "a second merger is not stopped",
     ),
     Mutant(
         "states_before_rows", "dedup.publish",
-        "                async with conn.transaction():\n                    await _move(conn, before, made, counts)\n",
-        "                async with conn.transaction():\n                    await _write_states(conn, made, identifiers)\n                async with conn.transaction():\n                    await _move(conn, before, made, counts)\n",
+        "                async with conn.transaction():\n                    if not self",
+        "                async with conn.transaction():\n                    await _write_states(conn, made, identifiers, self._share.number)\n                async with conn.transaction():\n                    if not self",
         "the cursor is stored in a transaction before the rows",
     ),
     Mutant(
         "gone_states_kept", "dedup.publish",
-        'await conn.execute("DELETE FROM arbiter_state WHERE name = ANY($1::text[])", gone)',
+        'await conn.execute(\n        "DELETE FROM arbiter_state WHERE name = ANY($1::text[]) AND shard = $2", gone, shard\n    )',
         "pass",
         "states that are over stay in production",
     ),
@@ -219,6 +219,20 @@ MUTANTS = (
         "made.claims[(known[c.ticker], c.gatherer, c.run_id, c.from_us)] = c",
         "made.claims.setdefault((known[c.ticker], c.gatherer, c.run_id, c.from_us), c)",
         "of two words on one claim in one publication the first one stands",
+    ),
+    Mutant(
+        "run_end_reason_ignored",
+        "dedup.arbitrate",
+        'if end.reason == "gap":\n            self._bequeath(run)',
+        "if not end.reason:\n            self._bequeath(run)",
+        "the run after a gap does not know which markets were subscribed before it",
+    ),
+    Mutant(
+        "reread_filter_off_by_one",
+        "dedup.inflow",
+        "return window <= self.reread[0] and batch_id <= self.reread[1]",
+        "return window < self.reread[0] and batch_id <= self.reread[1]",
+        "snapshots and ends of the last closed window are taken again after a restart",
     ),
 )  # fmt: skip
 
@@ -245,13 +259,6 @@ NOT_SEEN_YET = (
         "a late trade that is there already is stored again",
     ),
     Mutant(
-        "run_end_reason_ignored",
-        "dedup.arbitrate",
-        'if end.reason == "gap":\n            self._bequeath(run)',
-        "if not end.reason:\n            self._bequeath(run)",
-        "the run after a gap does not know which markets were subscribed before it",
-    ),
-    Mutant(
         "claim_kept_over_reject",
         "dedup.markets",
         'self.close_claim(pair, before, rejects[0].reason if rejects else "disputed")',
@@ -271,13 +278,6 @@ NOT_SEEN_YET = (
         "if snap.levels == EMPTY_LEVELS and backwards:",
         "if False:",
         "an empty first snapshot gives H to the rows before it (rule 2)",
-    ),
-    Mutant(
-        "reread_filter_off_by_one",
-        "dedup.inflow",
-        "return window <= self.reread[0] and batch_id <= self.reread[1]",
-        "return window < self.reread[0] and batch_id <= self.reread[1]",
-        "snapshots and ends of the last closed window are taken again after a restart",
     ),
     Mutant(
         "read_again_not_waited_for",

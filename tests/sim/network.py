@@ -136,6 +136,7 @@ class Line:
         self._loop = network.exchange.loop
         self._last_s = 0.0
         self._on_way: deque[Any] = deque()
+        self._unread: list[bytes] = []  # commands that the exchange has not looked at yet
         self._closed: asyncio.Future[Closed] = self._loop.create_future()
 
     def _delay_s(self) -> float:
@@ -216,11 +217,21 @@ class Line:
             return
 
         def at_exchange() -> None:
-            if self.at_venue.number in self.network.exchange.lines:
-                self.at_venue.commands.append(message)
+            if self._unread and self.at_venue.number in self.network.exchange.lines:
+                self.at_venue.commands += self._unread  # several at once come in any order
+                self._unread.clear()
                 self.network.exchange.attend()
 
-        self._loop.call_later(self._delay_s(), at_exchange)
+        def arrives() -> None:
+            self._unread.append(message)
+            if self.network.plan.answers_s:
+                wait_s = self.network.rng.uniform(0, self.network.plan.answers_s)
+                self.network.story.happened["slow_answers"] += 1
+                self._loop.call_later(wait_s, at_exchange)
+            else:
+                at_exchange()
+
+        self._loop.call_later(self._delay_s(), arrives)
 
     def pause(self) -> None:
         self.paused = []

@@ -47,6 +47,7 @@ class GathererPlan:
     moves: tuple[tuple[float, int, float], ...]  # (when, market, s): dropped and taken up again
     flush_ms: int
     segment_bytes: int
+    answers_s: float  # longest time after which the exchange looks at a command
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class DedupPlan:
     lock_lost_at: float | None  # the server forgets the first one's lock
     pull_rows: int  # most rows of one read
     read_ms: tuple[int, int]  # how long an answer of a gatherer's database takes
+    crashes_at_end: tuple[float, ...]  # after the gatherers were asked to stop for good
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,11 @@ class FaultPlan:
             exchange_level="none"
             if calm
             else rng.choice(("none", "standard", "standard", "harsh")),
-            window_ms=rng.choice((1_000, 2_000, 5_000, 5_000)),
+            window_ms=_rarely(
+                seed, "windows", 0.15, (200, 500), rng.choice((1_000, 2_000, 5_000, 5_000))
+            ),
             poll_ms=rng.choice((500, 1_000, 2_000)),
-            audit_s=rng.choice((0, 10, 20, 40)),
+            audit_s=_rarely(seed, "audits", 0.15, (3,), rng.choice((0, 10, 20, 40))),
             drop_finished=rng.random() < 0.5,
             gatherers=tuple(_gatherer(seed, n, seconds, calm=calm) for n in range(GATHERERS)),
             dedup=_dedup(seed, seconds, calm=calm),
@@ -159,9 +163,17 @@ class _Dice:
         )
 
 
+def _rarely(seed: int, name: str, chance: float, choices: tuple[Any, ...], otherwise: Any) -> Any:
+    """Drawn from a stream of its own: a world that it does not hit stays as it was without it."""
+    rng = random.Random(f"{seed}/{name}")
+    return rng.choice(choices) if rng.random() < chance else otherwise
+
+
 def _gatherer(seed: int, number: int, seconds: float, *, calm: bool) -> GathererPlan:
     dice = _Dice(seed, f"gatherer{number}", seconds, calm=calm)
     rng, hit = dice.rng, dice.hit
+    more = _Dice(seed, f"more{number}", seconds, calm=calm)  # drawn later than the others
+    replaced_at = more.at(0.3, 0.8) if more.hit(0.05) else None
     slow_net = hit(0.15)
     return GathererPlan(
         start_s=round(rng.uniform(0, 12), 3) if hit(0.4) else 0.0,
@@ -177,7 +189,7 @@ def _gatherer(seed: int, number: int, seconds: float, *, calm: bool) -> Gatherer
         down_s=round(rng.uniform(0.5, 8), 3),
         clean_stops=dice.some(0.12, 1, dice.at),
         away=dice.span(18, 45) if hit(0.07) else None,
-        replaced_at=dice.at(0.3, 0.8) if hit(0.0) else None,
+        replaced_at=replaced_at if hit(1.0) else None,  # a draw of old, so that the others stay
         spool_lost_at=dice.at(0.2, 0.9) if hit(0.06) else None,
         database_down=dice.some(0.25, 2, lambda: dice.span(1, 15)),
         line_cuts=dice.steps(0.35, 3, 400),
@@ -189,12 +201,14 @@ def _gatherer(seed: int, number: int, seconds: float, *, calm: bool) -> Gatherer
         ),
         flush_ms=rng.choice((500, 1_000, 1_000, 2_000)),
         segment_bytes=rng.choice((20_000, 60_000, 1_000_000)),
+        answers_s=round(more.rng.uniform(0.5, 2.5), 3) if more.hit(0.2) else 0.0,
     )
 
 
 def _dedup(seed: int, seconds: float, *, calm: bool) -> DedupPlan:
     dice = _Dice(seed, "dedup", seconds, calm=calm)
     rng, hit = dice.rng, dice.hit
+    more = _Dice(seed, "more", seconds, calm=calm)
     backup = dice.at(0.2, 0.6)
     return DedupPlan(
         start_s=dice.at(0.1, 0.9) if hit(0.2) else 0.0,
@@ -211,4 +225,5 @@ def _dedup(seed: int, seconds: float, *, calm: bool) -> DedupPlan:
         lock_lost_at=dice.at(0.3, 0.9) if hit(0.12) else None,
         pull_rows=rng.choice((20, 200, 50_000)),
         read_ms=(5, 400) if hit(0.2) else (1, 5),
+        crashes_at_end=more.some(0.2, 2, lambda: round(more.rng.uniform(0.2, 8), 3)),
     )

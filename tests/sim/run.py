@@ -143,16 +143,16 @@ def tell_many(first: int, count: int, processes: int) -> int:
 
 
 EXPECTED = (
-    "clock_offset", "clock_step", "clean_stop", "commit_after_the_end", "commit_result_unknown",
-    "crash_at_effect", "crash_at_time", "dedup_crash_at_time", "disk_error", "fenced",
-    "frames_lost", "hanging_transaction", "host_away",  "hot_database_down",
-    "late_start", "line_cut_after_effect", "line_cut_before_effect", "lock_lost", "lock_wait",
-    "market_moved", "partition", "partition_held", "production_down", "production_restored",
-    "second_deduplicator", "silent_cut", "slow_commit", "spool_lost", "torn_tail_cut",
-    "torn_write", "upgrade_refused", "exchange_close", "exchange_drop", "exchange_duplicate",
-    "exchange_gap", "exchange_late_snapshot", "exchange_overflow", "exchange_reset",
-     "exchange_stall_begins", "exchange_stall_reset_begins",
-    "exchange_unknown_type", "checked: one gatherer less",
+    "clean_stop", "clock_offset", "clock_step", "commit_after_the_end", "commit_result_unknown",
+    "crash_at_effect", "crash_at_time", "dedup_crash_at_end", "dedup_crash_at_time", "disk_error",
+    "fenced", "frames_lost", "hanging_transaction", "host_away", "host_replaced",
+    "hot_database_down", "late_start", "line_cut_after_effect", "line_cut_before_effect",
+    "lock_lost", "lock_wait", "market_moved", "partition", "partition_held", "production_down",
+    "production_restored", "second_deduplicator", "silent_cut", "slow_answers", "slow_commit",
+    "spool_lost", "torn_tail_cut", "torn_write", "upgrade_refused", "checked: one gatherer less",
+    "exchange_close", "exchange_drop", "exchange_duplicate", "exchange_gap",
+    "exchange_late_snapshot", "exchange_overflow", "exchange_reset", "exchange_shuffled",
+    "exchange_stall_begins", "exchange_stall_reset_begins", "exchange_unknown_type",
 )  # fmt: skip
 """A fault that never happens is a defect of the simulation."""
 

@@ -142,6 +142,8 @@ class _Builder:
         self.loop.call_later(plan.dedup.start_s, self.dedup.start)
         self._dedup_faults()
         await asyncio.sleep(plan.seconds + REST_S)
+        for after_s in plan.dedup.crashes_at_end:
+            self.loop.call_later(after_s, self.dedup.kill, "dedup_crash_at_end")
         for host in self.hosts:
             host.off_until_s = 0.0
         for _ in range(int(LAST_S / CLOSE_POLL_S)):
