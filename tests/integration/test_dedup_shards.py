@@ -145,6 +145,24 @@ async def test_killed_and_doubled_mergers_leave_no_trace(
     assert lake(tmp_path / "three") == lake(tmp_path / "one")
 
 
+async def test_one_service_starts_them_all(
+    postgres_server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """Two processes under one; it ends when both have finished the tape."""
+    stream = make_stream(15, markets=6, events=100)
+    made = await make_recordings(postgres_server, stream, gaps=0, disconnects=0)
+    await alone(postgres_server, made, tmp_path / "one")
+    production = await fresh_database(postgres_server, "production")
+    more = {"patience_s": PATIENCE_S, "window_ms": 5_000}
+    service = child(settings(made, production, tmp_path / "two", merge_shards=2, **more))
+    _, said = await asyncio.to_thread(service.communicate, None, 90)
+    assert service.returncode == 0, said
+    assert lake(tmp_path / "two") == lake(tmp_path / "one")
+    conn = await connect(production)
+    assert await conn.fetchval("SELECT count(*) FROM merge_state WHERE finished") == 2
+    await conn.close()
+
+
 async def test_a_missing_merger_is_not_taken_for_a_quiet_one(
     postgres_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:

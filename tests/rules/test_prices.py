@@ -45,7 +45,9 @@ DURATIONS = {
     "dedup.main": "deadlines in seconds",
     "dedup.pipeline": "patience and poll interval in seconds",
     "dedup.publish": "seconds between tries",
+    "dedup.processes": "deadlines in seconds",
     "dedup.readers": "seconds between tries",
+    "dedup.shards": "patience and looks in seconds",
     "dedup.status": "rates and shares for the status screen",
 }
 

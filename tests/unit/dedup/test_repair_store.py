@@ -13,6 +13,7 @@ from dedup.publish import Publisher
 from dedup.repair import REPAIRED, Fill
 from dedup.repair_store import Addition, Proof
 from marketdata.errors import StorageError
+from marketdata.share import Share, share_of
 from runtime.postgres import connect
 from tests.unit.dedup.test_repair import events, stretch
 from tests.window_outputs import T0, WINDOW_US, window_output
@@ -118,3 +119,18 @@ def test_counts_and_emptiness() -> None:
     assert addition().counts["events"] == 3
     assert not addition().empty
     assert Addition(0, 1, 0, "", []).empty
+
+
+@pytest.mark.parametrize("of", [1, 3])
+def test_a_new_market_gets_the_id_that_its_merger_would_give(of: int) -> None:
+    """Else the deduplicator would give the same number again."""
+    ids = store.MarketIds()
+    ids.mergers = of
+    by_merger: dict[int, int] = {}
+    for n in range(60):
+        ticker = f"KXNEW-{n}"
+        share = Share(share_of(ticker, of), of)
+        owned = by_merger.get(share.number, 0)
+        assert ids.new(ticker) == share.market_id(owned)
+        ids[ticker], by_merger[share.number] = ids.new(ticker), owned + 1
+    assert len(set(ids.values())) == 60

@@ -140,16 +140,16 @@ async def _check_spool(conn: Connection, gatherer: int, content: SpoolContent) -
             )
 
 
-def _id_of(ticker: str, ids: dict[str, int], added: Addition, us: int) -> int:
+def _id_of(ticker: str, ids: store.MarketIds, added: Addition, us: int) -> int:
     """Production's id; a market that the tape never had gets the next one."""
     if ticker not in ids:
-        ids[ticker] = len(ids) + 1
+        ids[ticker] = ids.new(ticker)
         added.markets.append((ids[ticker], ticker, us))
     return ids[ticker]
 
 
 async def _books(
-    conn: Connection, told: Told, contents: dict[int, SpoolContent], ids: dict[str, int]
+    conn: Connection, told: Told, contents: dict[int, SpoolContent], ids: store.MarketIds
 ) -> None:
     """Order books, market by market."""
     added = told.added
@@ -198,7 +198,7 @@ def _take_books(
     ticker: str,
     found: Outcome,
     follows: dict[int, int],
-    ids: dict[str, int],
+    ids: store.MarketIds,
     complete: dict[tuple[str, str], list[Span]],
     contents: dict[int, SpoolContent],
 ) -> None:
@@ -229,7 +229,7 @@ async def _trades(
     told: Told,
     contents: dict[int, SpoolContent],
     asked: Asked,
-    ids: dict[str, int],
+    ids: store.MarketIds,
 ) -> None:
     """Trades of the spools, then of REST, each once; and what the spools prove of trades."""
     added = told.added
@@ -300,7 +300,7 @@ def _new(rows: Rows, known: set[bytes]) -> Rows:
     return picked(rows, np.array(kept, np.int64))
 
 
-def _rest_rows(told: Told, asked: Asked, ids: dict[str, int], known: set[bytes]) -> Rows:
+def _rest_rows(told: Told, asked: Asked, ids: store.MarketIds, known: set[bytes]) -> Rows:
     """What REST listed, as trades of the tape."""
     read = rest_trades.read_trades(asked.trades)
     listed = {trade.trade_id for _, trade in read.trades}
@@ -325,7 +325,7 @@ def _rest_rows(told: Told, asked: Asked, ids: dict[str, int], known: set[bytes])
 
 
 async def _states(
-    conn: Connection, told: Told, contents: dict[int, SpoolContent], ids: dict[str, int]
+    conn: Connection, told: Told, contents: dict[int, SpoolContent], ids: store.MarketIds
 ) -> None:
     """Ticker states that are not on the tape."""
     span = told.added.from_us, told.added.to_us

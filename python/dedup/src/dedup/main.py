@@ -8,6 +8,7 @@ Does not do: anything but wiring.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 from typing import Any, Final
@@ -18,6 +19,7 @@ from dedup.archive import Archive
 from dedup.exchange_seen import told
 from dedup.export import Exporter
 from dedup.pipeline import Pipeline
+from dedup.processes import Processes, watch_parent
 from dedup.retain import Retention
 from dedup.status import complete_share, status
 from kalshilake.store import open_store
@@ -72,12 +74,27 @@ def report(pipeline: Pipeline, health: Health, clock: Clock, **more: Any) -> dic
         windows_closed_by=dict(sorted(standing.closings.items())),
         live=pipeline.live.told(),
         finished=pipeline.finished,
+        shard=pipeline.together.told(),
         **more,
     )
 
 
+async def serve_all(settings: DedupSettings) -> int:
+    """Run all mergers of the tape on this host; the exit code."""
+    supervisor = Supervisor("deduplicator")
+    async with contextlib.AsyncExitStack() as stack:
+        await Processes(settings, supervisor).open(stack)
+        code = await supervisor.run()
+    verdict = supervisor.verdict
+    if isinstance(verdict, BaseExceptionGroup) and verdict.split(ConfigError)[0] is not None:
+        return 2
+    return code
+
+
 async def serve(settings: DedupSettings) -> int:
     """Run the service until it is told to stop, or is finished; the exit code."""
+    if settings.merge_shards > 1 and not settings.merge_shard:
+        return await serve_all(settings)
     clock = Clock(settings.clock_offset_ms)
     metrics = Metrics()
     metrics.gauge("up").set(1)
@@ -122,8 +139,11 @@ async def serve(settings: DedupSettings) -> int:
     )
     async with server:
         supervisor.add("pipeline", pipeline.run, stop=pipeline.stop, deadline_s=STOP_DEADLINE_S)
-        supervisor.add("archive", archive.run)
-        supervisor.add("retention", retention.run)
+        if pipeline.together.share.first:
+            supervisor.add("archive", archive.run)
+            supervisor.add("retention", retention.run)
+        if settings.merge_parent:
+            supervisor.add("parent", lambda: watch_parent(supervisor, settings.merge_parent))
         supervisor.status(f"waiting for production; health on port {server.health_port}")
         code = await supervisor.run()
     if isinstance(supervisor.verdict, ConfigError):

@@ -28,6 +28,7 @@ from dedup.tape_rows import Rows
 from marketdata.book import Book
 from marketdata.errors import StorageError
 from marketdata.rows import MERGED_ROW, DeltaFlag
+from marketdata.share import Share, share_of
 from runtime.partitions import Partitions
 from runtime.pgcopy import pack_rows, pack_values, unpack_rows
 from runtime.postgres import Connection, copy_in, copy_out
@@ -118,9 +119,24 @@ async def check_interval(conn: Connection, from_us: int, to_us: int) -> None:
             )
 
 
-async def market_ids(conn: Connection) -> dict[str, int]:
-    """ticker -> id."""
-    return dict(await conn.fetch("SELECT ticker, market_id FROM market"))
+class MarketIds(dict[str, int]):
+    """ticker -> id. `mergers`: of the tape; each gives ids of its own."""
+
+    mergers = 1
+
+    def new(self, ticker: str) -> int:
+        """The id that its merger would give a market that the tape never had."""
+        share = Share(share_of(ticker, self.mergers), self.mergers)
+        owned = sum(market % share.of == share.number % share.of for market in self.values())
+        return share.market_id(owned)
+
+
+async def market_ids(conn: Connection) -> MarketIds:
+    """All ids of the tape."""
+    found = MarketIds(await conn.fetch("SELECT ticker, market_id FROM market"))
+    told = await conn.fetchval("SELECT settings FROM merge_state ORDER BY shard LIMIT 1")
+    found.mergers = json.loads(told or "{}").get("merge_shards", 1)
+    return found
 
 
 async def run_ids(conn: Connection, gatherer: int) -> set[int]:

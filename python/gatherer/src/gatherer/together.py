@@ -8,10 +8,10 @@ Does not do: asking them (processes).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
+from runtime.expositions import joined
 from runtime.health import STATES, State
 
 SUMMED: Final = (
@@ -19,7 +19,6 @@ SUMMED: Final = (
     "audits_failed", "resets", "connections", "markets", "books_subscribed",
     "snapshots_waited_for", "queue_rows", "spills", "tasks",
 )  # fmt: skip
-_SAMPLE: Final = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (.*)$")
 
 Answer = Mapping[str, Any] | None
 """The JSON of a process' /health; None: it did not answer."""
@@ -76,23 +75,4 @@ def _channels(details: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 
 def metrics(texts: Sequence[str]) -> str:
     """Expositions of all, each sample with the label `process`; comments of a name once."""
-    lines: list[str] = []
-    told: set[str] = set()
-    by_name: dict[str, list[str]] = {}
-    heads: dict[str, list[str]] = {}
-    for number, text in enumerate(texts, 1):
-        name = ""
-        for line in text.splitlines():
-            if line.startswith("# "):
-                name = line.split(" ", 3)[2]
-                if line not in told:
-                    told.add(line)
-                    heads.setdefault(name, []).append(line)
-                continue
-            sample = _SAMPLE.match(line)
-            if sample is not None:
-                labels = ",".join(part for part in (f'process="{number}"', sample[2]) if part)
-                by_name.setdefault(name, []).append(f"{sample[1]}{{{labels}}} {sample[3]}")
-    for name in dict.fromkeys((*heads, *by_name)):
-        lines += heads.get(name, []) + by_name.get(name, [])
-    return "\n".join(lines) + "\n" if lines else ""
+    return joined(texts)

@@ -149,6 +149,7 @@ class DedupSettings(ServiceSettings):
     # perhaps on a host of its own. 0: this one starts them all, here.
     merge_shards: Annotated[int, Field(ge=1, le=64)] = 1
     merge_shard: Amount = 0
+    merge_parent: Amount = 0  # set by the process that starts them: its id
 
     @model_validator(mode="after")
     def _shard_of_shards(self) -> Self:
