@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from dedup import hour_parts, hours, keyframes, metadata, repair_lake, repair_store
 from dedup.coverage_rows import coverage_records
+from dedup.exchange_note import extra_of, seen_at, seen_now
 from dedup.proof import load_evidence
 from dedup.publication import DAY_US, HOUR_US, Publication
 from dedup.repair_lake import Noted
@@ -68,6 +69,7 @@ class Exporter:
         self._repaired: list[int] = []  # hours with a new version that the lake does not have
         self._head = 0  # newest version of the lake when it was opened
         self._exported_to_us = 0
+        self._seen = ""  # of the exchange, at this moment of export
         self._partitions = Partitions()
         # Gone from production (dedup.retain), never exported again. One set for good: others add.
         self.dropped_days: set[int] = set()
@@ -186,6 +188,7 @@ class Exporter:
         await self.new_versions(conn, names)
         if not final and not self._moment(closed_to_us):
             return None
+        self._seen = await seen_now(conn)
         ready = sorted(
             hour
             for hour in self._dirty
@@ -212,7 +215,7 @@ class Exporter:
     async def new_versions(self, conn: Connection, names: Mapping[int, str]) -> int:
         """Export what a repair changed, whatever the moment; the number of hours."""
         hours_us = [hour for hour in self._repaired if hour in self._dirty]
-        self._repaired = []
+        self._repaired, self._seen = [], ""
         head = await asyncio.to_thread(load_head, self._store) if hours_us else None
         if head is None:
             return 0  # nothing was exported yet: the next moment of export has it all
@@ -256,7 +259,7 @@ class Exporter:
                 rows_dirty |= await keyframes.place(conn, self._partitions, hour) > 0
             known_ns = await self._known_ns(conn, hour, received_ns_max)
             versions = await repair_store.versions_of(conn, hour)
-            extra = {"versions": versions} if versions else None
+            seen = self._seen or await seen_at(conn, hour)
             tables = [*_ROW_TABLES, "markets"] if rows_dirty else []
             for table in (*tables, "coverage"):
                 rows = await self._table(conn, table, hour, closed_to_us, known_ns, names)
@@ -266,7 +269,7 @@ class Exporter:
                     records.append(
                         await asyncio.to_thread(
                             write_hour, self._store, table, hour, rows,
-                            watermark_us=closed_to_us, extra=extra,
+                            watermark_us=closed_to_us, extra=extra_of(table, versions, seen),
                         )
                     )  # fmt: skip
                     self.objects_written += 1
@@ -301,9 +304,10 @@ class Exporter:
             log.error("lost, and production gives other bytes now", object=item.key)
             return
         versions = await repair_store.versions_of(conn, item.hour_us)
+        seen = await seen_at(conn, item.hour_us)
         await asyncio.to_thread(
             write_hour, self._store, item.table, item.hour_us, rows,
-            watermark_us=closed_to_us, extra={"versions": versions} if versions else None,
+            watermark_us=closed_to_us, extra=extra_of(item.table, versions, seen),
         )  # fmt: skip
         log.warning("lost and made again", object=item.key)
 
@@ -425,10 +429,12 @@ class Exporter:
             )
             await conn.execute(
                 "UPDATE lake_hour SET rows_dirty = false, proof_dirty = false,"
+                " exchange = CASE $2::text WHEN '' THEN exchange ELSE $2 END,"
                 " known_ns = CASE known_ns WHEN 0 THEN"
                 " (SELECT max(received_ns_max) FROM merge_state) ELSE known_ns END"
                 " WHERE hour_us = ANY($1::bigint[])",
                 list(ready),
+                self._seen,
             )
             await conn.execute(
                 "UPDATE hour_version SET exported = true"
