@@ -23,10 +23,13 @@ from runtime.clock import Clock
 from runtime.cluster_template import install_root
 from runtime.config import BackupSettings, load
 from runtime.embedded import EmbeddedPostgres
+from runtime.partitions import Partitions
+from runtime.postgres import migrate
 from tests.databases import fresh_database, table_contents
 from tests.dedup_rig import RESULT, make_recordings, run_through
 from tests.dedup_rig import settings as merge_settings
 from tests.gatherer_rows import make_stream
+from tests.pgmatrix.witness import look
 
 PREFIX = "backups/rds/"
 PROGRAMS = install_root() / "bin"
@@ -102,6 +105,34 @@ async def test_a_backup_comes_back_row_by_row(
     assert rows["orderbook_delta"] > 1_000
     tables = (*RESULT, "merge_state", "gatherer_cursor")
     assert await table_contents(target, *tables) == await table_contents(tape, *tables)
+
+
+async def test_what_came_back_is_stored_as_before_and_goes_on(
+    postgres_server: EmbeddedPostgres, tape: str, tmp_path: Path
+) -> None:
+    """Hypertables come back as such: new rows find the old chunks, or make one."""
+    store = LocalStore(tmp_path)
+    there = await back_up(asked(tape, str(tmp_path)), store, Clock(0))
+    target = await empty_database(postgres_server, "back_goes_on")
+    await restore(there, store, PROGRAMS, target)
+    before, after = await asyncpg.connect(tape), await asyncpg.connect(target)
+    try:
+        assert await look(after) == await look(before) is not None
+        assert await migrate(after, "production") == []
+        parts = "SELECT count(DISTINCT tableoid) FROM trade"
+        had = await after.fetchval(parts)
+        day = "SELECT min(exchange_ts) + $1 * INTERVAL '2 days' FROM trade"
+        for later in (0, 1):
+            at = await after.fetchval(day, later)
+            us = int(at.timestamp()) * 1_000_000
+            await Partitions().ensure(after, "trade", us, us, "day")
+            await after.execute(
+                "INSERT INTO trade VALUES ($1, 0, gen_random_uuid(), 1, 1, 1, 1, 0, 0, 1)", at
+            )
+            assert await after.fetchval(parts) == had + later
+    finally:
+        await before.close()
+        await after.close()
 
 
 async def test_verification_by_restore_counts_every_table(
