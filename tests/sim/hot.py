@@ -132,7 +132,8 @@ class HotServer(Server):
         if "pg_snapshot_xmax" in sql:
             return str(tx.snapshot[2])
         if "min(max_received_ns)" in sql:
-            return min((b.max_ns for b in self._seen(tx)), default=None)
+            assert sql.endswith("WHERE max_received_ns > 0"), sql
+            return min((b.max_ns for b in self._seen(tx) if b.max_ns > 0), default=None)
         if "max(batch_id)" in sql:
             return max((b.batch_id for b in self._seen(tx)), default=0)
         raise NotImplementedError(f"the simulated database does not know {sql!r}")

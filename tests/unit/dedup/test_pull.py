@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+import sqlite3
+from typing import Any
 
-from dedup.pull import _Chosen, in_order
+import numpy as np
+import pytest
+
+from dedup.pull import Position, _Chosen, _moved, in_order
+from marketdata.errors import StorageError
 from marketdata.rows import DELTA_ROW
 
 
@@ -55,3 +60,35 @@ def test_batches_without_a_hole_are_a_range() -> None:
 def test_batches_with_a_hole_are_named_one_by_one() -> None:
     """A row of a batch that is visible but not yet decided must not slip in through a range."""
     assert _chosen(3, 5).condition.endswith("AND batch_id = ANY('{3,5}'::integer[])")
+
+
+class Batches:
+    """A cluster with batches of these stamps, as far as finding a replacement asks."""
+
+    def __init__(self, *stamps_ns: int) -> None:
+        self.held = sqlite3.connect(":memory:")
+        self.held.execute("CREATE TABLE ingest_batch (batch_id INTEGER, max_received_ns INTEGER)")
+        rows = list(enumerate(stamps_ns, 1))
+        self.held.executemany("INSERT INTO ingest_batch VALUES (?, ?)", rows)
+
+    async def fetchval(self, sql: str) -> Any:
+        return self.held.execute(sql).fetchone()[0]
+
+
+@pytest.mark.parametrize(
+    ("stamps_ns", "replaced"),
+    [((), None), ((600,), 1), ((0,), 1), ((0, 600), 1), ((400, 450, 500, 600), 0)],
+)
+async def test_a_cluster_that_began_empty_is_told_from_a_copy(
+    stamps_ns: tuple[int, ...], replaced: int | None
+) -> None:
+    """Also one that ended before it had received anything: seed 164 of the simulation."""
+    before = Position(system_identifier=1, last_batch_id=3, received_ns=500)
+    found = await _moved(Batches(*stamps_ns), 2, before)  # type: ignore[arg-type]
+    assert (None if found is None else found.replaced) == replaced
+
+
+async def test_a_cluster_set_back_to_an_older_copy_is_refused() -> None:
+    before = Position(system_identifier=1, last_batch_id=3, received_ns=500)
+    with pytest.raises(StorageError):
+        await _moved(Batches(0, 400), 2, before)  # type: ignore[arg-type]

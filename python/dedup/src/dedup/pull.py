@@ -266,13 +266,16 @@ async def _moved(conn: Connection, here: int, position: Position) -> Position | 
     as long as nothing is in it.
 
     A copy goes on by batch id. One whose first batch was received after all that was read began
-    empty: it is read from its beginning, and what was not read of the former one is lost.
+    empty: it is read from its beginning, and what was not read of the former one is lost. So did
+    one that has received nothing yet: the batches of such a gatherer bear the stamp 0.
     """
     newest = await conn.fetchval("SELECT coalesce(max(batch_id), 0) FROM ingest_batch")
-    first_ns = await conn.fetchval("SELECT min(max_received_ns) FROM ingest_batch")
-    if first_ns is None:
+    first_ns = await conn.fetchval(
+        "SELECT min(max_received_ns) FROM ingest_batch WHERE max_received_ns > 0"
+    )
+    if not newest:
         return None
-    if position.received_ns and first_ns > position.received_ns:
+    if position.received_ns and (first_ns is None or first_ns > position.received_ns):
         return Position(here, replaced=position.replaced + 1)
     last = position.last_batch_id
     if newest < last:
