@@ -202,6 +202,17 @@ class DedupHost:
         process.on_death.append(died)
         process.start(pipeline.run(), ended)
 
+    def doom(self, steps: tuple[tuple[int, bool], ...]) -> None:
+        """The newest process dies at its n-th effect from now; the others are those after it."""
+        process = self.processes[-1] if self.processes else None
+        if process is None or process.dead or not steps:
+            return
+        self.story.fault("doomed_at_rest", process.name)
+        for place, (number, after) in enumerate(steps):
+            at = number if place else process.steps + number
+            for fates_of in (self.fates, self.read_fates):
+                fates_of[at] = ("crash", after)
+
     def kill(self, name: str) -> None:
         """All processes die now."""
         for process in self.processes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gatherer.feed import FeedConnection, FeedSettings
@@ -92,6 +92,7 @@ class Host:
         self.off_until_s = 0.0
         self.closing = False
         self.settled = False
+        self.at_rest: Callable[[], None] = lambda: None  # called when it has settled
         self.failures: list[BaseException] = []
         self.fates: dict[int, tuple[str, bool]] = _fates(
             self.plan.crashes_step, self.plan.line_cuts
@@ -315,6 +316,7 @@ class _Life:
             host.settled = True
             self.process.on_death.remove(host._died)
             host.story.tell(self.process.name, "has committed everything and ends")
+            host.at_rest()
         self.process.kill("a clean end")
 
 

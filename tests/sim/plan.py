@@ -67,6 +67,7 @@ class DedupPlan:
     pull_rows: int  # most rows of one read
     read_ms: tuple[int, int]  # how long an answer of a gatherer's database takes
     crashes_at_end: tuple[float, ...]  # after the gatherers were asked to stop for good
+    crashes_at_rest: tuple[tuple[int, bool], ...]  # at the n-th effect after all had stopped
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,8 @@ def _gatherer(seed: int, number: int, seconds: float, *, calm: bool) -> Gatherer
     rng, hit = dice.rng, dice.hit
     more = _Dice(seed, f"more{number}", seconds, calm=calm)  # drawn later than the others
     replaced_at = more.at(0.3, 0.8) if more.hit(0.05) else None
+    answers_s = round(more.rng.uniform(0.5, 2.5), 3) if more.hit(0.2) else 0.0
+    away_for_long = more.some(0.08, 1, lambda: more.span(20, 35))
     slow_net = hit(0.15)
     return GathererPlan(
         start_s=round(rng.uniform(0, 12), 3) if hit(0.4) else 0.0,
@@ -191,7 +194,7 @@ def _gatherer(seed: int, number: int, seconds: float, *, calm: bool) -> Gatherer
         away=dice.span(18, 45) if hit(0.07) else None,
         replaced_at=replaced_at if hit(1.0) else None,  # a draw of old, so that the others stay
         spool_lost_at=dice.at(0.2, 0.9) if hit(0.06) else None,
-        database_down=dice.some(0.25, 2, lambda: dice.span(1, 15)),
+        database_down=dice.some(0.25, 2, lambda: dice.span(1, 15)) + away_for_long,
         line_cuts=dice.steps(0.35, 3, 400),
         slow_commits=round(rng.uniform(0.5, 6), 3) if hit(0.25) else 0.02,
         disk_ms=(50, 900) if hit(0.15) else (1, 12),
@@ -201,7 +204,7 @@ def _gatherer(seed: int, number: int, seconds: float, *, calm: bool) -> Gatherer
         ),
         flush_ms=rng.choice((500, 1_000, 1_000, 2_000)),
         segment_bytes=rng.choice((20_000, 60_000, 1_000_000)),
-        answers_s=round(more.rng.uniform(0.5, 2.5), 3) if more.hit(0.2) else 0.0,
+        answers_s=answers_s,
     )
 
 
@@ -226,4 +229,5 @@ def _dedup(seed: int, seconds: float, *, calm: bool) -> DedupPlan:
         pull_rows=rng.choice((20, 200, 50_000)),
         read_ms=(5, 400) if hit(0.2) else (1, 5),
         crashes_at_end=more.some(0.2, 2, lambda: round(more.rng.uniform(0.2, 8), 3)),
+        crashes_at_rest=more.steps(0.25, 4, 60),
     )

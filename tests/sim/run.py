@@ -145,6 +145,7 @@ def tell_many(first: int, count: int, processes: int) -> int:
 EXPECTED = (
     "clean_stop", "clock_offset", "clock_step", "commit_after_the_end", "commit_result_unknown",
     "crash_at_effect", "crash_at_time", "dedup_crash_at_end", "dedup_crash_at_time", "disk_error",
+    "doomed_at_rest",
     "fenced", "frames_lost", "hanging_transaction", "host_away", "host_replaced",
     "hot_database_down", "late_start", "line_cut_after_effect", "line_cut_before_effect",
     "lock_lost", "lock_wait", "market_moved", "partition", "partition_held", "production_down",

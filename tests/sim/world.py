@@ -137,6 +137,7 @@ class _Builder:
         world, plan = self.world, self.world.plan
         tasks = [asyncio.create_task(self.exchange.run()), asyncio.create_task(self._discover())]
         for host in self.hosts:
+            host.at_rest = self._at_rest
             self.loop.call_later(host.plan.start_s, host.start)
             self._time_faults(host)
         self.loop.call_later(plan.dedup.start_s, self.dedup.start)
@@ -228,6 +229,11 @@ class _Builder:
         server = host.database
         server.go_down()
         self.loop.call_at(until_s, setattr, server, "is_down", False)
+
+    def _at_rest(self) -> None:
+        """A gatherer has stopped for good; behind the last one the deduplicator may still die."""
+        if all(host.settled for host in self.hosts):
+            self.dedup.doom(self.world.plan.dedup.crashes_at_rest)
 
     def _dedup_faults(self) -> None:
         plan, at = self.world.plan.dedup, self.loop.call_at
