@@ -16,6 +16,7 @@ help:
 	@echo "make acceptance  every recorded capture and twenty made-up exchanges (about an hour)"
 	@echo "make bench       speed and size as ratios (add ARGS=--json)"
 	@echo "make bench-dedup the deduplicator: limit, naive peer, memory, backlog (about 25 minutes, 20 GB)"
+	@echo "make bench-latency from receipt to the row in production at 5,000 events/s (about 4 minutes)"
 	@echo "make bench-live  a whole gatherer under steady rates: loss, lag, cost (about 12 minutes)"
 	@echo "make scale       100,000 markets, 50 opening and closing a second (about 20 minutes)"
 	@echo "make soak        thirty minutes at 5,000 frames/s and a picture of what might grow"
@@ -89,4 +90,6 @@ clean:
 -include tests/pgmatrix/pgmatrix.mk
 -include tests/faults/faults.mk
 -include tests/sim/sim.mk
+-include tests/bench/latency.mk
+-include tests/bench/shards.mk
 -include tests/acceptance/trials.mk

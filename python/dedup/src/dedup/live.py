@@ -24,16 +24,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from dedup.publication import Publication
 from dedup.runs import Standing
 from dedup.tape_rows import Rows
 from marketdata.book import level_constants
-from marketdata.live import Event, Line, Place, Row, RunKey, last_id
+from marketdata.live import Event, Follower, Line, Place, Row, RunKey, last_id
 from marketdata.rows import ControlKind, GathererBatch, SnapshotVerdict
 from runtime.pgcopy import CopyLayout
 
@@ -150,6 +151,9 @@ class Keeper:
         self._cold = dict(tails)  # ends of markets that nothing was heard of yet
         self._lines: dict[str, Line] = {}
         self._names: list[dict[int, str]] = [{} for _ in range(gatherers)]
+        self._pairs: list[dict[int, tuple[str, Line, Follower, RunKey]]] = [
+            {} for _ in range(gatherers)
+        ]
         self._waiting: set[str] = set()  # tickers with something given out and not yet on the tape
         self._made: list[tuple[int, int, Event]] = []  # market id, epoch, event
         self._behind: set[int] = set()  # markets that are not written before the next commit
@@ -170,17 +174,19 @@ class Keeper:
                 ticker := names.get(control.market_id)
             ):
                 self._line(ticker).cut((g, control.run_id), control.seq + 1)
-        lines: dict[int, Line] = {}
-        for market, run, row in _rows(batch.deltas):
-            line = lines.get(market)
-            if line is None:
-                ticker = names.get(market)
+        pairs = self._pairs[g]
+        for key, row in _rows(batch.deltas):
+            pair = pairs.get(key)
+            if pair is None:
+                ticker = names.get(key >> 32)
                 if ticker is None:
                     continue
-                line = lines[market] = self._line(ticker)
-            event = line.heard((g, run), row, self.next_id)
+                run, line = (g, key & 0xFFFF_FFFF), self._line(ticker)
+                pair = pairs[key] = ticker, line, line.follower(run), run
+            ticker, line, follower, run = pair
+            event = line.took(follower, run, row, self.next_id)
             if event is not None:
-                self._give(names[market], line, [event])
+                self._give(ticker, line, (event,))
         self._sweep(batch.max_received_ns)
 
     def not_heard(self, batch: GathererBatch) -> None:
@@ -248,6 +254,8 @@ class Keeper:
         for market, ticker, _ in made.new_markets:
             self._ids[ticker], self._tickers[market] = market, ticker
         settled = Settled()
+        for pairs in self._pairs:  # runs may go
+            pairs.clear()
         if len(made.deltas):
             self._compare(made.deltas, settled)
         for market, state in made.tails.items():
@@ -339,25 +347,20 @@ class Keeper:
 _COMPARED: Final = ("market_id", "epoch", "market_seq", "side", "price", "delta", "book_hash")
 
 
-def _rows(deltas: Rows) -> Iterable[tuple[int, int, Row]]:
-    """(the gatherer's market id, run, row) in the order of the batch."""
+def _rows(deltas: Rows) -> Iterable[tuple[int, Row]]:
+    """(the gatherer's market id and run in one number, row) in the order of the batch."""
     if not len(deltas):
-        return
+        return ()
     delta = np.ascontiguousarray(deltas["delta"])
-    with np.errstate(over="ignore"):
-        step = level_constants(deltas["side"], deltas["price"]) * delta.view(np.uint64)
-        before = (deltas["book_hash"] - step).tolist()
-    columns = (
-        deltas[n].tolist()
-        for n in (
-            "market_id", "run_id", "seq", "side", "price", "delta", "book_hash", "flags",
-            "exchange_us", "received_ns",
-        )
-    )  # fmt: skip
-    for market, run, seq, side, price, change, after, flags, us, ns, h in zip(
-        *columns, before, strict=True
-    ):
-        yield market, run, Row(seq, side, price, change, h, after, flags, us, ns)
+    step = level_constants(deltas["side"], deltas["price"]) * delta.view(np.uint64)
+    columns: dict[str, npt.NDArray[Any]] = {
+        name: deltas[name] for name in Row._fields if name in (deltas.dtype.names or ())
+    }
+    columns["h_after"] = deltas["book_hash"]
+    columns["h_before"] = deltas["book_hash"] - step
+    key = deltas["market_id"].astype(np.int64) << 32 | deltas["run_id"]
+    rows = map(Row._make, zip(*(columns[name].tolist() for name in Row._fields), strict=True))
+    return zip(key.tolist(), rows, strict=True)
 
 
 __all__ = ["LIVE_COPY", "LIVE_ROW", "Keeper", "RunKey", "Settled"]

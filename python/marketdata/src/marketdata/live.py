@@ -24,8 +24,10 @@ Does not do: many markets (dedup.live), SQL, deciding what is true: the tape doe
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from marketdata.rows import DeltaFlag
@@ -84,10 +86,11 @@ class Follower:
     last_seq: int = -1
     cuts: list[int] = field(default_factory=list)  # nothing follows over one of these
     unheard_seq: int = -1  # up to here rows may be missing among `rows`
+    again: bool = False  # its rows are to be counted again
 
     def stand(self) -> None:
         """Count from the place again."""
-        place = self.place
+        place, self.again = self.place, True
         if place is None or place.last_seq < self.unheard_seq:
             self.position = -1
         else:
@@ -118,8 +121,14 @@ class Line:
 
     def heard(self, key: RunKey, row: Row, next_id: int) -> Event | None:
         """A run's next row; the event that is given out for it, if it is proven."""
-        follower = self.follower(key)
-        follower.rows.append(row)
+        return self.took(self.follower(key), key, row, next_id)
+
+    def took(self, follower: Follower, key: RunKey, row: Row, next_id: int) -> Event | None:
+        """`heard` of a run that was looked up before."""
+        rows = follower.rows
+        if rows and row.seq <= rows[-1].seq:
+            return None  # a repeat, which the merge skips too
+        rows.append(row)
         return self._step(follower, key, row, next_id)
 
     def follower(self, key: RunKey) -> Follower:
@@ -144,7 +153,7 @@ class Line:
 
     def _step(self, follower: Follower, key: RunKey, row: Row, next_id: int) -> Event | None:
         if follower.position < 0 or row.seq <= follower.last_seq:
-            return None  # not placed, or a repeat, which the merge skips too
+            return None  # not placed, or before its place
         cut = bool(follower.cuts) and row.seq >= min(follower.cuts)
         if cut or row.flags & BAD_FLAGS or row.h_before != follower.h:
             follower.position = -1
@@ -216,22 +225,27 @@ class Line:
         fits = epoch == self.epoch and count == self.count and h_end == self.h_end
         if self.pending and not fits:
             gone = self.withdraw()
+        steady = fits and not self.why
         self.epoch, self.count, self.h_end = epoch, count, h_end
         if not self.pending:
             self.h_live = h_end
-        self._place(places)
+        self._place(places, steady=steady)
         self.paused = max(0, self.paused - 1)
         self.why = silent or ("contradicted before" if self.paused else "")
         return self.again(next_id), gone
 
-    def _place(self, places: Iterable[Place]) -> None:
+    def _place(self, places: Iterable[Place], *, steady: bool) -> None:
+        """`steady`: the line goes on; a run that stands where it was counted to goes on, too."""
         known = {(p.gatherer, p.run_id): p for p in places}
         for key, place in known.items():
             follower = self.follower(key)
-            follower.rows = [r for r in follower.rows if r.seq > place.last_seq]
+            rows = follower.rows
+            del rows[: bisect_right(rows, place.last_seq, key=_seq)]
             follower.cuts = [seq for seq in follower.cuts if seq > place.last_seq]
             follower.place = place
-            follower.stand()
+            counted = follower.position - len(rows) == place.position >= 0
+            if not (steady and counted and (rows[0].h_before if rows else follower.h) == place.h):
+                follower.stand()
         for key, follower in list(self.followers.items()):
             if key not in known:
                 follower.place, follower.position = None, -1
@@ -245,7 +259,8 @@ class Line:
             self.end("behind" if behind else "no run is placed")
         made: list[Event] = []
         for key, follower in sorted(self.followers.items()):
-            for row in follower.rows if follower.position >= 0 else ():
+            redo, follower.again = follower.again and follower.position >= 0, False
+            for row in follower.rows if redo else ():
                 event = self._step(follower, key, row, next_id + len(made))
                 if event is not None:
                     made.append(event)
@@ -271,6 +286,9 @@ class Line:
         for follower in self.followers.values():
             follower.stand()
         return self.again(next_id)
+
+
+_seq = attrgetter("seq")
 
 
 def _same(one: Row, other: Row) -> bool:

@@ -157,7 +157,7 @@ class DedupSettings(ServiceSettings):
             raise ValueError(f"merge_shard {self.merge_shard} of {self.merge_shards} processes")
         return self
 
-    poll_ms: Count = 250
+    poll_ms: Count = 100
     live: bool = True  # proven events are in production before their window closes (live_delta)
     final: bool = False
     production_retain_days: Amount = 0  # rows in production, once verified in the lake; 0: for ever
