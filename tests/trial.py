@@ -212,6 +212,7 @@ class Recorder:
         self.received = np.zeros(stream.us.size, bool)
         self.stretches: list[tuple[int, int, int]] = []  # (connection, first event, end) of a run
         self.next_run, self.conn, self.latest_us = 1, 0, 0
+        self.shown_us = np.zeros(1, np.int64)  # latest time before the n-th event of this run
         if (former := tweaks.get("ids_after")) is not None:
             self.next_run, self.conn, self.offset_ns = (
                 former.next_run, former.conn, former.offset_ns,
@@ -314,7 +315,7 @@ class Recorder:
             running = self._before(index, h, base, m, at) - base[m]
             self.snapshots.append(
                 SnapshotRow(
-                    self.latest_us, self._ns_before(at), 0,
+                    int(self.shown_us[at + 1]), self._ns_before(at), 0,
                     running & MASK, m + 1, run_id, int(seqs[at]), 1, 0, 0, EMPTY,
                 )
             )  # fmt: skip
@@ -402,8 +403,8 @@ class Recorder:
         relative = np.array(base, np.uint64)[s.market[index]] if index.size else rows["book_hash"]
         rows["book_hash"][floating] -= relative[floating]
         rows["flags"][floating] |= int(DeltaFlag.FLOATING)
-        if index.size:
-            self.latest_us = max(self.latest_us, int(us.max()))
+        self.shown_us = np.maximum.accumulate(np.concatenate(([self.latest_us], us)))
+        self.latest_us = int(self.shown_us[-1])
         self.rows.append(rows[~(floating & (s.kind[index] == 1))])
 
     def _snaps(
@@ -425,7 +426,7 @@ class Recorder:
             running = now if m in freed else (now - base[m]) & MASK if n_before else 0
             self.snapshots.append(
                 SnapshotRow(
-                    self.latest_us, ns, true_now, running, m + 1, run_id, seq + m, 1,
+                    int(self.shown_us[n_before]), ns, true_now, running, m + 1, run_id, seq + m, 1,
                     1 if m in freed else 0, 0, FULL if true_now else EMPTY,
                 )
             )  # fmt: skip
