@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from dedup.pipeline import Pipeline
+from dedup.publish import EXPORT_LOCK
 from marketdata.errors import ConfigError
 from marketdata.share import Share
 from runtime.embedded import EmbeddedPostgres
-from runtime.postgres import connect
+from runtime.postgres import Connection, connect
 from tests.databases import fresh_database
 from tests.dedup_rig import (
     Recordings,
@@ -31,6 +33,10 @@ from tests.gatherer_rows import Stream, make_stream
 
 EVENTS = 400
 PATIENCE_S = 1_000  # nobody is given up
+HELD = (
+    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint = $1"
+    " AND mode = 'ExclusiveLock' AND pid = pg_backend_pid()"
+)
 
 
 def hours_of_events(seed: int) -> Stream:
@@ -83,7 +89,16 @@ async def test_three_mergers_make_the_lake_of_one(
     one = await alone(postgres_server, made, tmp_path / "one")
     production = await fresh_database(postgres_server, "production")
     mergers = shards(made, production, tmp_path / "three", 3)
+    held: list[int] = []
+    look = mergers[0].exporter.look_again
+
+    async def looked(conn: Connection) -> None:
+        held.append(await conn.fetchval(HELD, EXPORT_LOCK))
+        await look(conn)
+
+    mergers[0].exporter.look_again = looked  # type: ignore[method-assign]
     await run_all(mergers)
+    assert held[-1] == 1, "what is dirty was read before the others had to wait"
     files = lake(tmp_path / "one")
     assert sum("orderbook_deltas" in key for key in files) > 1, "one hour only"
     assert sum("coverage" in key for key in files) > 1
@@ -116,6 +131,7 @@ async def _published(production: str, shard: int) -> None:
     await conn.close()
 
 
+@pytest.mark.skipif("SHARDS_LONG" not in os.environ, reason="long: make test-shards")
 async def test_killed_and_doubled_mergers_leave_no_trace(
     postgres_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:

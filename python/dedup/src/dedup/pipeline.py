@@ -282,7 +282,8 @@ class Pipeline:
         }
         await self.publisher.commit(made, identifiers, self.live.closed(made))
         self.live.committed()
-        self.exporter.published(made)
+        if self.together.share.first:
+            self.exporter.published(made)
         self.tally.published(made)
         self.exchange.published(made.named_states, made.counts)
         await self._tell_stored(made)
@@ -371,6 +372,8 @@ class Pipeline:
             with broken_once_failed(conn):
                 names = await self._names(conn)
                 async with self.together.by_itself(conn):
+                    if not self.together.share.alone:  # what is dirty now stays so until noted
+                        await self.exporter.look_again(conn)
                     await self.exporter.export(
                         conn, level.closed_to_us, level.received_ns_max, names, final=final
                     )
