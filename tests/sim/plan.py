@@ -68,6 +68,8 @@ class DedupPlan:
     read_ms: tuple[int, int]  # how long an answer of a gatherer's database takes
     crashes_at_end: tuple[float, ...]  # after the gatherers were asked to stop for good
     crashes_at_rest: tuple[tuple[int, bool], ...]  # at the n-th effect after all had stopped
+    memory_windows: int  # as dedup.union.MEMORY_WINDOWS: how long trades are remembered
+    publish_windows: int  # as dedup.flow.PUBLISH_WINDOWS: most windows of one publication
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ def _dedup(seed: int, seconds: float, *, calm: bool) -> DedupPlan:
     dice = _Dice(seed, "dedup", seconds, calm=calm)
     rng, hit = dice.rng, dice.hit
     more = _Dice(seed, "more", seconds, calm=calm)
+    piecemeal = not calm and _rarely(seed, "piecemeal", 0.15, (True,), False)
     backup = dice.at(0.2, 0.6)
     return DedupPlan(
         start_s=dice.at(0.1, 0.9) if hit(0.2) else 0.0,
@@ -226,8 +229,10 @@ def _dedup(seed: int, seconds: float, *, calm: bool) -> DedupPlan:
         else None,
         second_at=dice.at() if hit(0.12) else None,
         lock_lost_at=dice.at(0.3, 0.9) if hit(0.12) else None,
-        pull_rows=rng.choice((20, 200, 50_000)),
-        read_ms=(5, 400) if hit(0.2) else (1, 5),
+        pull_rows=min(rng.choice((20, 200, 50_000)), 20 if piecemeal else 50_000),
+        read_ms=(5, 400) if hit(0.2) or piecemeal else (1, 5),
         crashes_at_end=more.some(0.2, 2, lambda: round(more.rng.uniform(0.2, 8), 3)),
-        crashes_at_rest=more.steps(0.25, 4, 60),
+        crashes_at_rest=more.steps(1 if piecemeal else 0.25, 4, 60),
+        memory_windows=_rarely(seed, "memory", 0.3, (1, 2, 3), 24),
+        publish_windows=1 if piecemeal else 200,
     )

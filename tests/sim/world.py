@@ -25,6 +25,7 @@ import dedup.flow
 import dedup.pipeline
 import dedup.publish
 import dedup.readers
+import dedup.union
 import gatherer.feed
 import gatherer.hot_database
 import gatherer.intake
@@ -326,6 +327,9 @@ def replaced(builder: _Builder, seed: int) -> Iterator[None]:
 def play(seed: int) -> World:
     """The world of a seed, at rest."""
     loop = VirtualLoop()
+    limits = FaultPlan.draw(seed).dedup  # they stay until the next play: checkers merge once more
+    dedup.union.MEMORY_WINDOWS = limits.memory_windows  # type: ignore[misc]
+    dedup.flow.PUBLISH_WINDOWS = limits.publish_windows  # type: ignore[misc]
     gc.disable()  # what is dropped is dropped at the same place every time
     try:
         builder = _Builder(seed, loop)
