@@ -17,7 +17,7 @@ from marketdata.evidence import Evidence, Seen
 from runtime.embedded import EmbeddedPostgres
 from runtime.health import Health, HealthServer
 from runtime.metrics import Metrics
-from tape.status import channels, exchange, merged, reasons, seen_by, suspected
+from tape.status import MERGER, channels, exchange, merged, mergers, reasons, seen_by, suspected
 from tests.databases import fresh_database
 
 CLOSED_US = 1_700_000_000_000_000
@@ -133,6 +133,14 @@ def test_what_was_seen_of_the_exchange_is_told_by_pair_and_of_replies() -> None:
     assert (exchange(told)[1]["gatherers"], exchange(told)[1]["mode"]) == (
         "get_snapshot", "unproven",
     )  # fmt: skip
+
+
+def test_mergers_that_share_the_markets_have_a_line_each() -> None:
+    first, second = mergers({"mergers": [{"windows": 3, "waiting_for": ""}, None]})
+    assert (first["merger"], first["windows"], first["waiting_for"]) == (1, 3, "")
+    assert (second["merger"], second["waiting_for"]) == (2, "does not answer")
+    assert set(first) == set(second) == {"merger", *MERGER}
+    assert mergers({}) == []
 
 
 def test_witnesses_are_shares_of_all_events() -> None:

@@ -149,6 +149,18 @@ def merged(merge: Row) -> Rows:
     ]
 
 
+MERGER: Final = ("windows", "closed_to", "rows_merged", "rows_merged_per_s", "waiting_for")
+
+
+def mergers(merge: Row) -> Rows:
+    """The processes that share the markets, where one service has several (docs/mergers.md)."""
+    silent: Row = {"waiting_for": "does not answer"}
+    return [
+        {"merger": number, **{name: (told or silent).get(name) for name in MERGER}}
+        for number, told in enumerate(merge.get("mergers", ()), 1)
+    ]
+
+
 def suspected(merge: Row) -> Rows:
     """Gatherers that the others contradicted, since the tape began: any line is an alert."""
     return [
@@ -305,6 +317,7 @@ def _tell(found: Row) -> None:
     parts: list[tuple[str, Rows]] = [
         ("not well", found["reasons"]),
         ("gatherers", merged(found["merge"])),
+        ("mergers", mergers(found["merge"])),
         ("contradicted by the other gatherers", suspected(found["merge"])),
         ("the exchange as seen", exchange(found["merge"])),
         ("channels", found["channels"]),
