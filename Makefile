@@ -90,7 +90,6 @@ clean:
 -include tests/pgmatrix/pgmatrix.mk
 -include tests/faults/faults.mk
 -include tests/sim/sim.mk
--include tests/bench/shards.mk
 -include tests/bench/latency.mk
 -include tests/bench/shards.mk
 -include tests/acceptance/trials.mk
