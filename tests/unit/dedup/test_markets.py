@@ -167,3 +167,26 @@ def test_a_run_that_begins_at_the_very_end_of_a_window_waits_for_the_others(rest
     assert counts["quarantined_rows"] == 0 or counts["late_rows"] == counts["quarantined_rows"]
     named = ("merged_rows", "duplicate_rows", "quarantined_rows", "skipped_rows")
     assert counts["rows_in"] == sum(counts[n] for n in named)
+
+
+def test_a_run_that_begins_at_the_windows_end_with_what_another_shows_is_its_witness() -> None:
+    """Seed 247 of the simulation: it was taken with the next window, and was late there."""
+    hands = [Hand(0), Hand(1)]
+    for hand in hands:
+        hand.start(0)
+    book = {100_000: 500}
+    hands[0].snap("A", book)
+    for ms in range(100, 1_900, 300):
+        hands[0].delta(ms, "A", 200_000, 100)
+    for hand in hands:
+        hand.delta(1_999.5, "A", 300_000, 100)
+        hand.delta(2_300, "B", 300_000, 100)
+    hands[1].snap("A", {**book, 200_000: 600, 300_000: 100})
+    for hand in hands:
+        for ms in range(2_400, 5_000, 200):
+            hand.delta(ms, "A", 10_000 * (ms // 200), 100)
+        hand.stop()
+    outputs = merge(*hands)
+    rows = np.concatenate([o.deltas[o.deltas["price"] == 300_000] for o in outputs])
+    assert rows["sources"][rows["exchange_us"] == us(1_999.5)].tolist() == [0b11]
+    assert [q.reason for o in outputs for q in o.quarantine if q.ticker == "A"] == []

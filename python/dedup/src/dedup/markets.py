@@ -44,7 +44,12 @@ class MarketWindow(QuietRuns):
 
     def run(self, given: list[PairRows], ahead: dict[tuple[int, int], SnapshotRow]) -> None:
         """Take the window's rows of this market in; afterwards the market stands at its end."""
-        for item in [i for i in given if not self._held_back(i)]:
+        late = {id(i) for i in given if self._begins_at_the_end(i)}
+        others = [i for i in given if id(i) not in late]
+        held = [i for i in given if id(i) in late and not any(_shows(o, i.rows[0]) for o in others)]
+        for item in held:
+            self._pair(item.run).held = item.rows.tobytes()
+        for item in (i for i in given if not any(i is one for one in held)):
             self._draft(item, ahead.get((item.run.gatherer, item.run.run_id)))
         base = self._base()
         tail = base.events if base is not None else no_events()
@@ -69,10 +74,10 @@ class MarketWindow(QuietRuns):
         self._settle_quiet()
         self._behind(tail, tail_masks, base)
 
-    def _held_back(self, item: PairRows) -> bool:
+    def _begins_at_the_end(self, item: PairRows) -> bool:
         """A run that begins at the window's very end is taken with the next window, unless all
-        times are proven equal: by the others' times its place may lie in that one, and what they
-        show there comes before it.
+        times are proven equal or another run shows its first row here: by the others' times its
+        place may lie in that one, and what they show there comes before it.
         """
         rows, pairs = item.rows, self.market.pairs
         if self.market.epoch == 0 or item.snapshots or not rows.size:
@@ -82,10 +87,7 @@ class MarketWindow(QuietRuns):
         known = any((p.gatherer, p.run_id) == (item.run.gatherer, item.run.run_id) for p in pairs)
         if known or self.ctx.times.end_of(item.run, self.index) is not None:
             return False
-        if self._exact({p.gatherer for p in pairs} | {item.run.gatherer}):
-            return False
-        self._pair(item.run).held = rows.tobytes()
-        return True
+        return not self._exact({p.gatherer for p in pairs} | {item.run.gatherer})
 
     def _exact(self, gatherers: set[int]) -> bool:
         """Rule 10: are equal times and order of all these gatherers proven?"""
@@ -393,6 +395,14 @@ class MarketWindow(QuietRuns):
             )
         elif len(draft.piece.events) == 0 and pair.standing == Standing.PENDING:
             pair.keyframe = frame
+
+
+def _shows(item: PairRows, row: np.void) -> bool:
+    """Whether a run has this row, at this time, in this window."""
+    same = np.ones(item.rows.size, bool)
+    for name in ("exchange_us", "side", "price", "delta"):
+        same &= item.rows[name] == row[name]
+    return bool(same.any())
 
 
 def _book_at(segment: Segment, index: int) -> int:
