@@ -463,6 +463,29 @@ def test_rows_of_a_new_run_before_the_end_of_the_tape_are_late_and_the_rest_is_p
     assert reasons(merged) == [(1, 0, 5, "late")]
 
 
+@pytest.mark.parametrize("margin", [0, 1, 3])
+def test_what_was_before_an_epoch_without_events_does_not_come_after_its_first(
+    margin: int,
+) -> None:
+    """Seen in the simulation: the epoch had begun with a book, its first events came from the run
+    that began it, and a late run's earlier events, or all of it a second time, went behind them."""
+    truth = plain(20)
+    step = int(truth.us[1] - truth.us[0])
+    began_us = int(truth.us[5])
+    base = Base(
+        0, int(truth.h_after[4]), 0, begun_us=(began_us - margin * step, began_us + margin * step)
+    )
+    live = piece(truth, 5, 12, 0, position=0)
+    merged = merge(base, live, piece(truth, 2, 12, 1))
+    assert [prices(s.events) for s in merged.segments] == [prices(truth)[5:12]]
+    assert reasons(merged) == [(1, 0, 3, "late")]
+    merged = merge(base, live, piece(truth, 2, 5, 1, open_end=False))
+    assert [prices(s.events) for s in merged.segments] == [prices(truth)[5:12]]
+    assert reasons(merged) == [(1, 0, 3, "late")]
+    alone = merge(base, piece(truth, 2, 12, 1))
+    assert [prices(s.events) for s in alone.segments if len(s.events)] == [prices(truth)[5:12]]
+
+
 def test_rule_6_counts_what_was_late_of_a_run() -> None:
     """Two of its events are on the tape already: the rest stands two further from the last run of
     the connection than seq says. It was refused, a healthy gatherer with it (extreme trials)."""

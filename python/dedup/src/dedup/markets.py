@@ -156,7 +156,9 @@ class MarketWindow(QuietRuns):
             tail_events(market.tail) if market.tail is not None else (no_events(), list[int]())
         )
         former = {(g, c): (position, seq) for g, c, position, seq in market.former}
-        return Base(market.count, market.h_end, market.last_us, events, masks, former)
+        from_us = market.epoch_from_us
+        begun_us = from_us - self.ctx.settings.engine_skew_us, from_us
+        return Base(market.count, market.h_end, market.last_us, events, masks, former, begun_us)
 
     def _append(self, segment: Segment, starts: dict[int, int]) -> None:
         """Put a segment's new events onto the tape, with or without a new epoch (rule 7)."""

@@ -233,6 +233,8 @@ class _Attempt:
         """Leading events of a new run that lie before the end of the tape and are not kept."""
         if self.base is None:
             return 0
+        if self.base.count == 0:
+            return self.base.before_epoch(events)
         timed = (events.flags & UNTIMED) == 0
         old = np.flatnonzero(timed & (events.us <= self.base.last_us))
         if old.size == 0:

@@ -51,6 +51,7 @@ class Base:
     `events`: those already on the tape that some continuing run has not shown yet (usually none);
     `witnesses`: their source masks. `count`: events of the epoch on the tape, `events` included.
     `former`: (gatherer, connection) -> (position, seq_to) at which its last run ended (rule 6).
+    `begun_us`: between these two times the epoch began, as far as other markets' times tell.
     """
 
     count: int
@@ -59,6 +60,23 @@ class Base:
     events: Events = field(default_factory=no_events)
     witnesses: list[int] = field(default_factory=list)
     former: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    begun_us: tuple[int, int] = (0, 0)
+
+    def before_epoch(self, events: Events) -> int:
+        """How many leading events of a new run are from before an epoch that has no event yet: its
+        number 1 comes after them.
+
+        The epoch began with a book and no event, so its time is known from other markets only; in
+        the margin of that the chain of hashes tells where its book is reached.
+        """
+        timed = (events.flags & UNTIMED) == 0
+        low, high = (
+            int(found[-1]) + 1 if (found := np.flatnonzero(timed & (events.us < us))).size else 0
+            for us in self.begun_us
+        )
+        books = [*events.h_before.tolist(), int(events.h_after[-1])]
+        reached = [k for k in range(low, max(low, high) + 1) if books[k] == self.h_end]
+        return reached[0] if len(reached) == 1 else low
 
 
 @dataclass(slots=True, eq=False)
