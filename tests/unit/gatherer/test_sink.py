@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,11 +15,9 @@ import pytest
 from gatherer import sink as module
 from gatherer.intake import Decoding, LiveIntake, recover
 from gatherer.sink import Sink, SinkSettings
-from marketdata.segment import HEADER_BYTES
 from runtime.clock import Clock
 from runtime.embedded import EmbeddedPostgres
 from runtime.spool import Position, SpoolWriter
-from runtime.spool_files import segment_name
 from tests import wire_frames as wire
 
 
@@ -132,34 +129,6 @@ async def test_a_new_process_commits_what_the_old_one_only_spooled(
     reasons = await connection.fetch("SELECT reason FROM control WHERE kind = 'conn_close'")
     await connection.close()
     assert [r["reason"] for r in reasons] == ["died"]
-
-
-async def test_a_segment_of_which_a_crash_left_the_header_only_is_waited_behind(
-    tmp_path: Path, dsn: str
-) -> None:
-    """Seed 138 of the simulation: a wait that comes back at once froze the whole process."""
-    async with rig(tmp_path, dsn, run=False) as made:
-        await made.spool.sync()
-    os.truncate(tmp_path / segment_name(1), HEADER_BYTES)
-    async with rig(tmp_path, dsn, run=False) as made:
-        spool, behind = made.spool, asyncio.Event()
-        wait_beyond, at_once = spool.wait_beyond, 0
-
-        async def watched(position: Position) -> Position:
-            nonlocal at_once
-            at_once += position < spool.durable
-            behind.set()
-            await asyncio.sleep(0)
-            return await wait_beyond(position)
-
-        spool.wait_beyond = watched  # type: ignore[method-assign]
-        async with spool._commit_lock:  # nothing more is durable until the sink waits
-            working = asyncio.create_task(made.sink.run())
-            await behind.wait()
-        await made.committed()
-        working.cancel()
-        await asyncio.wait([working])
-    assert at_once == 0
 
 
 async def test_rows_let_go_by_memory_come_from_the_spool(tmp_path: Path, dsn: str) -> None:

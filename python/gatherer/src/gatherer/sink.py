@@ -204,10 +204,8 @@ class Sink:
                 join = intake.hold()
             if join is not None and read.end >= join:
                 break
-            durable = self._spool.durable
             if not stream.fill(CATCH_UP_READ_BYTES):
-                # Not `read.end`: behind it a crash may have left a segment without a record.
-                await self._spool.wait_beyond(durable)
+                await self._spool.wait_beyond(read.end)
                 continue
             while stream.n_ready and (join is None or stream.peek().at < join):
                 record = stream.pop()

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 import zstandard
 
 from marketdata.errors import SegmentError, StorageError
-from marketdata.segment import HEADER_BYTES, KIND_SEAL, encode_header, scan
+from marketdata.segment import HEADER_BYTES, KIND_SEAL, scan
 
 FORMAT: Final = 1
 META_NAME: Final = "SPOOL.json"
@@ -230,7 +230,8 @@ def _cut_torn_tail(
 ) -> tuple[int, int, int]:
     """Whole records, kind of the last one, and length of the valid prefix; the rest is moved.
 
-    A damaged header does not spoil the records behind it: each has its own checksum.
+    A damaged header does not spoil the records behind it: each has its own checksum. A segment
+    without a record goes whole, its header too: what is appended to a segment follows its STATE.
     """
     body = path.read_bytes()
     records = last_kind = end = 0
@@ -239,7 +240,7 @@ def _cut_torn_tail(
         for record in reader:
             records, last_kind = records + 1, record.kind
         end = reader.end_offset
-    if records == 0 and body[:HEADER_BYTES] != encode_header(number):
+    if records == 0:
         end = 0
     if end < len(body):
         torn.append(_keep_torn(directory, number, end, body[end:]))
