@@ -117,7 +117,8 @@ async def test_ready_is_said_when_production_is_reached_and_not_before(
         await asyncio.sleep(2)
         assert not waiting.done()
         waiting.cancel()
-        await asyncio.wait([waiting])
+        await asyncio.wait([waiting], timeout=20)
+        assert waiting.done(), "who waits for production is stopped at once"
         told = _datagrams(server)
         assert b"STATUS=waiting for production" in told
         assert b"READY=1" not in told

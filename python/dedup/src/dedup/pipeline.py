@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
 
 import asyncpg
 
@@ -56,6 +56,8 @@ _BROKEN: Final = (*TRANSIENT, asyncpg.InternalClientError)
 _MARKETS: Final = "SELECT market_id, ticker FROM market"
 
 log = get("pipeline")
+
+T = TypeVar("T")
 
 
 def arbiter_settings(settings: DedupSettings) -> ArbiterSettings:
@@ -167,6 +169,19 @@ class Pipeline:
             await self.live.close()
             await self.publisher.close()
 
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """The outcome of something that may wait for ever; None if we are to stop before it is
+        there."""
+        waiting = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return waiting.result() if waiting.done() else None
+        finally:
+            for each in (waiting, stopping):
+                each.cancel()
+            await asyncio.gather(waiting, stopping, return_exceptions=True)
+
     async def _close_readers(self) -> None:
         readers, self.readers = self.readers, []
         for reader in readers:
@@ -174,7 +189,10 @@ class Pipeline:
 
     async def _live(self) -> None:
         """From what production holds to the end, or to the first sign that it moved without us."""
-        standing = await self.publisher.open()
+        opened = await self._unless_stopped(self.publisher.open())
+        if opened is None:
+            return
+        standing = opened
         conn = await self.publisher.connection()
         await self.together.begin(conn)
         if self.together.share.first:
