@@ -183,12 +183,12 @@ class Service:
         return events
 
 
-def start(hot: str, production: str, lake: Path, log: Path) -> Service:
-    """The service with defaults over one database read three times."""
+def start(hot: Sequence[str], production: str, lake: Path, log: Path) -> Service:
+    """The service with its defaults over these gatherers' databases."""
     port = free_port()
     environment = {
         **os.environ,
-        "KT_GATHERER_DSNS": json.dumps([hot] * 3),
+        "KT_GATHERER_DSNS": json.dumps(list(hot)),
         "KT_PRODUCTION_DSN": production,
         "KT_LAKE_URI": str(lake),
         "KT_HEALTH_PORT": str(port),
@@ -257,7 +257,7 @@ async def long_run(
         await writer.write(stream.next(BATCH))
     say(f"backlog of {backlog:,} events written")
     began = time.monotonic()
-    service = start(hot, production, folder / "lake", folder / "dedup.log")
+    service = start([hot] * 3, production, folder / "lake", folder / "dedup.log")
     try:
         while not service.status():
             if service.child.poll() is not None or time.monotonic() - began > READY_WITHIN_S:

@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,10 +28,10 @@ from typing import Final
 import numpy as np
 import uvloop
 
-from runtime.embedded import EmbeddedPostgres, free_port
+from runtime.embedded import EmbeddedPostgres
 from runtime.postgres import connect
 from tests.bench.__main__ import machine
-from tests.bench.deduplicator import Service, databases, say
+from tests.bench.deduplicator import databases, say, start
 from tests.bench.hot_stream import RECEIPT_NS, HotStream, HotWriter, Rows
 from tests.bench.ratios import Line, Target, table
 
@@ -125,25 +122,6 @@ class Watcher:
         seen_ns = self.seen_ns[first:last].copy()
         seen_ns[seen_ns == 0] = time.time_ns()
         return (seen_ns - received_ns) / 1e9
-
-
-def start(hot: Sequence[str], production: str, lake: Path, log: Path) -> Service:
-    """The service with its defaults."""
-    port = free_port()
-    environment = {
-        **os.environ,
-        "KT_GATHERER_DSNS": json.dumps(list(hot)),
-        "KT_PRODUCTION_DSN": production,
-        "KT_LAKE_URI": str(lake),
-        "KT_HEALTH_PORT": str(port),
-        "KT_METRICS_PORT": str(free_port()),
-        "KT_LOG_LEVEL": "warning",
-    }
-    with log.open("wb") as out:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "dedup.main"], cwd=ROOT, env=environment, stderr=out
-        )
-    return Service(child, port)
 
 
 async def scene(

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dedup import processes
 from dedup.main import serve_all
-from dedup.processes import Merger, environment_of, state_of, together
+from dedup.processes import Merger, environment_of, together
 from marketdata.errors import ConfigError
+from runtime import children
+from runtime.children import state_of
 from runtime.config import DedupSettings, load
 from tests.dedup_rig import Recordings, settings
 from tests.gatherer_rows import make_stream
@@ -59,7 +60,7 @@ async def test_who_dies_is_started_again_and_who_has_finished_is_not(
     code: int, restarts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The child here ends with `code` twice and then with 0."""
-    monkeypatch.setattr(processes, "RESTART_S", 0)
+    monkeypatch.setattr(children, "RESTART_S", 0)
     script = tmp_path / "python"
     script.write_text(
         f"#!/bin/sh\necho x >> {tmp_path}/runs\n"
@@ -93,5 +94,5 @@ async def test_a_merger_stops_when_whoever_started_it_is_gone() -> None:
         def request_stop(self, reason: str) -> None:
             asked.append(reason)
 
-    await processes.watch_parent(Asked(), os.getppid() + 1)  # type: ignore[arg-type]
+    await children.watch_parent(Asked(), os.getppid() + 1)  # type: ignore[arg-type]
     assert asked == ["the process that started this one is gone"]

@@ -11,9 +11,10 @@ import aiohttp
 import asyncpg
 import pytest
 
-from gatherer import processes
-from gatherer.processes import FeedProcess, check, dsn_of, environment_of, watch_parent
+from gatherer.processes import FeedProcess, check, dsn_of, environment_of
 from marketdata.errors import ConfigError, StorageError
+from runtime import children
+from runtime.children import watch_parent
 from runtime.embedded import EmbeddedPostgres
 from runtime.postgres import connect, migrate
 from runtime.supervise import Supervisor
@@ -75,8 +76,8 @@ async def test_a_silent_process_is_killed_and_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It listens to nobody: a shell takes `-m gatherer.main` for an option and a script's name."""
-    monkeypatch.setattr(processes, "SILENT_S", 0)
-    monkeypatch.setattr(processes, "RESTART_S", 0)
+    monkeypatch.setattr(children, "SILENT_S", 0)
+    monkeypatch.setattr(children, "RESTART_S", 0)
     monkeypatch.setattr(sys, "executable", "/bin/sh")
     (tmp_path / "gatherer.main").write_text("sleep 30\n")
     monkeypatch.chdir(tmp_path)
@@ -94,7 +95,7 @@ async def test_a_silent_process_is_killed_and_started_again(
 async def test_an_orphan_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     parents = iter([10, 10, 1])
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
-    monkeypatch.setattr(processes, "LOOK_S", 0)
+    monkeypatch.setattr(children, "LOOK_S", 0)
     supervisor = Supervisor("test")
     await asyncio.wait_for(watch_parent(supervisor), 5)
     assert "is gone" in supervisor.reason

@@ -9,6 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gatherer import together
+from runtime.children import state_of
+from runtime.expositions import joined
 from runtime.metrics import Metrics
 
 
@@ -37,10 +39,10 @@ def test_one_that_is_not_complete_makes_the_whole_not(other: dict[str, Any] | No
 
 
 def test_a_process_without_an_answer_is_failing() -> None:
-    assert together.state_of(None) == ("failing", "does not answer")
-    assert together.state_of({"state": "wonderful"})[0] == "failing"
+    assert state_of(None) == ("failing", "does not answer")
+    assert state_of({"state": "wonderful"})[0] == "failing"
     degraded = {"state": "degraded", "reasons": ["a: b", "c: d"]}
-    assert together.state_of(degraded) == ("degraded", "a: b; c: d")
+    assert state_of(degraded) == ("degraded", "a: b; c: d")
 
 
 def test_metrics_are_told_apart_by_process_and_read_by_a_parser() -> None:
@@ -51,10 +53,10 @@ def test_metrics_are_told_apart_by_process_and_read_by_a_parser() -> None:
         made.gauge("up").set(1)
         made.histogram("commit_seconds").observe(0.01)
         texts.append(made.exposition().decode())
-    families = {f.name: f for f in text_string_to_metric_families(together.metrics(texts))}
+    families = {f.name: f for f in text_string_to_metric_families(joined(texts))}
     frames = families["kalshi_tape_frames"].samples
     seen = {s.labels["process"]: s.value for s in frames if s.name.endswith("_total")}
     assert seen == {"1": 1.0, "2": 2.0}
     assert {s.labels["channel"] for s in frames if s.name.endswith("_total")} == {"trade"}
     assert len(families["kalshi_tape_up"].samples) == 2
-    assert together.metrics(["", ""]) == ""
+    assert joined(["", ""]) == ""

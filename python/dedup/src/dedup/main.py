@@ -19,13 +19,14 @@ from dedup.archive import Archive
 from dedup.exchange_seen import told
 from dedup.export import Exporter
 from dedup.pipeline import Pipeline
-from dedup.processes import Processes, watch_parent
+from dedup.processes import Processes
 from dedup.retain import Retention
 from dedup.status import complete_share, status
 from kalshilake.store import open_store
 from marketdata.errors import ConfigError, LakeError, StorageError
 from marketdata.units import format_ts_us
 from runtime import logs
+from runtime.children import watch_parent
 from runtime.clock import Clock
 from runtime.config import DedupSettings, load
 from runtime.health import Health, HealthServer

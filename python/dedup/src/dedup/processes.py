@@ -4,12 +4,11 @@ Purpose: start N deduplicators that share the markets (shards), keep them runnin
 /health, /status and /metrics; one service for systemd. On several hosts each process is a service
 of its own instead, with its `KT_MERGE_SHARD`.
 Invariants:
-- A process that dies is started again; one that does not answer for SILENT_S is killed first. What
-  it had published is in production, and nothing else counts.
+- A process that dies or is silent is started again (runtime.children). What it had published is in
+  production, and nothing else counts.
 - One that ends by itself with 0 has finished the tape (KT_FINAL); the service ends when all have.
   Wrong settings (2) end the service: a restart changes nothing.
 - The service is ready once every process merges, and feeds the watchdog only while all answer.
-- A process that loses this one stops by itself, cleanly.
 Does not do: merging, waiting for each other (shards).
 """
 
@@ -17,30 +16,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import signal
-import socket
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import aiohttp
 
 from marketdata.errors import ConfigError
-from runtime import logs
+from runtime.children import (
+    ANSWER_WITHIN_S,
+    LOOK_S,
+    STALL_S,
+    Answer,
+    Child,
+    inherited,
+    state_of,
+)
 from runtime.config import DedupSettings
 from runtime.expositions import joined
-from runtime.health import STATES, Health, HealthServer, State
+from runtime.health import Health, HealthServer
 from runtime.metrics import Metrics
 from runtime.supervise import Supervisor
 
-LOOK_S: Final = 1
-ANSWER_WITHIN_S: Final = 5
-SILENT_S: Final = 60
-RESTART_S: Final = 1
-STALL_S: Final = 3 * SILENT_S
 STOP_S: Final = 60.0
 WRONG_SETTINGS: Final = 2
 SUMMED: Final = (
@@ -48,18 +45,6 @@ SUMMED: Final = (
     "disputed", "gaps", "audits", "audits_failed", "trades", "tickers", "markets",
     "rows_merged_per_s",
 )  # fmt: skip
-_OURS: Final = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
-
-Answer = Mapping[str, Any] | None
-
-log = logs.get("processes")
-
-
-def free_port() -> int:
-    """A port of the loopback interface that is free now."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 def environment_of(
@@ -67,12 +52,9 @@ def environment_of(
 ) -> dict[str, str]:
     """The environment of merger `number`: everything of ours, and what is its own."""
     return {
-        **{name: value for name, value in environ.items() if name not in _OURS},
+        **inherited(environ, ports),
         "KT_MERGE_SHARD": str(number),
         "KT_MERGE_PARENT": str(parent),
-        "KT_BIND": "127.0.0.1",
-        "KT_HEALTH_PORT": str(ports[0]),
-        "KT_METRICS_PORT": str(ports[1]),
     }
 
 
@@ -94,102 +76,33 @@ def together(answers: Sequence[Answer]) -> dict[str, Any]:
     return {**told[0], **summed, "mergers": mergers, "finished": finished}
 
 
-def state_of(answer: Answer) -> tuple[State, str]:
-    """State and reason of one merger by its /health."""
-    if answer is None:
-        return "failing", "does not answer"
-    reasons = "; ".join(str(reason) for reason in answer.get("reasons", ()))
-    for state in STATES:
-        if state == answer.get("state"):
-            return state, reasons
-    return "failing", f"says the state {answer.get('state')!r}"
-
-
-class Merger:
+class Merger(Child):
     """One of them."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.health_port = self.metrics_port = 0
-        self.health: Answer = None
-        self.status: Answer = None
-        self.restarts = 0
-        self.finished = False
-        self.answered_s = time.monotonic()
-        self._running: asyncio.subprocess.Process | None = None
-        self._stopping = False
+    kind, module = "merger", "dedup.main"
 
-    async def run(self) -> None:
-        """Keep it running until `stop`, or until it has finished the tape.
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.status: Answer = None
+
+    def environment(self, ports: tuple[int, int]) -> dict[str, str]:
+        """What it is started with."""
+        return environment_of(os.environ, self.number, os.getpid(), ports)
+
+    def is_over(self, code: int) -> bool:
+        """Whether it has finished the tape.
 
         Raises:
             ConfigError: its settings are wrong; it has said how.
         """
-        while not self._stopping:
-            self.health_port, self.metrics_port = free_port(), free_port()
-            ports = self.health_port, self.metrics_port
-            self.answered_s = time.monotonic()
-            self._running = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "dedup.main",
-                env=environment_of(os.environ, self.number, os.getpid(), ports),
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-            code = await self._running.wait()
-            self.health = None
-            if code == WRONG_SETTINGS:
-                raise ConfigError(f"merger {self.number} refuses its settings")
-            if code == 0 and not self._stopping:
-                self.finished = True
-                return
-            if not self._stopping:
-                self.restarts += 1
-                log.warning("a merger ended", number=self.number, code=code)
-                await asyncio.sleep(RESTART_S)
+        if code == WRONG_SETTINGS:
+            raise ConfigError(f"merger {self.number} refuses its settings")
+        return code == 0
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal, if it runs."""
-        if self._running is not None and self._running.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._running.send_signal(number)
-
-    async def stop(self, deadline_s: float) -> None:
-        """A clean stop, and an end by force after the deadline."""
-        self._stopping = True
-        self.signal(signal.SIGTERM)
-        if self._running is not None:
-            try:
-                async with asyncio.timeout(deadline_s):
-                    await self._running.wait()
-            except TimeoutError:
-                log.warning("a merger is ended by force", number=self.number)
-                self.signal(signal.SIGKILL)
-
-    async def look(self, http: aiohttp.ClientSession) -> None:
-        """Ask how it stands; kill it if it has been silent for too long."""
-        at = f"http://127.0.0.1:{self.health_port}"
-        try:
-            async with http.get(f"{at}/health") as answered:
-                self.health = json.loads(await answered.text())
-            async with http.get(f"{at}/status") as answered:
-                self.status = json.loads(await answered.text())
-            self.answered_s = time.monotonic()
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            self.health = None
-            silent_s = time.monotonic() - self.answered_s
-            if silent_s > SILENT_S and not self._stopping and not self.finished:
-                log.warning("a merger is silent and is ended", number=self.number)
-                self.answered_s = time.monotonic()
-                self.signal(signal.SIGKILL)
-
-    async def metrics(self, http: aiohttp.ClientSession) -> str:
-        """Its exposition; empty while it does not answer."""
-        try:
-            async with http.get(f"http://127.0.0.1:{self.metrics_port}/metrics") as answered:
-                return await answered.text()
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return ""
+    async def ask(self, http: aiohttp.ClientSession) -> None:
+        """Take what it says now."""
+        await super().ask(http)
+        self.status = await self.said(http, "status")
 
 
 class Processes:
@@ -249,10 +162,10 @@ class Processes:
             running = [merger for merger in self.mergers if not merger.finished]
             await asyncio.gather(*(merger.look(self._http) for merger in running))
             for merger in running:
-                self.health.set(f"merger{merger.number}", *state_of(merger.health))
-            if all(merger.health is not None for merger in running):
+                self.health.set(f"merger{merger.number}", *state_of(merger.answer))
+            if all(merger.answer is not None for merger in running):
                 self._supervisor.progress("mergers")
-                if not ready and all(_is_merging(merger.health) for merger in running):
+                if not ready and all(_is_merging(merger.answer) for merger in running):
                     ready = True
                     self._supervisor.ready("merging")
             await asyncio.sleep(LOOK_S)
@@ -262,10 +175,3 @@ def _is_merging(answer: Answer) -> bool:
     """As a single process decides when it is ready: production was reached."""
     parts = (answer or {}).get("components", {})
     return bool(parts.get("production", {}).get("state") == "ok")
-
-
-async def watch_parent(supervisor: Supervisor, parent: int) -> None:
-    """In a merger: stop when whoever started it is gone."""
-    while os.getppid() == parent:  # noqa: ASYNC110 - the kernel tells by a number only
-        await asyncio.sleep(LOOK_S)
-    supervisor.request_stop("the process that started this one is gone")

@@ -15,10 +15,11 @@ from typing import Final
 
 import uvloop
 
-from gatherer.processes import Processes, check, watch_parent
+from gatherer.processes import Processes, check
 from gatherer.service import Gatherer
 from marketdata.errors import ConfigError, StorageError
 from runtime import config, logs
+from runtime.children import watch_parent
 from runtime.clock import Clock
 from runtime.supervise import Supervisor
 

@@ -1,6 +1,6 @@
 """What several feed processes say, as one gatherer's word.
 
-Purpose: the bodies of their /health and /metrics -> one of each. Pure.
+Purpose: the bodies of their /health -> one. Pure. (Their metrics: runtime.expositions.)
 Invariants: the whole is complete only if every process answers and each is complete; a process that
 does not answer is a reason, never left out.
 Does not do: asking them (processes).
@@ -9,30 +9,15 @@ Does not do: asking them (processes).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from runtime.expositions import joined
-from runtime.health import STATES, State
+from runtime.children import Answer
 
 SUMMED: Final = (
     "frames", "rows_committed", "batches", "gaps", "duplicates", "problems", "audits",
     "audits_failed", "resets", "connections", "markets", "books_subscribed",
     "snapshots_waited_for", "queue_rows", "spills", "tasks",
 )  # fmt: skip
-
-Answer = Mapping[str, Any] | None
-"""The JSON of a process' /health; None: it did not answer."""
-
-
-def state_of(answer: Answer) -> tuple[State, str]:
-    """State and reason of one process."""
-    if answer is None:
-        return "failing", "does not answer"
-    state = answer.get("state")
-    reasons = "; ".join(str(reason) for reason in answer.get("reasons", ()))
-    if state not in STATES:
-        return "failing", f"says the state {state!r}"
-    return cast(State, state), reasons
 
 
 def numbers(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -71,8 +56,3 @@ def _channels(details: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
                 seen["oldest_proof_ms"], seen["oldest_feed"] = proof, channel.get("oldest_feed")
             seen["reasons"] += list(channel.get("reasons", ()))
     return whole
-
-
-def metrics(texts: Sequence[str]) -> str:
-    """Expositions of all, each sample with the label `process`; comments of a name once."""
-    return joined(texts)
