@@ -66,9 +66,12 @@ class HotServer(Server):
     async def _execute(self, tx: Tx, sql: str, args: Any) -> str:
         if sql.startswith("INSERT INTO spool_cursor"):
             self.write(tx)
-            if args[0] not in self.cursors:
-                top = max((b.batch_id for b in self.log), default=0)
-                tx.staged.append(lambda: self.cursors.setdefault(args[0], (0, 0, top)) and None)
+            await self.lock(tx, ("cursor", args[0]))
+            top = max((b.batch_id for b in self.log), default=0)
+            held = self.cursors.get(args[0], (0, 0, top))
+            if "DO UPDATE" in sql:
+                held = (*held[:2], max(held[2], top))
+            tx.staged.append(lambda: self.cursors.update({args[0]: held}))
             return "INSERT 0 1"
         if sql.startswith("UPDATE spool_cursor SET segment"):
             return await self._move_cursor(tx, sql, args)

@@ -236,10 +236,24 @@ MUTANTS = (
     ),
     Mutant(
         "read_again_not_waited_for",
-        "dedup.pipeline",
-        "        return not missing\n",
-        "        return True\n",
+        "dedup.arbitrate",
+        "        if self.reading_again:\n",
+        "        if self.reading_again and final:\n",
         "windows close after a restart before everything was read again",
+    ),
+    Mutant(
+        "taken_to_forgotten",
+        "dedup.state",
+        'int(named_states.get(f"{TAKEN_TO}-{g}", core.closed))',
+        "core.closed",
+        "what windows had taken when a gatherer was left out is forgotten at the next restart",
+    ),
+    Mutant(
+        "left_out_read_from_its_end",
+        "dedup.inflow",
+        "        if self.behind:\n            return self.resume_from\n",
+        "",
+        "rows seen before a restart are never read again where windows closed without them",
     ),
     Mutant(
         "late_trades_not_looked_up",

@@ -207,7 +207,7 @@ async def test_batches_of_a_gatherer_are_absorbed_in_order_and_each_once() -> No
     tasks: flow.Reads = {}
     told: list[tuple[int, int]] = []
     while not all(r.exhausted for r in readers):
-        await take(hears, readers, tasks, 60, lambda r, b: told.append((r.index, b.last_batch_id)))
+        await take(hears, readers, tasks, 60, lambda b: told.append((b.gatherer, b.last_batch_id)))
     for g in range(3):
         assert [n for of, n in hears.heard if of == g] == [1, 2, 3, 4, 5]
     assert told == hears.heard

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import random
 
-import numpy as np
 import pytest
 
 from dedup import inflow as module
 from dedup.arbitrate import Arbiter
-from dedup.inflow import Chunk, Inflow
-from marketdata.rows import DELTA_ROW, DeltaFlag, GathererBatch
+from dedup.inflow import Inflow
+from marketdata.rows import DeltaFlag, GathererBatch
 from tests.hand import QUICK, Hand, drain, us
 
 INFERRED = int(DeltaFlag.TS_INFERRED)
@@ -185,6 +183,54 @@ def test_a_market_that_leaves_before_its_run_showed_a_time_waits_for_that_time()
     assert inflow.held_ends == []
 
 
+def reset(ms: float) -> Hand:
+    """A reset arrives before anything showed an exchange time."""
+    hand = opened()
+    hand.latest_us, hand.now_ns = 0, us(ms) * 1_000
+    hand.snap("A", {})
+    return hand
+
+
+def reset_before_any_time(*, later_ms: float | None) -> tuple[Hand, Inflow]:
+    """A run whose first row is a reset, which has no time where the run has shown none."""
+    hand = reset(1_500)
+    inflow = taken(hand.commit())
+    assert (inflow.next_window(), inflow.reread_from()) == (None, 1)
+    if later_ms is not None:
+        hand.delta(later_ms, "B", 10_000, 1)
+        inflow.absorb(hand.commit())
+    return hand, inflow
+
+
+def test_rows_from_before_a_runs_first_time_wait_for_it() -> None:
+    """They stood in the window of 1970, or in whichever was next when they were read (INV-R1)."""
+    hand, inflow = reset_before_any_time(later_ms=3_050)
+    assert windows(inflow) == [2, 3]
+    assert inflow.held_rows == {}
+    hand.delta(3_060, "A", 10_000, 1)
+    again = reset(1_500)
+    again.delta(3_050, "B", 10_000, 1)
+    again.delta(3_060, "A", 10_000, 1)
+    inflow.absorb(hand.commit())
+    assert windows(inflow) == windows(taken(again.commit())) == [2, 3, 3]
+
+
+def test_rows_of_a_run_that_never_showed_a_time_count_when_they_came() -> None:
+    """Seed 554 of the simulation: the run was forgotten, and its rows stopped every new process."""
+    hand, inflow = reset_before_any_time(later_ms=None)
+    hand.end("gap")
+    inflow.absorb(hand.commit())
+    assert windows(inflow) == [1]
+    assert inflow.lapsed(set()) == []
+    assert inflow.cut(inflow.chunks[0].next_window).rows.size == 1
+
+
+def test_at_the_end_rows_without_any_time_are_counted_too() -> None:
+    arbiter = Arbiter(1, QUICK)
+    arbiter.absorb(reset(1_500).commit())
+    assert sum(o.counts["rows_in"] for o in drain(arbiter, final=True)) == 1
+
+
 @pytest.mark.parametrize("reads", [1, 2])
 def test_a_run_that_showed_nothing_gives_the_same_outputs_however_it_was_read(reads: int) -> None:
     steady, odd = Hand(0), Hand(1)
@@ -219,42 +265,6 @@ def test_the_end_of_a_run_nobody_knows_any_more_is_ignored() -> None:
     batch.controls = [c for c in batch.controls if c.kind == "run_end"]
     batch.snapshots = []
     assert taken(batch).ends == []
-
-
-def test_a_chunk_gives_every_row_once_by_market_and_run_and_then_arrival() -> None:
-    """Compared with the plain way, for windows one by one and several at once."""
-    rng = random.Random(6)
-    for jump in (1, 4):
-        found = sorted((rng.randrange(12), rng.randrange(5) << 32 | 1, n) for n in range(300))
-        by_key: dict[int, list[int]] = {}
-        for window, key, _ in found:  # within a pair the window ascends with the arrival
-            by_key.setdefault(key, []).append(window)
-        rows = np.zeros(300, DELTA_ROW)
-        rows["seq"] = rows["received_ns"] = np.arange(300)
-        rows["batch_id"] = [rng.randrange(1, 9) for _ in range(300)]
-        window, key = (np.array([f[i] for f in found], np.int64) for i in (0, 1))
-        chunk = Chunk(rows, key, window)
-        left = list(range(300))
-        for upto in range(jump - 1, 12, jump):
-            assert chunk.oldest_batch == min(int(rows["batch_id"][i]) for i in left)
-            assert chunk.next_window == min(found[i][0] for i in left)
-            due = [i for i in left if found[i][0] <= upto]
-            taken = chunk.take(upto)
-            assert taken is not None
-            assert taken[0]["seq"].tolist() == sorted(due, key=lambda i: (found[i][1], i))
-            assert taken[1].tolist() == sorted(found[i][1] for i in due)
-            left = [i for i in left if i not in due]
-            assert chunk.take(upto) is None
-        assert chunk.used_up
-
-
-def test_a_chunk_knows_the_window_of_a_pairs_latest_row() -> None:
-    rows = np.zeros(4, DELTA_ROW)
-    rows["seq"] = [4, 5, 7, 9]
-    chunk = Chunk(rows, np.array([8, 9, 8, 8], np.int64), np.array([1, 1, 2, 3], np.int64))
-    asked = [chunk.window_of(8, seq) for seq in (3, 4, 6, 7, 20)]
-    assert asked == [-1, 1, 1, 2, 3]
-    assert [chunk.window_of(key, 20) for key in (7, 9, 10)] == [-1, 1, -1]
 
 
 def test_ids_too_large_for_a_table_are_looked_up_all_the_same(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dedup.arbitrate import Arbiter
-from dedup.inflow import Cut
+from dedup.items import Cut
 from dedup.output import ArbiterSettings, WindowOutput
 from dedup.owned import Owned
 from dedup.window import RunTimes

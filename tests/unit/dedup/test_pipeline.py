@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
+from dedup.arbitrate import Arbiter
 from dedup.flow import Publishing
-from dedup.output import GathererPosition, WindowOutput
+from dedup.output import ArbiterSettings, WindowOutput
 from dedup.pipeline import Pipeline, arbiter_settings, deciding
-from dedup.publish import Standing
-from dedup.pull import Position
 from dedup.readers import GathererReader
 from runtime.embedded import EmbeddedPostgres
 from runtime.postgres import connect
@@ -52,20 +51,23 @@ def test_waiting_longer_is_no_other_tape(tmp_path: Path) -> None:
     assert first != deciding(nowhere(tmp_path, merge="content")._settings)
 
 
-def test_windows_stay_open_until_a_restart_has_read_everything_again(tmp_path: Path) -> None:
-    """The loaded state knows of batches whose rows are not here yet."""
+def test_who_does_not_answer_after_a_restart_is_left_out(tmp_path: Path) -> None:
+    """Who is read again is waited for (test_reading_again) while there is something to wait for."""
     line = nowhere(tmp_path)
     line.readers = [GathererReader(g, "postgresql://a", poll_s=0) for g in range(2)]
-    standing = Standing(positions=[GathererPosition(0, 3, 9), GathererPosition(1, 1, 4)])
-    for reader in line.readers:
-        reader.state, reader.position = "reading", Position(1, 5, 9)
-    line._absorbed = {0: 8, 1: 4}  # a read that has ended is not yet with the arbiter
-    assert not line._read_again(standing)
-    assert line.waiting_for == ["gatherer 1 is read again after a restart"]
-    line._absorbed = {0: 9, 1: 4}
-    assert line._read_again(standing)
-    line._absorbed, line.readers[0].state = {1: 4}, "idle"
-    assert line._read_again(standing), "a replaced database may hold fewer: nothing to wait for"
+    arbiter = Arbiter(2, ArbiterSettings())
+    for reader, inflow in zip(line.readers, arbiter.inflows, strict=True):
+        reader.state = "reading"
+        inflow.resume(closed=5, taken_to=5, reread_from=3, seen_batch=9)
+    line._leave_out_silent(arbiter)
+    assert arbiter.reading_again == [0, 1]
+    line.readers[0].state = "idle"  # a replaced database may hold fewer
+    line._leave_out_silent(arbiter)
+    assert arbiter.reading_again == [1]
+    line.readers[1].state = "down"
+    line.readers[1].silent_since_s -= line._settings.patience_s
+    line._leave_out_silent(arbiter)
+    assert arbiter.reading_again == []
 
 
 async def test_whoever_is_overtaken_starts_again_from_production(

@@ -65,6 +65,31 @@ async def test_the_same_rows_are_never_stored_twice(dsn: str) -> None:
     assert issubclass(CursorMovedError, StorageError)
 
 
+async def test_a_commit_of_a_lost_spool_that_arrives_late_does_not_hold_its_successor_up(
+    dsn: str,
+) -> None:
+    """Seed 8 of the simulation: the new spool's next batch had an id that was taken meanwhile, and
+    every new connection began with the same id again."""
+    lost, made = HotDatabase(dsn, SPOOL, print), HotDatabase(dsn, uuid.UUID(int=6), print)
+    rows = Feed().continuity
+    rows.take()
+    nothing = RowBatch(rows.take(), START, Position(1, 400), 1_000, 2_000)
+    try:
+        await lost.open()
+        assert (await made.open()).batch_id == 0
+        await _store(lost, _batch(START, Position(1, 900)), 0)
+        with pytest.raises(CursorMovedError, match="batch 1 is there already"):
+            await _store(made, nothing, 0)
+        assert made.refused == [], "no row was at fault"
+        await made.close()
+        found = await made.open()
+        assert (found.cursor, found.batch_id) == (START, 1)
+        assert (await _store(made, nothing, 1)).batch_id == 2
+    finally:
+        await lost.close()
+        await made.close()
+
+
 async def test_a_spool_made_where_another_was_lost_begins_behind_its_ids(dsn: str) -> None:
     """Its clock alone does not tell: 100,000 markets are more ids than three hours of minutes."""
     nobody = f"postgresql://postgres@127.0.0.1:{free_port()}/none"

@@ -17,7 +17,8 @@ increments; their names are COUNTS. rows_in = merged_rows + duplicate_rows + qua
 skipped_rows holds over each output, rows being order-book delta rows of gatherers.
 
 Invariants: INV-R1 outputs do not depend on how batches were read. INV-R2 a restarted arbiter that
-absorbs again from `reread_from_batch` on gives the same further outputs, byte for byte. INV-R3
+absorbs again from `reread_from_batch` on gives the same further outputs, byte for byte; it closes
+nothing before all of that is here, unless a gatherer is left out. INV-R3
 several arbiters that share the markets (settings.share) close the same windows, and what they give
 of a market is what one alone gives; what they say of runs they say alike.
 
@@ -37,7 +38,8 @@ from dedup.beginnings import first_rows, first_snapshots
 from dedup.columns import by_run, joined, picked, stable_order
 from dedup.fast import Bunch, FastPath
 from dedup.gate import Patience, closed_by, reasons_to_wait
-from dedup.inflow import LOW, Cut, EndItem, Inflow
+from dedup.inflow import Inflow
+from dedup.items import LOW, Cut, EndItem
 from dedup.markets import Context, MarketWindow
 from dedup.naive import naive_blocks
 from dedup.output import ArbiterSettings, MergedSnapshot, WindowOutput
@@ -108,19 +110,43 @@ class Arbiter(ArbiterState):
             inflow.ids[market_id] = self._index(ticker)
             self._new_ids[batch.gatherer] = True
         inflow.absorb(batch)
-        taken = {run_id for gatherer, run_id in self.carried if gatherer == batch.gatherer}
+        self._forget_lapsed(inflow)
+        self.patience.delivered(batch.gatherer)
+
+    def _forget_lapsed(self, inflow: Inflow) -> None:
+        taken = {run_id for gatherer, run_id in self.carried if gatherer == inflow.gatherer}
         for end in inflow.lapsed(taken):
             self._forget_run(inflow, end)
-        self.patience.delivered(batch.gatherer)
 
     def nothing_new(self, gatherer: int) -> None:
         """The gatherer was asked, and had nothing or did not answer."""
         self.patience.nothing_new(gatherer, self.inflows)
 
+    def leave_out(self, gatherer: int) -> None:
+        """The gatherer does not answer, or has nothing more: windows close without it until it
+        delivers."""
+        self.patience.left_out.add(gatherer)
+
+    @property
+    def reading_again(self) -> list[int]:
+        """Gatherers that had delivered more before a restart than is here: waited for."""
+        out = self.patience.left_out
+        return [i.gatherer for i in self.inflows if i.behind and i.gatherer not in out]
+
     # -- one window --------------------------------------------------------------------------------
 
     def step(self, *, final: bool = False) -> WindowOutput | None:
         """Close the next window if it may be closed."""
+        for inflow in self.inflows if final else ():
+            if inflow.behind:
+                inflow.catch_up()
+                self._forget_lapsed(inflow)
+            inflow.release_all()
+        if self.reading_again:
+            self.waiting_for = [
+                f"gatherer {g + 1} is read again after a restart" for g in self.reading_again
+            ]
+            return None
         windows = [w for w in (i.next_window() for i in self.inflows) if w is not None]
         if not windows:
             self.waiting_for = ["nothing is waiting"]

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from dedup.inflow import FLOATING
+from dedup.items import FLOATING
 from dedup.runs import Keyframe, Pair, Run, Standing
 from marketdata.alignment import Events, chain_break, events_of
 from marketdata.evidence import Replies

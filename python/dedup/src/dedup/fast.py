@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.columns import joined
-from dedup.inflow import FLOATING, LOW, UNTIMED, Cut
+from dedup.items import FLOATING, LOW, UNTIMED, Cut
 from dedup.runs import Market, Standing
 from dedup.window import WindowSink, empty_block
 from marketdata.alignment import content_keys

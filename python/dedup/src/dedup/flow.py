@@ -153,7 +153,7 @@ async def take(
     readers: Sequence[GathererReader],
     tasks: Reads,
     patience_s: float,
-    absorbed: Callable[[GathererReader, GathererBatch], None],
+    absorbed: Callable[[GathererBatch], None],
     stopping: asyncio.Event | None = None,
 ) -> None:
     """Wait for at least one reader, give the arbiter everything that has arrived.
@@ -182,7 +182,7 @@ async def take(
             if may_read(reader, readers, patience_s):  # its next answer comes while this is taken
                 tasks[asyncio.create_task(reader.read())] = reader
             await asyncio.to_thread(arbiter.absorb, batch)
-            absorbed(reader, batch)
+            absorbed(batch)
     for reader in readers:
         if reader.exhausted or reader.silent_s() >= patience_s:
             arbiter.nothing_new(reader.index)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from dedup.inflow import LOW, Inflow
+from dedup.inflow import Inflow
+from dedup.items import LOW
 from dedup.output import ArbiterSettings
 
 WATERMARK: Final = "watermark"

@@ -7,7 +7,8 @@ past the window" means that every row of the window is there.
 
 Invariants: INV-W1 within one run and market the window never goes back. INV-W2 the window of a row
 depends only on the rows before it in its run. INV-W3 rows of closed windows are not lost: they go
-to the next one (the merge places them or says `late`).
+to the next one (the merge places them or says `late`). INV-W4 what is read again after a restart
+counts once all of it is here (absorb).
 
 Does not do: merging, evidence, deciding when to close (arbitrate.py).
 """
@@ -15,13 +16,13 @@ Does not do: merging, evidence, deciding when to close (arbitrate.py).
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from dedup.columns import I64, by_run, copied, joined, picked, stable_order
+from dedup.items import FLOATING, LOW, UNTIMED, Chunk, Cut, EndItem, SnapItem, pair_key
 from dedup.runs import Run
 from dedup.waiting import Waiting
 from marketdata.rows import (
@@ -30,123 +31,14 @@ from marketdata.rows import (
     DELTA_ROW,
     ControlKind,
     ControlRow,
-    DeltaFlag,
     DeltaRows,
     GathererBatch,
     SnapshotRow,
     SnapshotVerdict,
-    TickerRows,
-    TradeRows,
 )
 
-UNTIMED: Final = int(DeltaFlag.RESET | DeltaFlag.TS_INFERRED)
-FLOATING: Final = int(DeltaFlag.FLOATING)
-LOW: Final = 0xFFFFFFFF  # the run in a pair key
 NOTHING: Final[Mapping[int, int]] = {}
 _TABLE_MAX: Final = 1 << 22  # market ids below it are looked up in a table
-
-
-def pair_key(market: int, run_id: int) -> int:
-    """One number for (market index, run)."""
-    return market << 32 | run_id
-
-
-class Chunk:
-    """Delta rows of one read by window, (market, run), arrival; windows take them in turn.
-
-    Nothing is copied when a window takes its rows: a read of a whole backlog spans hundreds.
-    """
-
-    __slots__ = ("_by_key", "_oldest", "_taken", "key", "rows", "window")
-
-    def __init__(self, rows: DeltaRows, key: I64, window: I64) -> None:
-        self.rows, self.key, self.window = rows, key, window
-        self._by_key: tuple[I64, I64, I64] | None = None
-        self._oldest = np.minimum.accumulate(rows["batch_id"][::-1])[::-1]
-        self._taken = 0
-
-    @property
-    def used_up(self) -> bool:
-        """Whether windows have taken everything."""
-        return self._taken == self.window.size
-
-    @property
-    def next_window(self) -> int:
-        """The earliest window that still has rows here."""
-        return int(self.window[self._taken])
-
-    @property
-    def oldest_batch(self) -> int:
-        """The first batch with a row that no window has taken."""
-        return int(self._oldest[self._taken])
-
-    def take(self, window: int) -> tuple[DeltaRows, I64] | None:
-        """The rows (and their keys) up to and with `window` that were not taken yet."""
-        start, stop = self._taken, int(np.searchsorted(self.window, window, side="right"))
-        if stop == start:
-            return None
-        self._taken = stop
-        rows, key = self.rows[start:stop], self.key[start:stop]
-        if self.window[start] != self.window[stop - 1]:
-            order = np.argsort(key, kind="stable")
-            rows, key = picked(rows, order), key[order]
-        return rows, key
-
-    def window_of(self, key: int, seq: int) -> int:
-        """Window of the pair's latest row up to `seq`, taken or not; -1 where there is none."""
-        if self._by_key is None:
-            order = np.argsort(self.key, kind="stable")
-            shown = self.rows["seq"][order].astype(np.int64)
-            self._by_key = self.key[order], shown, self.window[order]
-        keys, seqs, windows = self._by_key
-        low = int(keys.searchsorted(key))
-        if low == keys.size or keys[low] != key:
-            return -1
-        high = int(keys.searchsorted(key + 1))
-        at = low + int(seqs[low:high].searchsorted(seq + 1))
-        return int(windows[at - 1]) if at > low else -1
-
-
-@dataclass(slots=True)
-class SnapItem:
-    """A snapshot waiting for its window."""
-
-    key: int
-    window: int
-    row: SnapshotRow
-
-
-@dataclass(slots=True)
-class EndItem:
-    """The end of a run, or of one market in it (`key` is -1 for a whole run).
-
-    `shown_us`: the latest exchange time that the run had shown up to `seq`; -1: none, or the whole
-    run.
-    """
-
-    run_id: int
-    key: int
-    window: int
-    seq: int
-    batch_id: int
-    reason: str
-    shown_us: int = -1
-
-
-@dataclass(slots=True)
-class Cut:
-    """What one window takes from one gatherer; rows sorted by (market, run), then arrival.
-
-    `trades` and `tickers` in the order of arrival, with the market's index as `market_id`.
-    """
-
-    rows: DeltaRows
-    key: I64
-    trades: TradeRows
-    tickers: TickerRows
-    snapshots: dict[int, list[SnapItem]] = field(default_factory=dict)  # by pair key, by seq
-    ends: list[EndItem] = field(default_factory=list)
-    by_market: dict[int, list[int]] | None = None  # market -> runs with snapshots, filled on use
 
 
 class Inflow:
@@ -157,7 +49,10 @@ class Inflow:
         self.window_us = window_us
         self.skew_us = engine_skew_us
         self.closed = -1  # last closed window
-        self.reread = (-1, -1)  # (closed, seen batch) when the state was loaded
+        self.reread = (-1, -1)  # (closed, seen batch) when it was seen: what windows have taken
+        self.resume_from = 0  # first batch to read again
+        self.behind = False  # not all of what had been seen before a restart is here again
+        self.again: list[GathererBatch] = []  # what of it is
         self.ids: dict[int, int] = {}  # the gatherer's market id -> index of the ticker
         self.runs: dict[int, Run] = {}
         self.chunks: list[Chunk] = []
@@ -165,6 +60,7 @@ class Inflow:
         self.held: list[SnapItem] = []  # of runs that have not shown an exchange time yet
         self.ends: list[EndItem] = []
         self.held_ends: list[EndItem] = []  # of markets of such runs
+        self.held_rows: dict[int, list[DeltaRows]] = {}  # run -> its rows (resets have no time)
         self.trades, self.tickers = Waiting(BATCH_TRADE), Waiting(BATCH_TICKER)
         self.floors: dict[int, int] = {}  # pair -> window of its latest row
         self.floats: dict[int, tuple[int, int]] = {}  # pair -> (window, received_ns): no anchor yet
@@ -179,8 +75,34 @@ class Inflow:
 
     # -- absorbing -------------------------------------------------------------------------------
 
+    def resume(self, closed: int, taken_to: int, reread_from: int, seen_batch: int) -> None:
+        """Go on after a restart: `closed` is the last closed window, `taken_to` the one that had
+        closed when batch `seen_batch` was here last."""
+        self.closed, self.seen_batch, self.started = closed, seen_batch, True
+        self.reread, self.resume_from = (taken_to, seen_batch), reread_from
+        self.behind = reread_from <= seen_batch
+
     def absorb(self, batch: GathererBatch) -> None:
-        """Take a batch in; its markets must have been put into `ids` before."""
+        """Take a batch in; its markets must have been put into `ids` before.
+
+        INV-W4: what is read again counts once all of it is here. Windows may close without it (the
+        gatherer is left out); until then nothing moves of what was taken and what was not.
+        """
+        if self.behind:
+            self.again.append(batch)
+            if batch.last_batch_id >= self.reread[1]:
+                self.catch_up()
+            return
+        self._absorb(batch)
+
+    def catch_up(self) -> None:
+        """Count what was read again; nothing more of it will come."""
+        self.behind, again = False, self.again
+        self.again = []
+        for batch in again:
+            self._absorb(batch)
+
+    def _absorb(self, batch: GathererBatch) -> None:
         self.started = True
         closings = []
         for control in batch.controls:
@@ -237,32 +159,72 @@ class Inflow:
         us, flags, received = rows["exchange_us"], rows["flags"], rows["received_ns"]
         effective = np.empty(rows.size, np.int64)
         timed_us = np.where((flags & UNTIMED) == 0, us, -1)
+        held: npt.NDArray[np.bool_] | None = None
         for run_id, mine in by_run(rows["run_id"]):
             last_ns = int(received[mine][-1])
             run = self._run(run_id, last_ns)
             shown = np.maximum.accumulate(np.maximum(timed_us[mine], run.shown_us))
-            effective[mine] = np.maximum(us[mine], shown - self.skew_us)
+            run.last_received_ns = last_ns
+            if shown[-1] < 0:
+                waiting = np.zeros(rows.size, np.bool_)
+                waiting[mine] = True
+                self.held_rows.setdefault(run_id, []).append(picked(rows, np.flatnonzero(waiting)))
+                held = waiting if held is None else held | waiting
+                continue
+            first_us = int(shown[np.argmax(shown >= 0)])
+            self._release_rows(run, first_us - self.skew_us)
+            self._release_held(run, first_us)
+            # What came before the first time belongs to it, as the snapshots do.
+            effective[mine] = np.maximum(us[mine], np.maximum(shown, first_us) - self.skew_us)
             # As int64 once: a search for a Python int would widen the whole column each time.
             trace[run_id] = (rows["seq"][mine].astype(np.int64), shown)
-            self._release_held(run, int(shown[np.argmax(shown >= 0)]))
-            run.shown_us, run.last_received_ns = int(shown[-1]), last_ns
-        rows, key, window = self._by_window(rows, self._keys(rows), effective // self.window_us)
+            run.shown_us = int(shown[-1])
+        if held is not None:
+            keep = np.flatnonzero(~held)
+            rows, effective = picked(rows, keep), effective[keep]
+        self._put(rows, effective // self.window_us)
+        return trace
+
+    def _put(self, rows: DeltaRows, window: I64, *, fresh: bool = True) -> None:
+        """Let the rows wait for their windows. `fresh`: they came now, later times with them."""
+        if not rows.size:
+            return
+        rows, key, window = self._by_window(rows, self._keys(rows), window, fresh=fresh)
         if rows.size:
             self._note_floating(rows, key, window)
             self.chunks.append(Chunk(rows, key, window))
             for run_id, mine in by_run(rows["run_id"]):
                 run = self.runs[run_id]
                 run.max_window = max(run.max_window, int(window[mine].max()))
-        return trace
 
-    def _by_window(self, rows: DeltaRows, key: I64, window: I64) -> tuple[DeltaRows, I64, I64]:
+    def _release_rows(self, run: Run, effective_us: int) -> None:
+        """Rows of before the run's first time get the window of that time."""
+        if self.held_rows and run.run_id in self.held_rows:
+            rows = joined(self.held_rows.pop(run.run_id))
+            window = max(0, effective_us) // self.window_us
+            self._put(rows, np.full(rows.size, window, np.int64), fresh=False)
+
+    def _release_timeless(self, run: Run) -> None:
+        """The run never showed a time: when its rows came is all that is known."""
+        if run.run_id in self.held_rows:
+            self._release_rows(run, int(self.held_rows[run.run_id][0]["received_ns"][0]) // 1_000)
+
+    def release_all(self) -> None:
+        """Nothing more will come: let nothing wait for what was never shown."""
+        for run_id in sorted(self.held_rows):
+            self._release_timeless(self.runs[run_id])
+
+    def _by_window(
+        self, rows: DeltaRows, key: I64, window: I64, *, fresh: bool
+    ) -> tuple[DeltaRows, I64, I64]:
         """What was not taken before a restart, by (window, market, run), then arrival."""
         order = stable_order(key)
         window = self._monotone(key[order], window[order])
         again = stable_order(window)
         order = again if isinstance(order, slice) else order[again]
         rows, key, window = picked(rows, order), key[order], window[again]
-        self._note_first_seen(rows["received_ns"], window)
+        if fresh:
+            self._note_first_seen(rows["received_ns"], window)
         if window[0] <= self.reread[0]:
             new = (window > self.reread[0]) | (rows["batch_id"] > self.reread[1])
             keep = np.flatnonzero(new)
@@ -387,6 +349,7 @@ class Inflow:
             return  # read again after a restart: dealt with before it
         if control.kind == ControlKind.RUN_END:
             run.ended = True
+            self._release_timeless(run)
             self.floats = {k: v for k, v in self.floats.items() if k & LOW != run.run_id}
             window = max(run.max_window, self.closed + 1)
             self.ends.append(_end_of(control, -1, window, -1))
@@ -479,9 +442,12 @@ class Inflow:
 
     def reread_from(self) -> int:
         """First batch with something that no window has taken."""
+        if self.behind:
+            return self.resume_from
         batches = [c.oldest_batch for c in self.chunks]
         batches += [s.row.batch_id for s in self.snapshots] + [s.row.batch_id for s in self.held]
         batches += [e.batch_id for e in self.ends] + [e.batch_id for e in self.held_ends]
+        batches += [int(rows[0]["batch_id"][0]) for rows in self.held_rows.values()]
         for waiting in (self.trades.oldest_batch, self.tickers.oldest_batch):
             if waiting is not None:
                 batches.append(waiting)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dedup.inflow import Cut
+from dedup.items import Cut
 from dedup.window import WindowSink, empty_block
 from marketdata.rows import DELTA_ROW, DeltaFlag
 

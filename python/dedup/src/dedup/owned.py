@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.columns import Rows, picked
-from dedup.inflow import Cut
+from dedup.items import Cut
 from marketdata.share import Share
 
 

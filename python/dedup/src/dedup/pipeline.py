@@ -39,7 +39,6 @@ from dedup.state import known_runs, life_of
 from dedup.status import Tally
 from dedup.suspects import ASIDE, SUSPECT, read_counts
 from marketdata.errors import LakeError, StorageError
-from marketdata.rows import GathererBatch
 from marketdata.share import Share
 from runtime.config import DedupSettings
 from runtime.health import Health
@@ -110,7 +109,6 @@ class Pipeline:
         self._progress = progress
         self._stopping = asyncio.Event()
         self._export_tried_s = 0.0
-        self._absorbed: dict[int, int] = {}  # gatherer -> last batch that the arbiter has
         self.exporter = exporter
         share = share_of(settings)
         self.publisher = Publisher(
@@ -201,7 +199,6 @@ class Pipeline:
         self.tally.began(standing.counts)
         self.exchange.began(standing.named_states)
         arbiter = self._arbiter(standing)
-        self._absorbed = {}
         self.publishing = Publishing(self._publish, standing.closed_to_us)
         await self._close_readers()
         await self.live.begin(standing)
@@ -212,8 +209,8 @@ class Pipeline:
             while not self._stopping.is_set() and not self.finished:
                 await self._take(arbiter, tasks)
                 over = self._settings.final and all(r.state == "ended" for r in self.readers)
-                if self._read_again(standing):
-                    await self._close_windows(arbiter, final=over)
+                self._leave_out_silent(arbiter)
+                await self._close_windows(arbiter, final=over)
                 await (self.publishing.settled() if over else self.publishing.heard())
                 await self._export(final=over)
                 self._report()
@@ -250,33 +247,17 @@ class Pipeline:
             heard=self.live.heard,
         )
 
-    def _read_again(self, standing: Standing) -> bool:
-        """Whether all that the arbiter had before a restart is with it again.
-
-        Its loaded state tells of batches that it holds no rows of until they are read once more.
-        A read that has ended is not enough: its rows may still wait to be absorbed.
-        """
+    def _leave_out_silent(self, arbiter: Arbiter) -> None:
+        """Wait no longer for what was read before a restart where it does not come."""
         patience_s = float(self._settings.patience_s)
-        seen = {p.gatherer: p.seen_batch for p in standing.positions}
-        missing = [
-            r.index
-            for r in self.readers
-            if self._absorbed.get(r.index, 0) < seen.get(r.index, 0)
-            and not r.exhausted
-            and r.silent_s() < patience_s
-        ]
-        self.waiting_for = [f"gatherer {g + 1} is read again after a restart" for g in missing]
-        return not missing
+        for g in arbiter.reading_again:
+            if self.readers[g].exhausted or self.readers[g].silent_s() >= patience_s:
+                arbiter.leave_out(g)
 
     async def _take(self, arbiter: Arbiter, tasks: Reads) -> None:
         """Wait for at least one reader, give the arbiter everything that has arrived."""
         patience_s = float(self._settings.patience_s)
-        await take(arbiter, self.readers, tasks, patience_s, self._has, self._stopping)
-
-    def _has(self, reader: GathererReader, batch: GathererBatch) -> None:
-        """The arbiter has the batch."""
-        self.tally.read(batch)
-        self._absorbed[reader.index] = batch.last_batch_id
+        await take(arbiter, self.readers, tasks, patience_s, self.tally.read, self._stopping)
 
     async def _close_windows(self, arbiter: Arbiter, *, final: bool) -> None:
         """Publish every window that may close; export whenever that passes a moment of export."""

@@ -25,6 +25,7 @@ from marketdata.evidence import Evidence
 
 RunKey = tuple[int, int]  # (gatherer, run_id)
 EVIDENCE: Final = "evidence"  # name of the state that holds marketdata.evidence
+TAKEN_TO: Final = "taken-to"  # window that had closed when a gatherer's batches were read last
 _IN_ORDER: Final = msgspec.msgpack.Encoder(order="deterministic")
 
 
@@ -176,6 +177,8 @@ class ArbiterState:
                 self._new_ids[inflow.gatherer] = False
             elif name in self._stored:
                 named[name] = self._stored[name]
+            if inflow.behind:
+                named[f"{TAKEN_TO}-{inflow.gatherer}"] = b"%d" % inflow.reread[0]
             if inflow.life:
                 named[f"life-{inflow.gatherer}"] = inflow.life
         for name in sorted(self._stored.keys() - named.keys()):
@@ -205,12 +208,13 @@ class ArbiterState:
         for ticker, packed in sorted(market_states.items()):
             self._index(ticker)
             self.markets[ticker] = msgspec.msgpack.decode(packed, type=Market)
-        seen = {p.gatherer: p.seen_batch for p in positions}
+        at = {p.gatherer: p for p in positions}
         for inflow, ended in zip(self.inflows, core.ended, strict=True):
-            inflow.ended, inflow.started = ended, True
-            inflow.closed = core.closed
-            inflow.seen_batch = seen.get(inflow.gatherer, 0)
-            inflow.reread = (core.closed, inflow.seen_batch)
+            g = inflow.gatherer
+            place = at.get(g, GathererPosition(g, 1, 0))
+            taken_to = int(named_states.get(f"{TAKEN_TO}-{g}", core.closed))
+            inflow.resume(core.closed, taken_to, place.reread_from_batch, place.seen_batch)
+            inflow.ended = ended
             inflow.life = life_of(named_states, inflow.gatherer)
             ids = named_states.get(f"ids-{inflow.gatherer}")
             if ids is not None:

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.columns import by_run, stable_order
-from dedup.inflow import LOW, UNTIMED, Cut, EndItem, Inflow
+from dedup.inflow import Inflow
+from dedup.items import LOW, UNTIMED, Cut, EndItem
 from dedup.output import ArbiterSettings, EpochRow, GapRow, QuarantineRow
 from dedup.runs import Run, RunMarkets
 from marketdata.coverage import OPEN_US, AuditPoint, Mark, MarketClaim

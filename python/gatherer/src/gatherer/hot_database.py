@@ -92,7 +92,11 @@ class HotDatabase:
         return self._partitions.left_to_default
 
     async def open(self) -> Standing:
-        """Connect, however long it takes; bring the schema up to date; read the cursor."""
+        """Connect, however long it takes; bring the schema up to date; read the cursor.
+
+        The cursor's batch id follows the batches: of a spool that was lost before this one, a
+        commit may have gone through after this one's cursor was made.
+        """
         connection = await connect(self._dsn, on_retry=self._on_retry, synchronous_commit="on")
         self._connection = connection
         await migrate(connection, "gatherer_hot")
@@ -100,7 +104,8 @@ class HotDatabase:
         await connection.execute(
             "INSERT INTO spool_cursor (spool_uid, segment, offset_bytes, batch_id)"
             " SELECT $1, 0, 0, coalesce(max(batch_id), 0) FROM ingest_batch"
-            " ON CONFLICT (spool_uid) DO NOTHING",
+            " ON CONFLICT (spool_uid) DO UPDATE"
+            " SET batch_id = greatest(spool_cursor.batch_id, excluded.batch_id)",
             self._uid,
         )
         row = await connection.fetchrow(
@@ -182,15 +187,20 @@ class HotDatabase:
     async def _note_batch(self, packed: PackedBatch) -> None:
         connection = self._connection
         assert connection is not None, "a commit needs a connection"
-        await connection.execute(
-            _BATCH,
-            packed.batch_id,
-            packed.batch_uid,
-            packed.n_deltas,
-            packed.n_rows,
-            packed.min_received_ns,
-            packed.max_received_ns,
-        )
+        try:
+            await connection.execute(
+                _BATCH,
+                packed.batch_id,
+                packed.batch_uid,
+                packed.n_deltas,
+                packed.n_rows,
+                packed.min_received_ns,
+                packed.max_received_ns,
+            )
+        except asyncpg.UniqueViolationError as error:  # no row of ours is at fault
+            raise CursorMovedError(
+                f"batch {packed.batch_id} is there already, from another spool or writer"
+            ) from error
 
     async def close(self) -> None:
         """Let the connection go at once, whatever it is doing."""
