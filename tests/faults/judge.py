@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from exchange.truth import read_truth
+from marketdata.rows import DeltaFlag, DeltaRows
 from runtime.embedded import EmbeddedPostgres
 from tape import prove as prove_module
 from tape.children import Child
@@ -74,7 +75,7 @@ def controls(world: World, found: Judgement) -> Controls:
     """Negative controls: a row taken out, a row doubled, and everything called complete."""
     truth = read_truth(world.out / "truth")
     deltas = found.recording.deltas
-    middle = len(deltas) // 2
+    middle = _missed_if_removed(deltas)
     removed = replace(found.recording, deltas=np.delete(deltas, middle))
     doubled = replace(found.recording, deltas=np.insert(deltas, middle, deltas[middle]))
     read_merged, read_coverage = prove_module.read_merged, prove_module.read_coverage
@@ -105,6 +106,17 @@ def controls(world: World, found: Judgement) -> Controls:
         tape_row_removed=judged(one_less, read_coverage).missing - found.tape.missing,
         complete_forged=judged(read_merged, all_complete).false_complete,
     )
+
+
+def _missed_if_removed(deltas: DeltaRows) -> int:
+    """A row from the middle on that changes a book and is not the last of its run: behind the last
+    one nothing tells that another was sent."""
+    for at in range(len(deltas) // 2, len(deltas)):
+        mine = deltas["run_id"] == deltas["run_id"][at]
+        is_last = deltas["seq"][at] == deltas["seq"][mine].max()
+        if not (is_last or deltas["flags"][at] & int(DeltaFlag.RESET)):
+            return at
+    raise AssertionError(f"none of {len(deltas)} rows would be missed")
 
 
 def vars_of(market: MergedMarket) -> dict[str, Any]:

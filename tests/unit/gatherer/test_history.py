@@ -20,7 +20,7 @@ def _market(ticker: str, **more: Any) -> dict[str, Any]:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -37,14 +37,14 @@ async def test_history_keeps_one_row_for_each_content_over_restarts(dsn: str) ->
     history.offer(history_row("event", "E-1", "", {"event_ticker": "E-1"}, 200))
     history.offer(history_row("series", "E", "", {"ticker": "E", "text": "a\x00b"}, 200))
     await history.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)
     again = History(dsn)
     task = asyncio.create_task(again.run())
     await until(lambda: bool(again._newest["market"]))
     again.offer(history_row("market", "A", "closed", _market("A", status="closed"), 300))
     assert again.pending == 0
     await again.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)
     connection = await asyncpg.connect(dsn)
     rows = await connection.fetch("SELECT * FROM market_history ORDER BY valid_from_ns")
     assert [(r["valid_from_ns"], r["status"]) for r in rows] == [(100, "active"), (200, "closed")]
@@ -90,7 +90,7 @@ async def test_a_database_that_refuses_us_is_tried_again(
         await until(lambda: history.rows_written == 1)
         assert told[-1] == ""
         await history.stop()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 60)
     finally:
         task.cancel()
         await asyncio.wait([task])
@@ -106,7 +106,7 @@ async def test_contents_that_came_while_the_database_was_away_are_all_written(ds
     task = asyncio.create_task(history.run())
     await until(lambda: history.pending == 0)
     await history.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)
     connection = await asyncpg.connect(dsn)
     rows = await connection.fetch("SELECT valid_from_ns, body FROM market_history ORDER BY 1")
     told = [(row["valid_from_ns"], json.loads(row["body"])["title"]) for row in rows]
@@ -125,7 +125,7 @@ async def test_a_forgotten_content_is_not_written_twice_and_results_are_told(dsn
         history.offer(history_row("market", "A", status, _market("A", **more), n))
         await until(lambda: history.pending == 0)
     await history.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)
     connection = await asyncpg.connect(dsn)
     rows = await connection.fetch("SELECT valid_from_ns, status FROM market_history ORDER BY 1")
     assert [tuple(row) for row in rows] == [(0, "active"), (2, "finalized")]
