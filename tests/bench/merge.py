@@ -95,7 +95,7 @@ async def merge(hot: Sequence[str], production: str) -> Merged:
     publishing = Publishing(publish, 0)
     while not all(r.exhausted for r in readers):
         at = time.perf_counter() - arbiter.busy_s
-        await take(arbiter, readers, tasks, PATIENCE_S, lambda _reader, _batch: None)
+        await take(arbiter, readers, tasks, PATIENCE_S, lambda _batch: None)
         phases["read"] += time.perf_counter() - arbiter.busy_s - at
         await close_windows(arbiter, publishing, final=False)
     await close_windows(arbiter, publishing, final=True)

@@ -289,8 +289,11 @@ class SimConnection:
             tx = self.tx
             try:
                 await self.step(sql, lambda: self.server.end(tx, commit=sql == "COMMIT"))
-            finally:
+            except ConnectionError:
+                self.server.end(tx, commit=False)
                 self.tx = None
+                raise
+            self.tx = None  # who is cancelled here leaves it to the end of the line
             return sql
         return await self._ask("execute", sql, args)
 

@@ -226,7 +226,7 @@ async def test_a_stop_ends_the_waiting() -> None:
     tasks: flow.Reads = {}
     asyncio.get_running_loop().call_later(0.01, stopping.set)
     async with asyncio.timeout(0.5):
-        await take(Arbiter(1, QUICK), [Silent(0, [])], tasks, 60, lambda _r, _b: None, stopping)
+        await take(Arbiter(1, QUICK), [Silent(0, [])], tasks, 60, lambda _b: None, stopping)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
