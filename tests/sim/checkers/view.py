@@ -192,19 +192,20 @@ class View:
 
     @cached_property
     def cautious(self) -> dict[int, int]:
-        """Gatherer -> rows kept aside of runs that began at a gap which was none: until a gatherer
+        """Gatherer -> rows kept aside of runs beside a gap which was none: until a gatherer
         knows whether numbers count per subscription or per market it takes either for a gap, and
         a market whose acknowledgement was lost is not asked for then (docs/simulation.md)."""
         doubted: set[tuple[int, int]] = set()
         for host in self.world.hosts:
             for server in host.databases:
-                ended: dict[tuple[int, int], int] = {}  # (connection, sid) -> seq
+                ended: dict[tuple[int, int], tuple[int, int]] = {}  # line -> (seq, run)
                 controls = [c for b in server.log for c in b.controls]
                 for c in sorted(controls, key=lambda c: c[:2]):
+                    seq, run = ended.get((c[5], c[7]), (-1, -1))
                     if c[9] == ControlKind.RUN_END:
-                        ended[c[5], c[7]] = c[3]
-                    elif c[9] == ControlKind.RUN_START and ended.get((c[5], c[7])) == c[3] - 1:
-                        doubted.add((host.number, c[6]))
+                        ended[c[5], c[7]] = c[3], c[6]
+                    elif c[9] == ControlKind.RUN_START and seq == c[3] - 1:
+                        doubted |= {(host.number, run), (host.number, c[6])}
         found: dict[int, int] = {}
         for row in self.content.tables["quarantine"].values():
             if row[5] == "unanchored" and (row[3], row[4]) in doubted:
