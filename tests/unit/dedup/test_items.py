@@ -6,7 +6,8 @@ import random
 
 import numpy as np
 
-from dedup.items import Chunk
+from dedup.items import BEFORE, PRINT, Chunk, marks_of
+from marketdata.book import level_constant
 from marketdata.rows import DELTA_ROW
 
 
@@ -20,6 +21,7 @@ def test_a_chunk_gives_every_row_once_by_market_and_run_and_then_arrival() -> No
             by_key.setdefault(key, []).append(window)
         rows = np.zeros(300, DELTA_ROW)
         rows["seq"] = rows["received_ns"] = np.arange(300)
+        rows["delta"], rows["book_hash"] = np.arange(300) - 150, np.arange(300) ** 3
         rows["batch_id"] = [rng.randrange(1, 9) for _ in range(300)]
         window, key = (np.array([f[i] for f in found], np.int64) for i in (0, 1))
         chunk = Chunk(rows, key, window)
@@ -32,6 +34,7 @@ def test_a_chunk_gives_every_row_once_by_market_and_run_and_then_arrival() -> No
             assert taken is not None
             assert taken[0]["seq"].tolist() == sorted(due, key=lambda i: (found[i][1], i))
             assert taken[1].tolist() == sorted(found[i][1] for i in due)
+            assert taken[2].tolist() == marks_of(taken[0]).tolist()
             left = [i for i in left if i not in due]
             assert chunk.take(upto) is None
         assert chunk.used_up
@@ -44,3 +47,18 @@ def test_a_chunk_knows_the_window_of_a_pairs_latest_row() -> None:
     asked = [chunk.window_of(8, seq) for seq in (3, 4, 6, 7, 20)]
     assert asked == [-1, 1, 1, 2, 3]
     assert [chunk.window_of(key, 20) for key in (7, 9, 10)] == [-1, 1, -1]
+
+
+def test_marks_tell_the_book_before_a_row_and_rows_apart() -> None:
+    rows = np.zeros(5, DELTA_ROW)
+    rows["exchange_us"], rows["price"], rows["delta"] = [1, 2, 1, 1, 1], 500_000, [7, 7, 8, 7, 7]
+    rows["side"] = [0, 0, 0, 1, 0]
+    rows["book_hash"] = [
+        (level_constant(int(r["side"]), 500_000) * int(r["delta"]) + 11) % 2**64 for r in rows
+    ]
+    marks = marks_of(rows)
+    assert marks[:, BEFORE].tolist() == [11] * 5
+    prints = marks[:, PRINT].tolist()
+    assert prints[0] == prints[4]
+    assert len(set(prints)) == 4
+    assert marks_of(rows[:0]).shape == (0, 2)

@@ -148,7 +148,7 @@ def test_a_merger_alone_copies_nothing() -> None:
     owned.add("A")
     rows = np.zeros(3, DELTA_ROW)
     none = np.empty(0, BATCH_TRADE), np.empty(0, BATCH_TICKER)
-    cut = Cut(rows, np.zeros(3, np.int64), *none)
+    cut = Cut(rows, np.zeros(3, np.int64), np.zeros((3, 2), np.uint64), *none)
     assert owned.part_of(cut) is cut
     assert owned.rows(rows, "market_id") is rows
     assert list(owned.others_in(cut)) == []

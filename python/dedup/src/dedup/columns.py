@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.void]
 
 

@@ -5,8 +5,8 @@ that is pinned to it stands at its end and brought rows, all equal in (time, con
 nothing else happened to it in this window but that runs ended; everything else goes through
 markets.py, which gives the same result (a test compares both).
 
-All comparisons are made over the rows of a whole window at once (`prepare`); what is left for each
-market are a few numbers.
+All comparisons are made over the rows of a whole window at once (`prepare`), on marks that were
+made of a whole read (items.marks_of); what is left for each market are a few numbers.
 
 Invariants: INV-F1 same rows, state and counts as MarketWindow.
 
@@ -19,22 +19,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from dedup.columns import joined
-from dedup.items import FLOATING, LOW, UNTIMED, Cut
+from dedup.columns import I64, U64, joined
+from dedup.items import BEFORE, FLOATING, LOW, PRINT, UNTIMED, Cut
 from dedup.runs import Market, Standing
 from dedup.window import WindowSink, empty_block
-from marketdata.alignment import content_keys
-from marketdata.book import level_constants
 from marketdata.rows import DeltaFlag, DeltaRows
 
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
 _PINNED = int(Standing.PINNED)  # an enum is slow to be asked for every pair
 _SLOW = int(DeltaFlag.NEGATIVE) | FLOATING | UNTIMED | int(DeltaFlag.TS_BACKWARD)
-_M_US = np.uint64(0x9E3779B97F4A7C15)
-_M_HASH = np.uint64(0xA0761D6478BD642F)
 
 
 @dataclass(slots=True)
@@ -103,11 +96,8 @@ class FastPath:
 
     def _survey(self, g: int, cut: Cut) -> U64:
         """The bunches of one gatherer; returns fingerprints of its rows."""
-        rows, key = cut.rows, cut.key
-        price, side, flags = rows["price"], rows["side"], rows["flags"]
-        delta, seq = np.ascontiguousarray(rows["delta"]), rows["seq"]
-        us, h = rows["exchange_us"], np.ascontiguousarray(rows["book_hash"])
-        before = h - level_constants(side, price) * delta.view(np.uint64)
+        rows, key, before = cut.rows, cut.key, cut.marks[:, BEFORE]
+        seq, flags, us, h = rows["seq"], rows["flags"], rows["exchange_us"], rows["book_hash"]
         odd = (flags & _SLOW) != 0
         new = np.ones(rows.size, np.bool_)
         np.not_equal(key[1:], key[:-1], out=new[1:])
@@ -127,10 +117,7 @@ class FastPath:
                     n_odd == 0,
                 )
             )  # fmt: skip
-        prints: U64 = content_keys(price, side, delta, flags)
-        prints += us.astype(np.uint64) * _M_US
-        prints += h * _M_HASH
-        return prints
+        return cut.marks[:, PRINT]
 
     def _places(self, bunches: Iterable[Bunch]) -> tuple[I64, I64]:
         """(places of the bunches' rows among those of all cuts, end to end; size of each bunch)."""

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.columns import I64, by_run, copied, joined, picked, stable_order
-from dedup.items import FLOATING, LOW, UNTIMED, Chunk, Cut, EndItem, SnapItem, pair_key
+from dedup.items import FLOATING, LOW, UNTIMED, Chunk, Cut, EndItem, Part, SnapItem, pair_key
 from dedup.runs import Run
 from dedup.waiting import Waiting
 from marketdata.rows import (
@@ -513,11 +513,12 @@ def _channel(name: object) -> str:
     return "orderbook" if name in (None, "orderbook", "orderbook_delta") else str(name)
 
 
-def _merged(taken: list[tuple[DeltaRows, I64]]) -> tuple[DeltaRows, I64]:
+def _merged(taken: list[Part]) -> Part:
     if not taken:
-        return np.empty(0, DELTA_ROW), np.empty(0, np.int64)
+        return np.empty(0, DELTA_ROW), np.empty(0, np.int64), np.empty((0, 2), np.uint64)
     if len(taken) == 1:
         return taken[0]
-    key = np.concatenate([k for _, k in taken])
+    key = np.concatenate([part[1] for part in taken])
     order = np.argsort(key, kind="stable")
-    return picked(joined([rows for rows, _ in taken]), order), key[order]
+    rows, marks = joined([part[0] for part in taken]), np.concatenate([part[2] for part in taken])
+    return picked(rows, order), key[order], marks[order]

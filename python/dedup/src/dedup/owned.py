@@ -70,6 +70,7 @@ class Owned:
         return Cut(
             picked(cut.rows, at),
             cut.key[at],
+            cut.marks[at],
             cut.trades,
             cut.tickers,
             {key: items for key, items in cut.snapshots.items() if self._seen[key >> 32]},

@@ -205,10 +205,11 @@ class QuietRuns(Claims):
                 if self.ctx.times.end_of(self.ctx.runs[(p.gatherer, p.run_id)], self.index) is None
             )
             if pair.claim_from_us <= live_to:
+                begun_us = market.last_us if market.count else market.epoch_from_us - 1
+                if self._proof_to(pair) <= begun_us:
+                    continue  # it has not got there yet: its rows will come, late
                 if pair.h == market.h_end:
                     self._pin(pair, market.count, market.last_us)
-                elif self._proof_to(pair) <= market.last_us:
-                    continue  # it has not got there yet: its rows will come, late
                 elif not alive or (upto_us == OPEN_US and 0 <= pair.doubt_since < self.ctx.window):
                     self._contradicts(pair, alive=alive)
                 elif pair.doubt_since < 0:
