@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dedup.arbitrate import Arbiter
 from dedup.output import WindowOutput
-from tests.hand import Hand, merge, us
+from tests.hand import QUICK, Hand, drain, merge, us
 from tests.unit.dedup.test_arbitrate import added, statuses, tape
 
 BOOK = {100_000: 500}
@@ -141,3 +142,36 @@ def test_a_reset_that_a_later_run_dates_later_is_the_same_reset() -> None:
     assert len(tape(outputs, "B")) == 1
     assert [g for o in outputs for g in o.gaps] == []
     assert sum(o.counts.get("duplicate_rows", 0) for o in outputs) == 1
+
+
+def test_a_late_run_does_not_stand_where_an_epoch_begins_that_it_has_not_reached() -> None:
+    """Seed 890 of the simulation: its book was equal, so what it brought of before the gap stood
+    behind the gap a second time."""
+    late, steady = Hand(1), Hand(0)
+    for hand in (steady, late):
+        hand.start(0)
+        hand.snap("A", BOOK)
+        hand.snap("B", BOOK)
+        hand.delta(1_000, "A", 20_000, 5)
+        hand.delta(1_500, "B", 10_000, 1)
+    arbiter = Arbiter(2, QUICK)
+    arbiter.absorb(late.commit())
+    for hand in (steady, late):
+        hand.delta(2_000, "A", 30_000, 7)
+        hand.delta(2_000, "A", 30_000, -7)
+    steady.delta(2_500, "B", 10_000, 1)
+    steady.end()
+    steady.start(5_000)
+    steady.snap("A", {**BOOK, 20_000: 5})
+    steady.snap("B", {**BOOK, 10_000: 2})
+    for ms in range(5_100, 8_000, 100):
+        steady.delta(ms, "B", 10_000, 1)
+    arbiter.absorb(steady.commit())
+    arbiter.leave_out(1)
+    outputs = drain(arbiter)
+    assert [g.kind for o in outputs for g in o.gaps if g.ticker == "A"] == ["book_equal"]
+    late.stop()
+    arbiter.absorb(late.commit())
+    outputs += drain(arbiter, final=True)
+    assert [row[0] for row in tape(outputs, "A")] == [1_000, 2_000, 2_000]
+    assert sum(q.n_rows for o in outputs for q in o.quarantine if q.ticker == "A") == 2

@@ -152,3 +152,26 @@ def test_at_the_end_nothing_is_waited_for() -> None:
     kept.publish(drain(kept.arbiter, final=True))
     missing = sum(b.deltas.size for b in kept.batches if b.gatherer == 1 and b.last_batch_id > 8)
     assert accounted(kept) == (rows - missing, rows - missing)
+
+
+def test_runs_that_were_over_before_the_restart_come_to_nothing_again() -> None:
+    """Seed 1257 of the simulation: a run that never showed a time kept reading at its beginning, and
+    what had come and gone since then ended a second time, in a window of its own."""
+    hand = Hand(0)
+    hand.start(0)
+    hand.snap("A", {100_000: 500})
+    hand.start(100)  # another connection; the first one shows no time, and no end
+    hand.snap("B", {100_000: 500})
+    for at in range(200, 3_000, 100):
+        hand.delta(at, "B", 10_000, 1)
+    hand.stop()
+    kept = Kept([hand.commit()])
+    kept.arbiter.absorb(kept.batches[0])
+    kept.arbiter.leave_out(1)
+    assert kept.publish(drain(kept.arbiter, final=True)) == 3
+    assert kept.positions[0].reread_from_batch == 1
+    before = dict(kept.counts)
+    kept.restart()
+    kept.read(0, 1)
+    assert kept.publish(drain(kept.arbiter, final=True)) == 0
+    assert kept.counts == before

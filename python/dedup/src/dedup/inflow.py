@@ -16,6 +16,7 @@ Does not do: merging, evidence, deciding when to close (arbitrate.py).
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -53,6 +54,7 @@ class Inflow:
         self.resume_from = 0  # first batch to read again
         self.behind = False  # not all of what had been seen before a restart is here again
         self.again: list[GathererBatch] = []  # what of it is
+        self.past: set[int] = set()  # runs that are read again and were over before
         self.ids: dict[int, int] = {}  # the gatherer's market id -> index of the ticker
         self.runs: dict[int, Run] = {}
         self.chunks: list[Chunk] = []
@@ -104,6 +106,8 @@ class Inflow:
 
     def _absorb(self, batch: GathererBatch) -> None:
         self.started = True
+        if batch.first_batch_id <= self.reread[1]:
+            batch = self._without_past(batch)
         closings = []
         for control in batch.controls:
             if control.kind in (ControlKind.RUN_END, ControlKind.MARKET_REMOVED):
@@ -119,6 +123,20 @@ class Inflow:
         self.max_received_ns = max(self.max_received_ns, batch.max_received_ns)
         self.seen_batch = max(self.seen_batch, batch.last_batch_id)
         self.life = batch.life or self.life
+
+    def _without_past(self, batch: GathererBatch) -> GathererBatch:
+        """What is read again, without runs that had come and gone before the restart: a window has
+        taken their ends, and so all of them."""
+        seen = self.reread[1]
+        for c in batch.controls:
+            if c.kind == ControlKind.RUN_START and c.batch_id <= seen and c.run_id not in self.runs:
+                self.past.add(c.run_id)
+        if not self.past:
+            return batch
+        past = np.fromiter(self.past, np.int32, len(self.past))
+        keep = np.flatnonzero(~np.isin(batch.deltas["run_id"], past))
+        snapshots = [s for s in batch.snapshots if s.run_id not in self.past]
+        return replace(batch, deltas=picked(batch.deltas, keep), snapshots=snapshots)
 
     def _is_reread(self, window: int, batch_id: int) -> bool:
         return window <= self.reread[0] and batch_id <= self.reread[1]
