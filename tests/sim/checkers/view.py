@@ -8,6 +8,7 @@ Does not do: any comparison.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -238,17 +239,21 @@ def _key(us: int, side: int, price: int, delta: int, reset: bool, h: int) -> tup
 def _in_order(
     tape: list[tuple[int, ...]], told: list[tuple[int, ...]], due: list[bool]
 ) -> list[int]:
-    """For each row the next equal event; of several in one microsecond one that is due."""
+    """For each row the next equal event; of several in one microsecond one that is due, if enough
+    of them are left for the rows that are equal to it."""
     places: dict[tuple[int, ...], list[int]] = {}
     for n, key in enumerate(told):
         places.setdefault(key, []).append(n)
+    left = Counter(tape)
     made, at = [], 0
     for key in tape:
         later = [n for n in places.get(key, ()) if n >= at]
+        left[key] -= 1
         if not later:
             made.append(-1)
             continue
-        chosen = next((n for n in later if due[n]), later[0])
+        spare = later[: max(1, len(later) - left[key])]
+        chosen = next((n for n in spare if due[n]), later[0])
         made.append(chosen)
         at = chosen + 1
     return made
