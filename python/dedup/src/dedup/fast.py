@@ -119,10 +119,17 @@ class FastPath:
             )  # fmt: skip
         return cut.marks[:, PRINT]
 
-    def _places(self, bunches: Iterable[Bunch]) -> tuple[I64, I64]:
-        """(places of the bunches' rows among those of all cuts, end to end; size of each bunch)."""
-        found = [(self.bases[b.gatherer] + b.start, b.stop - b.start) for b in bunches]
-        starts, sizes = np.array(found, np.int64).T
+    def _places(self, bunches: Iterable[Bunch]) -> tuple[I64 | slice, I64]:
+        """(places of the bunches' rows among those of all cuts, end to end; size of each bunch).
+
+        A slice where they follow one another: where a window's markets are all taken.
+        """
+        bases = self.bases
+        found = [(bases[b.gatherer] + b.start, bases[b.gatherer] + b.stop) for b in bunches]
+        starts, stops = np.array(found, np.int64).T
+        sizes = stops - starts
+        if (starts[1:] == stops[:-1]).all():
+            return slice(found[0][0], found[-1][1]), sizes
         shift = starts - (np.cumsum(sizes) - sizes)
         return np.arange(int(sizes.sum())) + np.repeat(shift, sizes), sizes
 
@@ -182,7 +189,7 @@ class FastPath:
         if not self.taken:
             return
         firsts, sizes = self._places([t.bunches[0] for t in self.taken])
-        block = empty_block(firsts.size)
+        block = empty_block(int(sizes.sum()))
         rows, at = self._rows(firsts)
         for name in ("exchange_us", "delta", "book_hash", "price", "side", "flags"):
             block[name] = rows[name][at]
@@ -192,7 +199,7 @@ class FastPath:
         masks = [sum({1 << b.gatherer for b in t.bunches}) for t in self.taken]
         block["sources"] = np.repeat(masks, sizes)
         before = np.array([t.before for t in self.taken]) - (np.cumsum(sizes) - sizes)
-        block["market_seq"] = np.arange(1, firsts.size + 1) + np.repeat(before, sizes)
+        block["market_seq"] = np.arange(1, block.size + 1) + np.repeat(before, sizes)
         self.sink.blocks.append(block)
         self._count(sizes)
 
@@ -207,26 +214,29 @@ class FastPath:
         counts["merged_events"] += events
         counts["mode_exact"] += int(witnesses[witnesses > 1].sum())
 
-    def _rows(self, firsts: I64) -> tuple[DeltaRows, I64 | slice]:
-        """The rows among which these are, and where; mostly one stretch of one gatherer."""
+    def _rows(self, firsts: I64 | slice) -> tuple[DeltaRows, I64 | slice]:
+        """The rows among which these are, and where; mostly those of one gatherer."""
         givers = {t.bunches[0].gatherer for t in self.taken}
         if len(givers) > 1:
             return joined([cut.rows for cut in self.cuts]), firsts
         g = givers.pop()
-        at = firsts - self.bases[g]
-        if len(self.taken) == 1:
-            return self.cuts[g].rows, slice(int(at[0]), int(at[-1]) + 1)
-        return self.cuts[g].rows, at
+        base, rows = self.bases[g], self.cuts[g].rows
+        if isinstance(firsts, slice):
+            return rows, slice(firsts.start - base, firsts.stop - base)
+        return rows, firsts - base
 
-    def _received(self, firsts: I64, sizes: I64) -> I64:
+    def _received(self, firsts: I64 | slice, sizes: I64) -> I64:
         """The earliest receipt of each row that is taken."""
         whole = np.concatenate([cut.rows["received_ns"] for cut in self.cuts])
-        earliest: I64 = whole[firsts]
+        earliest: I64 = whole[firsts].copy()
         ends = np.cumsum(sizes)
         for nth in range(1, max(len(t.bunches) for t in self.taken)):
             at = [i for i, t in enumerate(self.taken) if len(t.bunches) > nth]
             mine, some = self._places([self.taken[i].bunches[nth] for i in at])
+            if len(at) == len(self.taken):
+                np.minimum(earliest, whole[mine], out=earliest)
+                continue
             shift = (ends - sizes)[at] - (np.cumsum(some) - some)
-            there = np.arange(mine.size) + np.repeat(shift, some)
+            there = np.arange(int(some.sum())) + np.repeat(shift, some)
             earliest[there] = np.minimum(earliest[there], whole[mine])
         return earliest
