@@ -86,8 +86,8 @@ async def made_up(hot: Sequence[str], events: int) -> None:
 
 
 async def settled(hot: Sequence[str]) -> None:
-    """As autovacuum leaves tables within a minute of their filling: the index of batches knows them.
-    These were filled in seconds and would be read through whole, again for each read."""
+    """As autovacuum leaves tables within a minute: the index of batches knows them. These were
+    filled in seconds and would be read through whole, again for each read."""
     for dsn in hot:
         conn = await connect(dsn)
         await conn.execute("VACUUM (ANALYZE)")

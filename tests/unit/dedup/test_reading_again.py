@@ -155,8 +155,8 @@ def test_at_the_end_nothing_is_waited_for() -> None:
 
 
 def test_runs_that_were_over_before_the_restart_come_to_nothing_again() -> None:
-    """Seed 1257 of the simulation: a run that never showed a time kept reading at its beginning, and
-    what had come and gone since then ended a second time, in a window of its own."""
+    """Seed 1257 of the simulation: a run that never showed a time kept reading at its beginning,
+    and what had come and gone since then ended a second time, in a window of its own."""
     hand = Hand(0)
     hand.start(0)
     hand.snap("A", {100_000: 500})
