@@ -166,7 +166,7 @@ def _difference(a: Any, b: Any) -> str:
 
 
 def check_one_less(view: View) -> Iterator[Violation]:
-    """I7: a gatherer that has nothing which another one lacks may be left out."""
+    """I7: a gatherer that has no event which another one lacks may be left out."""
     if view.overtaken or view.replaced or not view.world.ended:
         return
     in_runs = view.by_gatherer("in_runs", lost_too=False)
@@ -183,6 +183,11 @@ def check_one_less(view: View) -> Iterator[Violation]:
     def told(rows: np.ndarray, tickers: dict[int, str]) -> list[Any]:
         rows = rows.copy()
         rows["exchange_us"][(rows["flags"] & RESET) != 0] = 0  # inferred: each witness' own
+        # Epochs by their place among those with events: one may be a book that only the other saw.
+        pairs = rows["market_id"].astype(np.int64) << 32 | rows["epoch"]
+        shown = np.unique(pairs)
+        first = np.searchsorted(shown, rows["market_id"].astype(np.int64) << 32)
+        rows["epoch"] = np.searchsorted(shown, pairs) - first
         parts = [rows[n].tolist() for n in columns]
         named = [tickers[m] for m in rows["market_id"].tolist()]
         return sorted(zip(named, *parts, strict=True))
