@@ -22,7 +22,7 @@ from dedup.flow import Publishing, Reads, close_windows, take
 from dedup.invariants import Invariants
 from dedup.main import tune
 from dedup.output import ArbiterSettings, WindowOutput
-from dedup.publication import HOUR_US, publication_of
+from dedup.publication import HOUR_US, Publication
 from dedup.publish import Publisher
 from dedup.readers import GathererReader
 from kalshilake.store import open_store
@@ -80,11 +80,13 @@ async def merge(hot: Sequence[str], production: str) -> Merged:
     invariants = Invariants()
     phases = dict.fromkeys(("read", "decide", "publish"), 0.0)
 
-    async def publish(outputs: list[WindowOutput]) -> None:
-        at = time.perf_counter()
-        standing = publisher.standing
-        made = publication_of(outputs, standing.ids, standing.reach)
+    def plan(outputs: list[WindowOutput]) -> Publication:
+        made = publisher.plan(outputs)
         invariants.observe(made)
+        return made
+
+    async def publish(made: Publication) -> None:
+        at = time.perf_counter()
         await publisher.commit(made, dict.fromkeys(range(len(hot)), 1))
         phases["publish"] += time.perf_counter() - at
 
@@ -92,7 +94,7 @@ async def merge(hot: Sequence[str], production: str) -> Merged:
     np.unique(np.zeros(1))  # numpy loads a part of itself at the first call: once in a process
     began = time.perf_counter()
     tasks: Reads = {}
-    publishing = Publishing(publish, 0)
+    publishing = Publishing(publish, 0, plan)
     while not all(r.exhausted for r in readers):
         at = time.perf_counter() - arbiter.busy_s
         await take(arbiter, readers, tasks, PATIENCE_S, lambda _batch: None)

@@ -81,6 +81,26 @@ async def test_the_arbiter_decides_while_a_publication_is_on_its_way(
     assert beside > 0
 
 
+async def test_a_publication_is_planned_while_the_one_before_it_is_on_its_way() -> None:
+    """And published when that one is in production, in its order."""
+    written, planned = Written(takes_s=0.05), []
+
+    def plan(outputs: list[WindowOutput]) -> list[WindowOutput]:
+        planned.append((outputs[0].window, written.inside, len(written.sizes)))
+        return outputs
+
+    publishing = Publishing(written.publish, 0, plan)
+    made = arbiter(3)
+    for _ in range(3):
+        output = made.step(final=True)
+        assert output is not None
+        await publishing.begin([output])
+        await asyncio.sleep(0)
+    await publishing.settled()
+    assert [(inside, done) for _, inside, done in planned] == [(0, 0), (1, 0), (1, 1)]
+    assert written.windows == [window for window, _, _ in planned]
+
+
 async def test_nothing_is_published_after_a_publication_that_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

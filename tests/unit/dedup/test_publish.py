@@ -197,3 +197,25 @@ async def test_a_server_that_dies_between_publications_is_waited_for(
     assert counts["rows_in"] == 18
     await conn.close()
     await publisher.close()
+
+
+async def test_publications_planned_ahead_are_those_made_one_after_the_other(
+    production: str,
+) -> None:
+    """Ids of markets and the reach of runs go on from what is planned, not from what is there."""
+    publisher = Publisher(production, SETTINGS)
+    await publisher.open()
+    planned = [publisher.plan([output]) for output in outputs()]  # type: ignore[list-item]
+    assert publisher.standing.ids == {}, "nothing is in production yet"
+    made = []
+    for output, ahead in zip(outputs(), planned, strict=True):
+        standing = publisher.standing
+        made.append(publication_of([output], standing.ids, standing.reach))  # type: ignore[list-item]
+        await publisher.commit(ahead, {0: 4711})
+    assert [m.new_markets for m in made] == [p.new_markets for p in planned]
+    assert [m.deltas.tobytes() for m in made] == [p.deltas.tobytes() for p in planned]
+    assert publisher.standing.ids == {"A": 1, "B": 2, "C": 3}
+    await publisher.close()
+    await publisher.open()  # after a failure: from what production holds
+    assert publisher.plan([window_output(3, ["D"])]).new_markets[0][0] == 4
+    await publisher.close()

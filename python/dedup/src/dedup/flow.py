@@ -6,8 +6,8 @@ decides, the readers wait for their databases.
 
 What holds:
 - The arbiter hears one call at a time: `absorb`, `nothing_new` and `step` never overlap.
-- At most one publication is on its way, and the next is made only when it is in production: market
-  ids and the fence of `merge_state` see the windows in their order.
+- At most one publication is on its way, and the next is sent only when it is in production: market
+  ids and the fence of `merge_state` see the windows in their order. It is planned before that.
 - A publication that fails is heard of before anything after it is published, and nothing is.
 - What was decided and is not in production is one publication on its way and one in the making.
 - Windows of one publication never lie on both sides of a moment of export, and the export of that
@@ -35,21 +35,25 @@ DECIDE_ROWS: Final = 5_000  # closed in one go
 TAKE_WAIT_S: Final = 1
 
 Due: TypeAlias = Callable[[int, int], bool]
-Publish: TypeAlias = Callable[[list[WindowOutput]], Awaitable[None]]
+Publish: TypeAlias = Callable[[Any], Awaitable[None]]  # of what the plan is
+Plan: TypeAlias = Callable[[list[WindowOutput]], Any]
 Reads: TypeAlias = dict[asyncio.Task[GathererBatch | None], GathererReader]
 
 
 class Publishing:
     """Publications one after the other, beside whatever the caller does meanwhile.
 
-    `closed_to_us`: the end of the last window that was given to it.
+    `closed_to_us`: the end of the last window that was given to it. `plan`: what `publish` gets of
+    windows, made while the publication before it is on its way.
     """
 
-    __slots__ = ("_publish", "_task", "closed_to_us")
+    __slots__ = ("_plan", "_publish", "_task", "closed_to_us")
 
-    def __init__(self, publish: Publish, closed_to_us: int) -> None:
+    def __init__(
+        self, publish: Publish, closed_to_us: int, plan: Plan = lambda outputs: outputs
+    ) -> None:
         self.closed_to_us = closed_to_us
-        self._publish = publish
+        self._publish, self._plan = publish, plan
         self._task: asyncio.Future[None] | None = None
 
     @property
@@ -62,9 +66,11 @@ class Publishing:
 
         Raises whatever that one raised; these are then not published.
         """
+        await self.heard()
+        planned = self._plan(outputs)
         await self.settled()
         self.closed_to_us = outputs[-1].to_us
-        self._task = asyncio.ensure_future(self._publish(outputs))
+        self._task = asyncio.ensure_future(self._publish(planned))
 
     async def heard(self) -> None:
         """Raises what the last publication raised, if it has ended; waits for nothing."""

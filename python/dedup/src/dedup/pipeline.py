@@ -31,7 +31,7 @@ from dedup.flow import Publishing, Reads, close_windows, take
 from dedup.invariants import Invariants
 from dedup.live_path import LivePath
 from dedup.output import ArbiterSettings, WindowOutput
-from dedup.publication import Publication, publication_of
+from dedup.publication import Publication
 from dedup.publish import Publisher, Standing, broken_once_failed
 from dedup.readers import GathererReader
 from dedup.shards import Level, StopAsked, Together
@@ -120,7 +120,7 @@ class Pipeline:
             on=settings.live and settings.merge == "runs", shard=share.number, owns=share.owns,
         )  # fmt: skip
         self.readers: list[GathererReader] = []
-        self.publishing = Publishing(self._publish, 0)
+        self.publishing = Publishing(self._publish, 0, self._plan)
         self.invariants = Invariants()
         self.tally = Tally()
         self.exchange = ExchangeWatch(metrics)
@@ -199,7 +199,7 @@ class Pipeline:
         self.tally.began(standing.counts)
         self.exchange.began(standing.named_states)
         arbiter = self._arbiter(standing)
-        self.publishing = Publishing(self._publish, standing.closed_to_us)
+        self.publishing = Publishing(self._publish, standing.closed_to_us, self._plan)
         await self._close_readers()
         await self.live.begin(standing)
         self.readers = [self._reader(g, standing) for g in range(len(self._settings.gatherer_dsns))]
@@ -270,11 +270,15 @@ class Pipeline:
         )
         self.waiting_for = list(arbiter.waiting_for)
 
-    async def _publish(self, outputs: list[WindowOutput]) -> None:
+    def _plan(self, outputs: list[WindowOutput]) -> Publication:
+        """What comes next, while what comes before it is on its way."""
+        made = self.publisher.plan(outputs)
+        self._check(made)
+        return made
+
+    async def _publish(self, made: Publication) -> None:
         began_s = time.monotonic()
         standing = self.publisher.standing
-        made = publication_of(outputs, standing.ids, standing.reach, self.together.share)
-        self._check(made)
         identifiers = {
             r.index: r.position.system_identifier or standing.identifiers.get(r.index, 0)
             for r in self.readers

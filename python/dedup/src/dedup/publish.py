@@ -30,8 +30,8 @@ from dedup.closings import by_reason, read_closings, write_closings
 from dedup.columns import picked
 from dedup.live import Settled
 from dedup.live_rows import write_settled
-from dedup.output import GathererPosition
-from dedup.publication import DAY_US, HOUR_US, Publication
+from dedup.output import GathererPosition, WindowOutput
+from dedup.publication import DAY_US, HOUR_US, Publication, publication_of
 from dedup.tape_rows import Rows
 from marketdata.coverage import RunProgress
 from marketdata.errors import ConfigError, StorageError
@@ -115,6 +115,7 @@ class Publisher:
         self._conn: Connection | None = None
         self._partitions = Partitions()
         self.standing = Standing()
+        self._planned: tuple[dict[str, int], dict[tuple[int, int], int]] = {}, {}
 
     async def open(self) -> Standing:
         """Connect, migrate, become the merger, load where the tape stands."""
@@ -123,6 +124,7 @@ class Publisher:
         await self._check_settings(conn)
         self.standing = await _load(conn, self._share)
         self.standing.closings = await read_closings(conn, self._share.number)
+        self._planned = dict(self.standing.ids), dict(self.standing.reach)
         return self.standing
 
     async def close(self) -> None:
@@ -174,6 +176,14 @@ class Publisher:
                 f"{ ({k: self._settings.get(k) for k in differ}) }",
                 hint="keep the settings, or begin a new tape in an empty production database",
             )
+
+    def plan(self, outputs: Sequence[WindowOutput]) -> Publication:
+        """The publication of the next outputs, made while the ones before it may still be on their
+        way. If one of those fails nothing planned is published: `open` begins again from what
+        production holds."""
+        made = publication_of(outputs, *self._planned, self._share)
+        _advance(*self._planned, made)
+        return made
 
     async def commit(
         self, made: Publication, identifiers: Mapping[int, int], settled: Settled | None = None
@@ -234,12 +244,7 @@ class Publisher:
         standing.received_ns_max = max(standing.received_ns_max, made.received_ns_max)
         standing.counts = counts
         standing.closings += by_reason(made.closings)
-        standing.ids.update((ticker, market) for market, ticker, _ in made.new_markets)
-        for key, progress in made.progress.items():
-            if progress.ended:
-                standing.reach.pop(key, None)
-            else:
-                standing.reach[key] = progress.to_us
+        _advance(standing.ids, standing.reach, made)
 
     async def _make_partitions(self, conn: Connection, made: Publication) -> None:
         """A partition for every day that has rows, before the transaction that needs it."""
@@ -252,6 +257,16 @@ class Publisher:
         for table, exchange_us in times.items():
             for day in np.unique(exchange_us // DAY_US).tolist():
                 await self._partitions.ensure(conn, table, day * DAY_US, day * DAY_US, "day")
+
+
+def _advance(ids: dict[str, int], reach: dict[tuple[int, int], int], made: Publication) -> None:
+    """What the publication after this one is made from."""
+    ids.update((ticker, market) for market, ticker, _ in made.new_markets)
+    for key, progress in made.progress.items():
+        if progress.ended:
+            reach.pop(key, None)
+        else:
+            reach[key] = progress.to_us
 
 
 async def _move(
