@@ -44,7 +44,7 @@ QUOTE_COLUMNS: Final = ("yes_bid", "yes_bid_size", "yes_ask", "yes_ask_size")
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
+class Stretch:
     """Moments of one epoch, and the book and events that tell of them."""
 
     keyframe: Keyframe  # the book at `from_us`
@@ -59,7 +59,7 @@ def _named(lake: Lake, market: Markets) -> list[str]:
     return [market] if isinstance(market, str) else sorted(set(market))
 
 
-def _spans(
+def spans_of(
     lake: Lake, market: str, start: Moment | None, end: Moment | None, on_gap: OnGap
 ) -> list[CoverageInterval]:
     """What coverage says of [start, end), without a hole; refused where it must be proven."""
@@ -100,7 +100,7 @@ def _groups(
             yield span, None, times
 
 
-def _stretch(lake: Lake, market: str, epoch: int, times: Ints) -> _Stretch:
+def stretch_of(lake: Lake, market: str, epoch: int, times: Ints) -> Stretch:
     """The books of one epoch at ascending moments."""
     keyframe = keyframe_near(lake, market, epoch, int(times[0]))
     events, last = events_to(lake, market, keyframe, int(times[0]))
@@ -108,7 +108,7 @@ def _stretch(lake: Lake, market: str, epoch: int, times: Ints) -> _Stretch:
     events, last = events_to(lake, market, base, int(times[-1]))
     after = events.between(base.market_seq, last)
     reached = np.maximum.accumulate(after.exchange_us)
-    return _Stretch(base, after, np.searchsorted(reached, times, side="right"))
+    return Stretch(base, after, np.searchsorted(reached, times, side="right"))
 
 
 def books(
@@ -126,12 +126,12 @@ def books(
         raise LakeError(f"a depth of {depth} shows nothing", hint="1 is the best level only")
     step, parts = step_us(every), []
     for name in _named(lake, market):
-        spans = _spans(lake, name, start, end, on_gap)
+        spans = spans_of(lake, name, start, end, on_gap)
         for span, epoch, times in _groups(lake, name, spans, step, on_gap):
             if epoch is None:
                 parts.append(_nothing(name, times, span))
                 continue
-            found = _stretch(lake, name, epoch, times)
+            found = stretch_of(lake, name, epoch, times)
             sides = ladders(found.keyframe.book, found.events, found.ends, depth)
             seq = found.keyframe.market_seq + found.ends
             parts.append(_book_rows(name, times, span, (epoch, seq), sides))
@@ -242,17 +242,17 @@ def quotes(
     """See `Lake.quotes`."""
     parts = [QUOTES.empty_table()]
     for name in _named(lake, market):
-        spans = _spans(lake, name, start, end, "column" if on_gap == "ignore" else on_gap)
+        spans = spans_of(lake, name, start, end, "column" if on_gap == "ignore" else on_gap)
         for span in spans:
             if span.status == "complete":
-                for epoch, edges in _edges(lake, name, span):
+                for epoch, edges in edges_of(lake, name, span):
                     parts.append(
-                        _quote_rows(name, epoch, _stretch(lake, name, epoch, edges), edges)
+                        _quote_rows(name, epoch, stretch_of(lake, name, epoch, edges), edges)
                     )
     return pa.concat_tables(parts)
 
 
-def _edges(lake: Lake, market: str, span: CoverageInterval) -> list[tuple[int, Ints]]:
+def edges_of(lake: Lake, market: str, span: CoverageInterval) -> list[tuple[int, Ints]]:
     """(epoch, its first and last moment) of a proven stretch."""
     ends = np.array([span.from_us, span.to_us - 1])
     if span.epoch:
@@ -261,7 +261,7 @@ def _edges(lake: Lake, market: str, span: CoverageInterval) -> list[tuple[int, I
     return [(epoch, mine[[0, -1]]) for epoch, mine in found if epoch is not None]
 
 
-def _quote_rows(market: str, epoch: int, found: _Stretch, edges: Ints) -> pa.Table:
+def _quote_rows(market: str, epoch: int, found: Stretch, edges: Ints) -> pa.Table:
     n = int(found.ends[-1])
     events = found.events.between(found.keyframe.market_seq, found.keyframe.market_seq + n)
     yes, no = ladders(found.keyframe.book, events, np.arange(n + 1), 1)
