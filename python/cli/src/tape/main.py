@@ -16,6 +16,7 @@ from tape.coverage import coverage
 from tape.demo import demo
 from tape.doctor import doctor
 from tape.exchange import exchange
+from tape.export import export
 from tape.output import EXIT_REFUSED
 from tape.plan import plan
 from tape.repair import repair
@@ -48,6 +49,7 @@ commands = (
     bars,
     markets,
     sql,
+    export,
     verify,
     restore,
     repair,

@@ -1,0 +1,79 @@
+"""`tape export`: files in other programs' formats."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kalshilake import open_lake
+from kalshilake.exports.hftbacktest import events
+from tests.lake_world import World
+
+
+@pytest.mark.parametrize("table", ["deltas", "trades", "tickers", "books"])
+def test_every_table_goes_to_csv(run, lake: Path, world: World, tmp_path: Path, table: str) -> None:
+    """As many rows as the command says, and as many as the lake has."""
+    ticker, out = world.markets[0].ticker, tmp_path / "out.csv"
+    more = ["--table", table, "--on-gap", "ignore", "--every", "30s"]
+    code, said, err = run("export", lake, ticker, "--out", out, *more)
+    assert (code, err) == (0, "")
+    with out.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    grid = {"every": "30s"} if table == "books" else {}
+    truth = getattr(open_lake(lake), table)(ticker, on_gap="ignore", **grid)
+    assert len(rows) == truth.num_rows
+    assert said == f"{len(rows)} {table} of {ticker} in {out}\n"
+    assert {row["market_ticker"] for row in rows} <= {ticker}
+    assert rows or table == "tickers"  # this lake has none
+
+
+def test_hftbacktest_gets_its_array(run, lake: Path, world: World, tmp_path: Path) -> None:
+    """The same as the library gives."""
+    ticker, out = world.markets[0].ticker, tmp_path / "out.npz"
+    code, said, _ = run(
+        "export", lake, ticker, "--format", "hftbacktest", "--out", out, "--on-gap", "ignore"
+    )
+    with np.load(out) as held:
+        data = held["data"]
+    assert (code, said) == (0, f"{len(data)} events of {ticker} in {out}\n")
+    assert data.tobytes() == events(open_lake(lake), ticker, on_gap="ignore").tobytes()
+
+
+@pytest.mark.parametrize("kind", ["csv", "hftbacktest"])
+def test_bad_input_is_one_line_and_no_file(
+    run, lake: Path, world: World, tmp_path: Path, kind: str
+) -> None:
+    """A gap, an unknown ticker, an empty range, a file that exists."""
+    ticker, out = world.markets[0].ticker, tmp_path / "out.npz"
+    asked = ["--format", kind, "--out", out]
+    wide = ["--from", "2025-04-30", "--to", "2025-05-02"]
+    cases = [
+        ([ticker, *wide], 3, "not complete"),
+        (["KX-NONE", "--on-gap", "ignore"], 2, "knows no market 'KX-NONE'"),
+        ([ticker, "--from", "2025-04-30", "--to", "2025-04-30"], 2, "holds no moment"),
+        ([ticker, "--on-gap", "perhaps"], 2, "'perhaps' is unknown"),
+    ]
+    for given, expected, says in cases:
+        code, said, err = run("export", lake, *given, *asked)
+        assert (code, said) == (expected, "")
+        assert says in err
+        assert len(err.splitlines()) == 1 or expected == 3
+        assert list(tmp_path.iterdir()) == []
+    out.write_text("mine")
+    code, _, err = run("export", lake, ticker, "--on-gap", "ignore", *asked)
+    assert (code, out.read_text()) == (2, "mine")
+    assert "exists" in err
+
+
+def test_an_unknown_format_names_the_known_ones(
+    run, lake: Path, world: World, tmp_path: Path
+) -> None:
+    """And makes nothing."""
+    code, _, err = run(
+        "export", lake, world.markets[0].ticker, "--format", "xml", "--out", tmp_path / "a"
+    )
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "csv, hftbacktest" in err
