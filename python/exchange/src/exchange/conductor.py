@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from exchange.commands import carry_out
 from exchange.server import Client, Gate
 from exchange.switches import Switches
-from exchange.truth import BUFFER_BYTES, TruthWriter
+from exchange.truth import BUFFER_BYTES, Ledger
 from exchange.venue import Pause
 
 BATCH_ITEMS: Final = 256
@@ -40,11 +40,19 @@ class Pace:
     start_timeout_s: float
 
 
+class Drain(Protocol):
+    """Where a ledger is emptied to: the files of the truth log, or nowhere."""
+
+    def drain(self, ledger: Ledger) -> None:
+        """Takes everything that the ledger holds."""
+        ...
+
+
 class Conductor:
     """Runs the play once, then answers commands until it is cancelled."""
 
     def __init__(
-        self, gate: Gate, pace: Pace, truth: TruthWriter, switches: Switches | None = None
+        self, gate: Gate, pace: Pace, truth: Drain, switches: Switches | None = None
     ) -> None:
         self._gate = gate
         self._switches = switches

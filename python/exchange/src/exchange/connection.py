@@ -84,6 +84,7 @@ class Connection:
     sids_given: int = 0
     live_us: int = 0  # engine time at which it first held a subscription
     frames_sent: int = 0
+    interleaves: bool = True  # False: frames of all markets in the engine's order
 
     def put(self, frame: bytes, record: Record | None) -> None:
         """Sends a frame now, or after the stall."""
@@ -164,7 +165,7 @@ class Subscription:
     def seal(self) -> None:
         """Numbers the waiting frames and hands them to the connection."""
         pending = self.pending
-        if len(pending) > 1:
+        if len(pending) > 1 and self.connection.interleaves:
             pending = self._interleaved(pending)
         self.pending = []
         connection = self.connection

@@ -27,7 +27,8 @@ from exchange.conductor import Conductor, Pace
 from exchange.faults import SECOND_US, FaultLevel, FaultPlan
 from exchange.replay import replay_source
 from exchange.rest import Rest
-from exchange.server import Client, Gate
+from exchange.server import Gate
+from exchange.serving import Place, serve_venue
 from exchange.switches import Switches
 from exchange.synthetic import DEFAULT_SECONDS, SyntheticSource
 from exchange.timeline import Source
@@ -36,7 +37,6 @@ from exchange.venue import Venue
 from marketdata.errors import ConfigError, TapeError
 
 EXIT_USAGE: Final = 2
-STOP_WAIT_S: Final = 2.0
 RATE_MAX: Final = "max"
 
 
@@ -200,50 +200,18 @@ class Exchange:
         """Serves until `stop` is set; the truth log is complete when this returns."""
         application = self._rest.application()
         add_switches(application, self._switches)
-        runner = web.AppRunner(application, access_log=None)
+        place = Place(self._flags.host, self._flags.port, _tls_context(self._flags.tls))
         try:
-            await runner.setup()
-            rest_server = runner.server
-            assert rest_server is not None
-            gate = self._gate = Gate(self.venue, self._verifier, rest_server)
-            server = await asyncio.get_running_loop().create_server(
-                lambda: Client(gate),
-                self._flags.host,
-                self._flags.port,
-                ssl=_tls_context(self._flags.tls),
-            )
-            self.port = server.sockets[0].getsockname()[1]
-            self._write_ready_file()
-            try:
-                await self._play(gate, stop)
-            finally:
-                server.close()
-                await self._clients_gone(gate)
+            await serve_venue(self.venue, self._verifier, application, place, self._conduct, stop)
         finally:
-            await runner.cleanup()
             self._truth.close(self.venue.ledger)
 
-    async def _play(self, gate: Gate, stop: asyncio.Event) -> None:
-        """Conducts until `stop`; a failure of the conductor is raised again."""
+    def _conduct(self, gate: Gate, port: int) -> Conductor:
+        self._gate, self.port = gate, port
         pace = Pace(self._flags.rate, self._flags.start_timeout_s)
         self._conductor = Conductor(gate, pace, self._truth, self._switches)
-        playing = asyncio.create_task(self._conductor.run())
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait((playing, stopping), return_when=asyncio.FIRST_COMPLETED)
-        gate.stopping = True
-        for task in (playing, stopping):
-            task.cancel()
-        ends = await asyncio.gather(playing, stopping, return_exceptions=True)
-        for client in list(gate.clients.values()):
-            client.close()
-        if isinstance(ends[0], Exception):
-            raise ends[0]
-
-    async def _clients_gone(self, gate: Gate) -> None:
-        waited_s = 0.0
-        while gate.clients and waited_s < STOP_WAIT_S:
-            await asyncio.sleep(0.02)
-            waited_s += 0.02
+        self._write_ready_file()
+        return self._conductor
 
     def _write_ready_file(self) -> None:
         flags = self._flags

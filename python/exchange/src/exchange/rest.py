@@ -49,6 +49,7 @@ TOKENS_PER_S: Final = 200
 TOKENS_MAX: Final = 400
 CALL_TOKENS: Final = 10
 BUCKETS_MAX: Final = 1024
+OWN_PATHS: Final = ("/sim/", "/replay/")  # no part of the exchange: neither signed nor counted
 NEW_MARKET_404_US: Final = 1_000_000  # a market just created is not found for a while
 _Row = TypeVar("_Row")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -106,7 +107,7 @@ class Rest:
     # -- what every call passes ----------------------------------------------------------------
 
     async def _gate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path.startswith("/sim/"):
+        if request.path.startswith(OWN_PATHS):
             return await handler(request)
         if not self._take_tokens(request.headers.get(KEY_HEADER, "")):
             return _json({"error": "too many requests"}, 429)

@@ -66,6 +66,16 @@ class EmptySnapshotItem(Item, frozen=True, gc=False):
     market: int
 
 
+class BookItem(Item, frozen=True, gc=False):
+    """A market's book is known anew after a gap, or after a jump in time: every subscriber gets it
+    as a snapshot, or is cut off (`closes`) and gets it when it comes back."""
+
+    market: int
+    yes: Levels
+    no: Levels
+    closes: bool = False
+
+
 class TradeItem(Item, frozen=True):
     """A public trade. `msg` is the JSON text of the frame's `msg`; `rest` that of the REST form."""
 

@@ -31,6 +31,7 @@ from exchange.market_text import creation_details, ending_details
 from exchange.timeline import (
     NO,
     YES,
+    BookItem,
     DeltaItem,
     EmptySnapshotItem,
     HoleEndItem,
@@ -137,6 +138,7 @@ class Venue:
         self.holes_open = 0
         self.refusals = 0
         self.done = False
+        self.interleaves = True  # each connection has an order of its own between markets
         self.faults: Counter[str] = Counter()
         self.rest_trades: deque[tuple[int, int, bytes]] = deque(maxlen=TRADES_KEPT)
         self._rng = random.Random(f"{plan.seed}/venue")
@@ -169,6 +171,7 @@ class Venue:
         number = self._connections_made = self._connections_made + 1
         rng = random.Random(f"{self.plan.seed}/connection/{number}")
         connection = Connection(number, self.ledger, rng, self.tell, self.now_us)
+        connection.interleaves = self.interleaves
         self.connections[number] = connection
         row = {"conn": number, "handshake": handshake, "opened_ns": opened_ns}
         self.ledger.line("conns", row)
@@ -329,6 +332,15 @@ class Venue:
         self.seal()
         return pause
 
+    def jump(self, items: Iterator[Item], at_us: int) -> None:
+        """Goes on with other items at another engine time, earlier or later. The items begin with
+        the books of that time; REST forgets trades that have not happened yet."""
+        self._items, self._ahead = items, None
+        self.now_us, self.done = at_us, False
+        held = [trade for trade in self.rest_trades if trade[0] <= at_us]
+        self.rest_trades.clear()
+        self.rest_trades.extend(held)
+
     def next_us(self) -> int:
         """Engine time of the next item if it is known to lie ahead, else now."""
         return self.now_us if self._ahead is None else self._ahead.at_us
@@ -351,6 +363,8 @@ class Venue:
             self._trade(item)
         elif isinstance(item, EmptySnapshotItem):
             self._empty(item)
+        elif isinstance(item, BookItem):
+            self._reopen(item)
         elif isinstance(item, StatusItem):
             self._status(item)
         elif isinstance(item, ListingItem):
@@ -408,6 +422,21 @@ class Venue:
             market.snapshot = None
         for subscription in list(market.books):
             self.send_snapshot(subscription, item.market, event)
+
+    def _reopen(self, item: BookItem) -> None:
+        """A gap of the source is over; what is not known of it is in no frame."""
+        market = self.markets[item.market]
+        for side, levels in ((YES, item.yes), (NO, item.no)):
+            market.book[side].clear()
+            market.book[side].update(levels)
+        market.snapshot = None
+        self._write_book(market)
+        self.tell("gap", None, market=item.market)
+        for subscription in list(market.books):
+            if item.closes:
+                self.cut(subscription.connection, "close", "gap_cut")
+            else:
+                self.send_snapshot(subscription, item.market)
 
     def _trade(self, item: TradeItem) -> None:
         line = self.trades_told
