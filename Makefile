@@ -27,6 +27,7 @@ help:
 	@echo "make aarch64     the hosts' processor, emulated: wheels, capture, Parquet, S3 (as root)"
 	@echo "make pg-matrix   the database tests on PostgreSQL 15, 16, and 17 with TimescaleDB (as root)"
 	@echo "make thirdparty  clients that others wrote, against the simulated exchange (about a minute)"
+	@echo "make thirdparty-exports  files of tape export, read by the programs they are for (about three minutes)"
 	@echo "make lock        resolve the dependencies again"
 
 # --no-deps: the lock is the whole answer. pip would resolve extras again and stop at a newer release it has no hash for.
@@ -87,6 +88,7 @@ clean:
 -include tests/onhost/onhost.mk
 -include tests/aarch64/aarch64.mk
 -include tests/thirdparty/thirdparty.mk
+-include tests/thirdparty/exports/exports.mk
 -include tests/pgmatrix/pgmatrix.mk
 -include tests/faults/faults.mk
 -include tests/sim/sim.mk

@@ -1,6 +1,6 @@
 """The event array: read as hftbacktest reads it, by numpy alone, against a replayed truth.
 
-The real library reads the same array in tests/thirdparty/exports.
+The real library reads the same array by `make thirdparty-exports`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,12 @@ def books(rows: np.ndarray, clock: int) -> list[tuple[int, Levels]]:
     name = "exch_ts" if clock == hft.EXCH else "local_ts"
     for row in rows[(rows["ev"] & clock) != 0]:
         kind = int(row["ev"]) & 0xFF
-        side = 0 if int(row["ev"]) & hft.BUY else 1
         price = micros(row["px"])
         if kind == hft.CLEAR:
-            # As the library: from the best to this price, of this side.
-            gone = [k for k in book if k[0] == side and (k[1] >= price, k[1] <= price)[side]]
-            for key in gone:
-                del book[key]
+            assert not int(row["ev"]) & (hft.BUY | hft.SELL)
+            book.clear()
         elif kind in (hft.DEPTH, hft.SNAPSHOT):
+            side = 0 if int(row["ev"]) & hft.BUY else 1
             book[side, price] = round(row["qty"] * 100)
             if not book[side, price]:
                 del book[side, price]

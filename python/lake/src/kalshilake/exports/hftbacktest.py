@@ -85,7 +85,7 @@ class Rows:
     @staticmethod
     def of(*columns: Any) -> Rows:
         """Columns, or single values for all rows of the longest."""
-        return Rows(*(np.ascontiguousarray(c, np.int64) for c in np.broadcast_arrays(*columns)))
+        return Rows(*(np.array(c, np.int64, ndmin=1) for c in np.broadcast_arrays(*columns)))
 
 
 def export_hftbacktest(
@@ -177,11 +177,12 @@ def joined(parts: list[Rows]) -> Rows:
 
 
 def _clear(exchange_us: Any, local_us: Any) -> Rows:
-    """Both sides emptied, at each of the moments: two rows one after the other."""
-    twice = [np.repeat(np.atleast_1d(us), 2) for us in (exchange_us, local_us)]
-    n = len(twice[0]) // 2
-    # Bids down to 0, offers up to one dollar.
-    return Rows.of(np.tile([CLEAR | BUY, CLEAR | SELL], n), *twice, np.tile([0, PRICE_SCALE], n), 0)
+    """Both sides emptied, at each of the moments.
+
+    One row without a side: of a row for one side the library clears only what it holds to be on
+    the right side of the other's best price, and a crossed book would keep levels for ever.
+    """
+    return Rows.of(CLEAR, exchange_us, local_us, 0, 0)
 
 
 def _depth_rows(found: ProvenStretch) -> list[Rows]:
@@ -198,14 +199,8 @@ def _depth_rows(found: ProvenStretch) -> list[Rows]:
         found.size,
     )
     resets = np.flatnonzero(found.reset)
-    if not len(resets):
-        return [_clear(at, at), snapshot, changes]
-    # Each reset becomes two rows, in its place.
-    clears = _clear(found.exchange_us[resets], found.received_us[resets])
-    plain = np.flatnonzero(~found.reset)
-    places = np.concatenate((plain, np.repeat(resets, 2)))
-    mixed = joined([_taken(changes, plain), clears])
-    return [_clear(at, at), snapshot, _taken(mixed, np.argsort(places, kind="stable"))]
+    changes.kind[resets], changes.price[resets] = CLEAR, 0  # its size is 0
+    return [_clear(at, at), snapshot, changes]
 
 
 def _trade_rows(lake: Lake, market: str, a: int, b: int, on_gap: OnGap) -> Rows:
@@ -226,7 +221,3 @@ def _trade_rows(lake: Lake, market: str, a: int, b: int, on_gap: OnGap) -> Rows:
 
 def _of_yes(side: Ints, price: Ints) -> Ints:
     return np.where(side == 1, PRICE_SCALE - price, price)
-
-
-def _taken(rows: Rows, where: Ints) -> Rows:
-    return Rows(*(getattr(rows, c)[where] for c in Rows.__slots__))
