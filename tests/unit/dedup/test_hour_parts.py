@@ -87,3 +87,24 @@ async def test_an_hour_of_production_is_read_whole(
     empty = await delta_parts(conn, T0 + 5 * HOUR_US, NAMES)
     assert (empty.num_rows, list(empty)) == (0, [])
     await conn.close()
+
+
+async def test_the_block_index_knows_every_row_before_an_hour_is_read(production: str) -> None:
+    """Else each slice of the hour is looked for in all rows of the day."""
+    conn = await connect(production)
+    rows = hour(3_000, 9)
+    await copy_in(conn, tape_rows.DELTA_COPY, pack_rows(tape_rows.DELTA_COPY, rows))
+    index = await conn.fetchval(
+        "SELECT i.indexrelid::regclass::text FROM pg_inherits h JOIN pg_index i"
+        " ON i.indrelid = h.inhrelid WHERE h.inhparent = 'orderbook_delta'::regclass"
+        " AND NOT i.indisprimary LIMIT 1"
+    )
+    unknown = "SELECT brin_summarize_new_values($1::text::regclass)"
+    look = conn.transaction()
+    await look.start()
+    assert await conn.fetchval(unknown, index) > 0, "the negative control"
+    await look.rollback()
+    await delta_parts(conn, T0, NAMES)
+    assert await conn.fetchval(unknown, index) == 0
+    assert await conn.fetchval("SHOW enable_seqscan") == "on"
+    await conn.close()

@@ -146,6 +146,14 @@ def _ranges(totals: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
 
 async def delta_parts(conn: Connection, hour_us: int, names: Mapping[int, str]) -> HourParts:
     """orderbook_deltas of the hour. Run it while nobody writes to the hour."""
+    await hours.summarized(conn, tape_rows.DELTA_COPY.table)
+    async with conn.transaction():
+        # Without statistics of a young partition the planner would read it whole for each slice.
+        await conn.execute("SET LOCAL enable_seqscan = off")
+        return await _sliced(conn, hour_us, names)
+
+
+async def _sliced(conn: Connection, hour_us: int, names: Mapping[int, str]) -> HourParts:
     made = HourParts(names)
     at_us, width_us = hour_us, SLICE_FIRST_US
     while at_us < hour_us + HOUR_US:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
+import asyncpg
 import numpy as np
 import pyarrow as pa
 
@@ -41,6 +42,14 @@ async def hour_rows(
     return await rows_between(conn, layout, hour_us, hour_us + HOUR_US, dtype)
 
 
+_SUMMARIZE: Final = """
+SELECT brin_summarize_new_values(i.indexrelid) FROM pg_inherits h
+JOIN pg_index i ON i.indrelid = h.inhrelid JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_am a ON a.oid = c.relam
+WHERE h.inhparent = to_regclass($1) AND a.amname = 'brin' AND c.relkind = 'i'
+"""
+
+
 async def rows_between(
     conn: Connection, layout: CopyLayout, from_us: int, to_us: int, dtype: np.dtype[np.void]
 ) -> Rows:
@@ -53,6 +62,19 @@ async def rows_between(
         f" AND exchange_ts < '{moment(to_us).isoformat()}'",
     )
     return unpack_rows(layout, body, dtype)
+
+
+async def summarized(conn: Connection, table: str) -> None:
+    """Let the block index of the table's times know every row that is there.
+
+    Autovacuum does that now and then. Until then every slice of time is looked for in all rows of
+    the day: an hour of 18 million rows stood still for longer than five minutes.
+    """
+    try:
+        async with conn.transaction():
+            await conn.execute(_SUMMARIZE, table)
+    except asyncpg.InsufficientPrivilegeError:
+        return  # not our table: slower, not wrong
 
 
 async def trade_table(conn: Connection, hour_us: int, names: Mapping[int, str]) -> pa.Table:
