@@ -20,6 +20,7 @@ from tape.export import export
 from tape.output import EXIT_REFUSED
 from tape.plan import plan
 from tape.repair import repair
+from tape.replay import replay
 from tape.restore import restore
 from tape.series import bars, books, quotes
 from tape.spool import app as spool_app
@@ -50,6 +51,7 @@ commands = (
     markets,
     sql,
     export,
+    replay,
     verify,
     restore,
     repair,

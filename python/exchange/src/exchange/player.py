@@ -201,6 +201,7 @@ class Playback:
             "markets": len(venue.markets),
             "gaps": venue.faults["gap"],
             "conns": len(venue.connections),
+            "subscribers": min(len(market.books) for market in venue.markets),
             "frames_sent": gate.frames_sent if gate else 0,
             "bytes_sent": gate.bytes_sent if gate else 0,
         }
