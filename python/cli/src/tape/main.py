@@ -19,6 +19,7 @@ from tape.exchange import exchange
 from tape.export import export
 from tape.output import EXIT_REFUSED
 from tape.plan import plan
+from tape.plot import plot
 from tape.repair import repair
 from tape.replay import replay
 from tape.restore import restore
@@ -51,6 +52,7 @@ commands = (
     markets,
     sql,
     export,
+    plot,
     replay,
     verify,
     restore,
