@@ -94,4 +94,5 @@ clean:
 -include tests/sim/sim.mk
 -include tests/bench/latency.mk
 -include tests/bench/shards.mk
+-include tests/bench/replay.mk
 -include tests/acceptance/trials.mk

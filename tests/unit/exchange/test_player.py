@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from exchange.auth import Verifier
 from exchange.player import Playback
+from exchange.serving import Place
 from exchange.timeline import BookItem, DeltaItem, Item
 from marketdata.errors import TapeError
 from tests.exchange_client import WS_PATH, Keys
@@ -63,7 +64,7 @@ async def playing(
     verifier.any_key = True
     playback = Playback(play, verifier, moment, rate=rate, paused=paused)
     stop, ready = asyncio.Event(), asyncio.Event()
-    serving = asyncio.create_task(playback.run("127.0.0.1", 0, stop, ready.set))
+    serving = asyncio.create_task(playback.run(Place("127.0.0.1", 0), stop, ready.set))
     try:
         await ready.wait()
         yield playback, f"127.0.0.1:{playback.port}"

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from exchange.auth import Verifier, load_public_key
 from exchange.player import Playback, SeekableSource
+from exchange.serving import Place, tls_context
 from kalshilake.moments import moment_us
 from kalshilake.read import Lake, open_lake
 from marketdata.errors import ConfigError, LakeError
@@ -51,6 +52,7 @@ class Asked:
     rate: float | None
     paused: bool
     once: bool
+    tls: tuple[Path, Path] | None = None  # certificate, key
 
 
 def replay(
@@ -71,11 +73,16 @@ def replay(
     paused: Annotated[bool, typer.Option(help="wait for POST /replay/resume")] = False,  # noqa: FBT002
     once: Annotated[bool, typer.Option(help="end when it is over and read")] = False,  # noqa: FBT002
     version: Annotated[int | None, typer.Option(help="of the lake; without it the newest")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM; clients then use wss, https")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM; belongs to --tls-cert")] = None,
 ) -> None:
     """Play an interval of a lake to Kalshi clients; begins when the first has subscribed."""
 
     def run() -> int:
-        asked = Asked(out, port, rate_of(rate), paused, once)
+        tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
+        if tls is None and (tls_cert or tls_key):
+            raise ConfigError("--tls-cert and --tls-key are needed together")
+        asked = Asked(out, port, rate_of(rate), paused, once, tls)
         if gaps not in GAPS:
             raise ConfigError(f"--gaps {gaps} is none of {', '.join(GAPS)}")
         found = open_lake(lake, version)
@@ -135,18 +142,19 @@ async def _serve(source: SeekableSource, asked: Asked, say: Say) -> None:
     verifier = Verifier(load_public_key(public))
     verifier.any_key = True
     playback = Playback(source, verifier, moment_us, rate=asked.rate, paused=asked.paused)
+    place = Place(HOST, asked.port, tls_context(asked.tls))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
     def ready() -> None:
-        say(words(playback.status(), private, playback.port))
+        say(words(playback.status(), private, playback.port, secure=asked.tls is not None))
         sys.stdout.flush()
 
     watching = asyncio.create_task(_watch(playback, stop, asked, say))
     try:
-        await playback.run(HOST, asked.port, stop, ready)
+        await playback.run(place, stop, ready)
     except OSError as error:
         raise ConfigError(f"port {asked.port} cannot be used: {error.strerror}") from None
     finally:
@@ -194,10 +202,11 @@ def line(status: dict[str, Any]) -> str:
     return f"{text}; {gaps} book{'' if gaps == 1 else 's'} begun anew" if gaps else text
 
 
-def words(status: dict[str, Any], private: Path, port: int) -> str:
+def words(status: dict[str, Any], private: Path, port: int, *, secure: bool) -> str:
     """What to type in another terminal."""
-    at = f"{HOST}:{port}"
-    ws_url, rest_url = f"ws://{at}/trade-api/ws/v2", f"http://{at}/trade-api/v2"
+    s = "s" if secure else ""
+    at = f"http{s}://{HOST}:{port}"
+    ws_url, rest_url = f"ws{s}://{HOST}:{port}/trade-api/ws/v2", f"{at}/trade-api/v2"
     begins, ends = format_ts_us(status["start_us"]), format_ts_us(status["end_us"])
     flags = f"--key-id {KEY_ID} --key-file {private} --ws-url {ws_url} --rest-url {rest_url}"
     return (
@@ -205,8 +214,8 @@ def words(status: dict[str, Any], private: Path, port: int) -> str:
         f"Ctrl-C.\nA client with any key connects to\n\n  {ws_url}\n  {rest_url}\n\n"
         "In another terminal:\n\n"
         f"  tape capture {flags} --out again\n"
-        f"  curl -X POST http://{at}/replay/pause\n"
-        f"  curl -X POST http://{at}/replay/resume\n"
-        f"  curl -X POST 'http://{at}/replay/seek?to={begins}'\n"
-        f"  curl http://{at}/replay/status\n\n"
+        f"  curl -X POST {at}/replay/pause\n"
+        f"  curl -X POST {at}/replay/resume\n"
+        f"  curl -X POST '{at}/replay/seek?to={begins}'\n"
+        f"  curl {at}/replay/status\n\n"
     )

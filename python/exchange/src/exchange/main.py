@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
-import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from exchange.faults import SECOND_US, FaultLevel, FaultPlan
 from exchange.replay import replay_source
 from exchange.rest import Rest
 from exchange.server import Gate
-from exchange.serving import Place, serve_venue
+from exchange.serving import Place, serve_venue, tls_context
 from exchange.switches import Switches
 from exchange.synthetic import DEFAULT_SECONDS, SyntheticSource
 from exchange.timeline import Source
@@ -200,7 +199,7 @@ class Exchange:
         """Serves until `stop` is set; the truth log is complete when this returns."""
         application = self._rest.application()
         add_switches(application, self._switches)
-        place = Place(self._flags.host, self._flags.port, _tls_context(self._flags.tls))
+        place = Place(self._flags.host, self._flags.port, tls_context(self._flags.tls))
         try:
             await serve_venue(self.venue, self._verifier, application, place, self._conduct, stop)
         finally:
@@ -253,17 +252,6 @@ def add_switches(application: web.Application, switches: Switches) -> None:
 
     application.middlewares.insert(0, gate)
     application.router.add_post("/sim/switch", turn)
-
-
-def _tls_context(tls: tuple[Path, Path] | None) -> ssl.SSLContext | None:
-    if tls is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(*tls)
-    except (OSError, ssl.SSLError) as fault:
-        raise ConfigError(f"TLS certificate or key cannot be used: {fault}") from None
-    return context
 
 
 async def serve(flags: Flags) -> None:

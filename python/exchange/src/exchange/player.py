@@ -167,9 +167,7 @@ class Playback:
         self._gate: Gate | None = None
         self.port = 0
 
-    async def run(
-        self, host: str, port: int, stop: asyncio.Event, ready: Callable[[], None]
-    ) -> None:
+    async def run(self, place: Place, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         """Serves until `stop` is set; `ready` is called once `port` is known."""
 
         def conduct(gate: Gate, bound: int) -> Player:
@@ -180,7 +178,7 @@ class Playback:
 
         application = Rest(self.venue, self._verifier, self.status).application()
         add_controls(application, self)
-        await serve_venue(self.venue, self._verifier, application, Place(host, port), conduct, stop)
+        await serve_venue(self.venue, self._verifier, application, place, conduct, stop)
 
     def status(self) -> dict[str, Any]:
         """What `/replay/status` answers. Times in microseconds of the tape."""

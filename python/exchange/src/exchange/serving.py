@@ -12,6 +12,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -20,6 +21,7 @@ from exchange.auth import Verifier
 from exchange.conductor import Conductor
 from exchange.server import Client, Gate
 from exchange.venue import Venue
+from marketdata.errors import ConfigError
 
 STOP_WAIT_S: Final = 2.0  # for clients to answer the close
 
@@ -31,6 +33,18 @@ class Place:
     host: str
     port: int
     tls: ssl.SSLContext | None = None
+
+
+def tls_context(files: tuple[Path, Path] | None) -> ssl.SSLContext | None:
+    """Of (certificate, key); ConfigError where they cannot be used."""
+    if files is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(*files)
+    except (OSError, ssl.SSLError) as fault:
+        raise ConfigError(f"TLS certificate or key cannot be used: {fault}") from None
+    return context
 
 
 async def serve_venue(

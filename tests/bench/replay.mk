@@ -1,0 +1,9 @@
+.PHONY: bench-replay replay-again
+
+# `tape replay --rate max` from a lake of recorded captures: events a second, about a minute.
+bench-replay: setup
+	$(BIN)/python -m tests.bench.replay $(ARGS)
+
+# A replay recorded by our own gatherer and merged again is the same tape: about two minutes.
+replay-again: setup
+	$(BIN)/python -m pytest tests/acceptance/test_replay_again.py $(ARGS)
