@@ -11,6 +11,7 @@ from exchange.connection import Connection
 from exchange.faults import FaultLevel, TimeFault, TimeKind
 from exchange.timeline import (
     TIME_MS_ONLY,
+    BookItem,
     EmptySnapshotItem,
     HoleEndItem,
     HoleStartItem,
@@ -324,3 +325,53 @@ def test_faults_are_told_with_time_place_and_connection() -> None:
             how="reset",
         )
     ]
+
+
+def test_a_book_known_anew_goes_out_as_a_snapshot_in_the_running_sequence() -> None:
+    """After a gap of a tape: the subscriber of another market is not touched."""
+    anew = BookItem(START_US + 5_000, 0, [(300_000, 700)], [])
+    venue = make_venue(
+        ScriptSource([spec(0), spec(1)], [delta(0, 1), anew, delta(0, 9, price=300_000)])
+    )
+    both, other = book_client(venue), book_client(venue, [1])
+    taken(both), taken(other)
+    venue.play(10)
+    frames = taken(both)
+    assert [f["seq"] for f in frames] == [3, 4, 5]
+    kinds = [f["type"] for f in frames]
+    assert kinds == ["orderbook_delta", "orderbook_snapshot", "orderbook_delta"]
+    assert frames[1]["msg"]["yes_dollars_fp"] == [["0.3000", "7.00"]]
+    assert "no_dollars_fp" not in frames[1]["msg"]
+    assert taken(other) == []
+
+
+def test_a_book_known_anew_can_close_the_connections_that_hold_it() -> None:
+    anew = BookItem(START_US + 5_000, 0, [(300_000, 700)], [], closes=True)
+    venue = make_venue(ScriptSource([spec(0), spec(1)], [delta(0, 1), anew, delta(1, 9)]))
+    both, other = book_client(venue), book_client(venue, [1])
+    venue.play(10)
+    assert (both.closing, other.closing) == ("close", None)
+    again = taken(book_client(venue, [0]))
+    assert again[-1]["msg"]["yes_dollars_fp"] == [["0.3000", "7.00"]]
+
+
+def test_a_jump_back_goes_on_with_other_items_and_forgets_later_trades() -> None:
+    trade = TradeItem(START_US + 2_000, 0, b"{}", b"{}", START_US + 2_000)
+    venue = make_venue(ScriptSource([spec(0)], [trade, delta(0, 5)]))
+    assert venue.play(10) is Pause.END
+    venue.jump(iter([BookItem(START_US + 1_000, 0, [], [])]), START_US + 1_000)
+    assert not venue.done
+    assert not venue.rest_trades
+    assert venue.play(10) is Pause.END
+    assert venue.markets[0].levels() == ([], [])
+
+
+def test_frames_keep_the_engines_order_between_markets_where_that_is_asked_for() -> None:
+    venue = make_venue(busy_source(4, 200, step_us=10))
+    venue.interleaves = False
+    connection = book_client(venue)
+    taken(connection)
+    venue.play(500)
+    names = [frame["msg"]["market_ticker"] for frame in taken(connection)]
+    numbers = events_of(venue.ledger)["market"].tolist()
+    assert names == [venue.markets[number].spec.ticker for number in numbers]

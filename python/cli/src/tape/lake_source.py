@@ -93,6 +93,8 @@ class LakeSource:
         if not self._names:
             raise LakeError(f"{lake.store.location} has no market from {iso(from_us)} on")
         self._lake, self._closes = lake, closes
+        # One thread for all hours: a Lake keeps what it read lately and is not for two at once.
+        self._reader = ThreadPoolExecutor(1, "replay")
         self._spans = {name: _proven(lake, cover.filled(name, "orderbook", from_us, to_us), name)
                        for name in self._names}  # fmt: skip
         self.start_us, self.end_us = from_us, to_us
@@ -132,13 +134,15 @@ class LakeSource:
         cuts = list(range(paths.hour_of(at_us) + paths.US_PER_HOUR, self.end_us,
                           paths.US_PER_HOUR))  # fmt: skip
         edges = [at_us, *cuts, self.end_us]
-        with ThreadPoolExecutor(1, "replay") as reader:
-            ahead = reader.submit(self._hour, edges[0], edges[1], reached, first=True)
+        ahead = self._reader.submit(self._hour, edges[0], edges[1], reached, first=True)
+        try:
             for low, high in zip(edges[1:], [*edges[2:], None], strict=True):
                 items = ahead.result()
                 if high is not None:
-                    ahead = reader.submit(self._hour, low, high, reached, first=False)
+                    ahead = self._reader.submit(self._hour, low, high, reached, first=False)
                 yield from items
+        finally:
+            ahead.cancel()  # a seek has left it
 
     def _hour(self, low: int, high: int, reached: dict[str, Reached], *, first: bool) -> list[Item]:
         """All items of [low, high) in order."""

@@ -41,7 +41,7 @@ class SeekableSource(Source, Protocol):
     """A source that can begin at any time of its interval."""
 
     def items_from(self, at_us: int) -> Iterator[Item]:
-        """The items from `at_us` on, beginning with the books of that time. May block."""
+        """The items from `at_us` on, beginning with each market's book of that time. May block."""
         ...
 
 
@@ -114,6 +114,8 @@ class Player(Conductor):
             if self._moved is not None:
                 (items, at_us), self._moved = self._moved, None
                 venue.jump(items, at_us)
+                venue.play(len(venue.markets), at_us)  # the books, also while paused
+                self._attend()
                 self._restart_clock()
                 continue
             until_us = None if rate is None else self._due_us(rate)
