@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
 from dedup import inflow as module
@@ -114,6 +115,10 @@ def test_what_was_published_is_not_taken_again_after_a_restart() -> None:
     inflow = Inflow(0, QUICK.window_us, QUICK.engine_skew_us)
     inflow.closed = us(0) // QUICK.window_us
     inflow.reread = (inflow.closed, 1)
+    inflow.runs = {
+        run_id: msgspec.structs.replace(run, shown_us=us(100), max_window=0)
+        for run_id, run in taken(batch).runs.items()
+    }
     inflow.ids.update({i: i - 1 for i in batch.markets})
     inflow.absorb(batch)
     assert windows(inflow) == [1]

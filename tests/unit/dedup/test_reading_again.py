@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dedup.arbitrate import Arbiter
+import pytest
+
+from dedup.arbitrate import Arbiter, BeginAgainError
 from dedup.output import GathererPosition, WindowOutput
 from dedup.state import TAKEN_TO
 from marketdata.rows import GathererBatch
@@ -105,7 +107,6 @@ def left_out_for_a_while(*, restarts: int) -> Kept:
     kept, _ = half_read()
     for n in range(restarts):
         kept.read(0, 13 + 3 * n)
-        kept.read(1, 8)  # it begins to answer and goes away again
         kept.arbiter.leave_out(1)
         assert kept.publish(drain(kept.arbiter)) > 0
         assert f"{TAKEN_TO}-1" in kept.named
@@ -143,6 +144,36 @@ def test_the_account_sees_rows_that_were_taken_for_published() -> None:
         out.named_states.pop(f"{TAKEN_TO}-1", None)
     kept.publish(outputs)
     assert accounted(kept)[0] < rows
+
+
+def test_what_is_half_read_again_counts_not_at_all() -> None:
+    """The gatherer begins to answer and goes away again: the next arbiter goes on without it."""
+    kept, rows = half_read()
+    kept.read(0, 13)
+    kept.read(1, 8)
+    kept.arbiter.leave_out(1)
+    with pytest.raises(BeginAgainError, match=r"\[2\] went away"):
+        drain(kept.arbiter)
+    kept.restart()
+    kept.read(0, 13)
+    kept.arbiter.leave_out(1)
+    assert kept.publish(drain(kept.arbiter)) > 0
+    for batch in kept.batches:
+        if batch.last_batch_id > (13, 7)[batch.gatherer]:
+            kept.arbiter.absorb(batch)
+    kept.publish(drain(kept.arbiter, final=True))
+    assert accounted(kept) == (rows, rows)
+
+
+def test_a_replaced_database_may_hold_less_than_was_seen() -> None:
+    kept, _ = half_read()
+    kept.read(0, 13)
+    kept.read(1, 8)
+    kept.arbiter.inflows[1].all_here()
+    assert kept.arbiter.reading_again == []
+    kept.arbiter.leave_out(1)
+    assert kept.publish(drain(kept.arbiter)) > 0
+    assert kept.positions[1].seen_batch == 9
 
 
 def test_at_the_end_nothing_is_waited_for() -> None:

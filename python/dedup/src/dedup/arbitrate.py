@@ -18,7 +18,7 @@ skipped_rows holds over each output, rows being order-book delta rows of gathere
 
 Invariants: INV-R1 outputs do not depend on how batches were read. INV-R2 a restarted arbiter that
 absorbs again from `reread_from_batch` on gives the same further outputs, byte for byte; it closes
-nothing before all of that is here, unless a gatherer is left out. INV-R3
+nothing while only a part of that is here. INV-R3
 several arbiters that share the markets (settings.share) close the same windows, and what they give
 of a market is what one alone gives; what they say of runs they say alike.
 
@@ -56,6 +56,7 @@ from dedup.union import (
 )
 from dedup.window import PairRows, RunTimes, WindowSink
 from marketdata.coverage import TRADE, RunProgress
+from marketdata.errors import StorageError
 from marketdata.evidence import Seen
 from marketdata.rows import (
     MERGED_ROW,
@@ -93,6 +94,13 @@ COUNTS: Final = (
 )
 
 
+class BeginAgainError(StorageError):
+    """What is read again after a restart counts whole or not at all (INV-W4): this arbiter is of no
+    more use. The next one goes on from what was published, without the gatherer."""
+
+    reason = "half_read_again"
+
+
 class Arbiter(ArbiterState):
     """Merges what the gatherers delivered, window by window."""
 
@@ -110,21 +118,17 @@ class Arbiter(ArbiterState):
             inflow.ids[market_id] = self._index(ticker)
             self._new_ids[batch.gatherer] = True
         inflow.absorb(batch)
-        self._forget_lapsed(inflow)
-        self.patience.delivered(batch.gatherer)
-
-    def _forget_lapsed(self, inflow: Inflow) -> None:
-        taken = {run_id for gatherer, run_id in self.carried if gatherer == inflow.gatherer}
+        taken = {run_id for gatherer, run_id in self.carried if gatherer == batch.gatherer}
         for end in inflow.lapsed(taken):
             self._forget_run(inflow, end)
+        self.patience.delivered(batch.gatherer)
 
     def nothing_new(self, gatherer: int) -> None:
         """The gatherer was asked, and had nothing or did not answer."""
         self.patience.nothing_new(gatherer, self.inflows)
 
     def leave_out(self, gatherer: int) -> None:
-        """The gatherer does not answer, or has nothing more: windows close without it until it
-        delivers."""
+        """The gatherer does not answer: windows close without it until it delivers."""
         self.patience.left_out.add(gatherer)
 
     @property
@@ -136,11 +140,13 @@ class Arbiter(ArbiterState):
     # -- one window --------------------------------------------------------------------------------
 
     def step(self, *, final: bool = False) -> WindowOutput | None:
-        """Close the next window if it may be closed."""
+        """Close the next window if it may be closed.
+
+        Raises:
+            BeginAgainError: it must close without a gatherer that is only half read again.
+        """
         for inflow in self.inflows if final else ():
-            if inflow.behind:
-                inflow.catch_up()
-                self._forget_lapsed(inflow)
+            inflow.all_here()
             inflow.release_all()
         if self.reading_again:
             self.waiting_for = [
@@ -158,6 +164,9 @@ class Arbiter(ArbiterState):
             if self.waiting_for:
                 return None
         self.waiting_for = []
+        halfway = [i.gatherer + 1 for i in self.inflows if i.halfway]
+        if halfway:
+            raise BeginAgainError(f"gatherers {halfway} went away while they were read again")
         left_out = self.patience.left_out
         reason = closed_by(self.inflows, window, self.settings, left_out, final=final)
         output = self._close(window)

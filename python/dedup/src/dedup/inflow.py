@@ -8,7 +8,7 @@ past the window" means that every row of the window is there.
 Invariants: INV-W1 within one run and market the window never goes back. INV-W2 the window of a row
 depends only on the rows before it in its run. INV-W3 rows of closed windows are not lost: they go
 to the next one (the merge places them or says `late`). INV-W4 what is read again after a restart
-counts once all of it is here (absorb).
+is taken once all of it is here (absorb).
 
 Does not do: merging, evidence, deciding when to close (arbitrate.py).
 """
@@ -53,7 +53,7 @@ class Inflow:
         self.reread = (-1, -1)  # (closed, seen batch) when it was seen: what windows have taken
         self.resume_from = 0  # first batch to read again
         self.behind = False  # not all of what had been seen before a restart is here again
-        self.again: list[GathererBatch] = []  # what of it is
+        self.halfway = False  # but some of it
         self.past: set[int] = set()  # runs that are read again and were over before
         self.ids: dict[int, int] = {}  # the gatherer's market id -> index of the ticker
         self.runs: dict[int, Run] = {}
@@ -87,22 +87,17 @@ class Inflow:
     def absorb(self, batch: GathererBatch) -> None:
         """Take a batch in; its markets must have been put into `ids` before.
 
-        INV-W4: what is read again counts once all of it is here. Windows may close without it (the
-        gatherer is left out); until then nothing moves of what was taken and what was not.
+        INV-W4: no window takes anything while only a part of what is read again is here: what was
+        taken and what was not stays as it was before the restart until all of it is.
         """
-        if self.behind:
-            self.again.append(batch)
-            if batch.last_batch_id >= self.reread[1]:
-                self.catch_up()
-            return
         self._absorb(batch)
+        if self.behind:
+            self.halfway = batch.last_batch_id < self.reread[1]
+            self.behind = self.halfway
 
-    def catch_up(self) -> None:
-        """Count what was read again; nothing more of it will come."""
-        self.behind, again = False, self.again
-        self.again = []
-        for batch in again:
-            self._absorb(batch)
+    def all_here(self) -> None:
+        """Nothing more of what is read again will come."""
+        self.behind = self.halfway = False
 
     def _absorb(self, batch: GathererBatch) -> None:
         self.started = True

@@ -251,7 +251,9 @@ class Pipeline:
         """Wait no longer for what was read before a restart where it does not come."""
         patience_s = float(self._settings.patience_s)
         for g in arbiter.reading_again:
-            if self.readers[g].exhausted or self.readers[g].silent_s() >= patience_s:
+            if self.readers[g].exhausted:
+                arbiter.inflows[g].all_here()  # a replaced database may hold fewer
+            elif self.readers[g].silent_s() >= patience_s:
                 arbiter.leave_out(g)
 
     async def _take(self, arbiter: Arbiter, tasks: Reads) -> None:
