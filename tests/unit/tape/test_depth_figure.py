@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def part(figure: Figure, label: str) -> Axes:
     return found
 
 
-def drawn(axes: Axes, gid: str) -> list[object]:
+def drawn(axes: Axes, gid: str) -> list[Any]:
     return [a for a in (*axes.patches, *axes.collections) if a.get_gid() == gid]
 
 
@@ -81,7 +82,11 @@ def test_gaps_are_drawn_and_only_gaps(cells: DepthCells, whole: DepthCells) -> N
     """Hatched above, coloured in the strip, lines broken; the control is an interval without."""
     figure = depth_figure(cells, LIGHT)
     lost = [i for i in cells.coverage if i.status != "complete"]
-    assert len(drawn(part(figure, "depth"), "not proven")) == len(lost) > 0
+    hatched = drawn(part(figure, "depth"), "not proven")
+    assert len(hatched) == len(lost) > 0
+    (heat,) = drawn(part(figure, "depth"), "heat")
+    # Behind the heat map: what on_gap="ignore" draws there is seen.
+    assert all(one.get_hatch() and one.get_zorder() < heat.get_zorder() for one in hatched)
     strip = part(figure, "coverage")
     for status in ("complete", "gap", "dark"):
         here = [i for i in cells.coverage if i.status == status]

@@ -11,6 +11,7 @@ import pytest
 from kalshilake import open_lake
 from kalshilake.exports.hftbacktest import events
 from tests.lake_world import World
+from tests.rules.tree import ROOT
 
 
 @pytest.mark.parametrize("table", ["deltas", "trades", "tickers", "books"])
@@ -77,3 +78,18 @@ def test_an_unknown_format_names_the_known_ones(
     )
     assert (code, list(tmp_path.iterdir())) == (2, [])
     assert "csv, hftbacktest" in err
+
+
+def test_the_commands_of_the_document_are_true(
+    run, lake: Path, world: World, tmp_path: Path
+) -> None:
+    """Every `tape export` of docs/exports.md, as it stands there."""
+    told = {"DIR/lake": str(lake), "MARKET": world.markets[0].ticker}
+    text = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
+    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("tape export ")]
+    for words in commands:
+        out = tmp_path / words[-1]
+        code, _, err = run(*(told.get(word, word) for word in words[:-1]), out)
+        assert (code, err) == (0, "")
+        assert out.stat().st_size > 100
+    assert len(commands) == 3

@@ -8,6 +8,7 @@ import pytest
 
 from tape import figure_style
 from tests.lake_world import World
+from tests.rules.tree import ROOT
 
 WIDE = ["--on-gap", "column"]
 
@@ -18,25 +19,24 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figure_style, "DPI", 30)
 
 
-@pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.html", b"<!doctype")])
-def test_a_market_becomes_a_picture(
-    run, lake: Path, world: World, tmp_path: Path, name: str, begins: bytes
-) -> None:
-    """And the command says what is in it."""
-    ticker, out = world.markets[0].ticker, tmp_path / name
-    code, said, err = run("plot", lake, ticker, "--every", "60s", "--out", out, *WIDE)
-    assert (code, err) == (0, "")
-    assert said.endswith(f"trades of {ticker} in {out}\n")
-    assert out.read_bytes().startswith(begins)
-
-
-def test_coverage_of_the_lake_becomes_a_calendar(
+def test_the_commands_of_the_document_are_true(
     run, lake: Path, world: World, tmp_path: Path
 ) -> None:
-    out = tmp_path / "a.png"
-    code, said, _ = run("plot", lake, "--coverage", "--out", out)
-    assert (code, said) == (0, f"1 series, {world.hours} hours in {out}\n")
-    assert out.read_bytes().startswith(b"\x89PNG")
+    """Every `tape plot` of docs/plots.md, as it stands there: PNG, page and calendar."""
+    ticker = world.markets[0].ticker
+    text = (ROOT / "docs" / "plots.md").read_text(encoding="utf-8")
+    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("tape plot ")]
+    told = {"DIR/lake": str(lake), "MARKET": ticker}
+    made = []
+    for words in commands:
+        out = tmp_path / words[words.index("--out") + 1]
+        given = [str(out) if w == out.name else told.get(w, w) for w in words]
+        code, said, err = run(*given)
+        assert (code, err) == (0, "")
+        what = f"1 series, {world.hours} hours" if "--coverage" in words else f"trades of {ticker}"
+        assert said.endswith(f"{what} in {out}\n")
+        made.append((out.suffix, out.read_bytes()[:4]))
+    assert made == [(".png", b"\x89PNG"), (".html", b"<!do"), (".png", b"\x89PNG")]
 
 
 def test_bad_input_is_said_in_a_line_and_leaves_no_file(

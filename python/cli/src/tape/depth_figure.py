@@ -28,7 +28,10 @@ from tape.figure_style import Palette
 CENT: Final = PRICE_SCALE // 100
 MARGIN: Final = 2 * CENT  # of price above and below what is shown
 QUIET: Final = 2  # percent of the moments at which a best price may lie outside the picture
-_MARK: Final[dict[str, Any]] = {"s": 9, "alpha": 0.6, "linewidths": 0, "zorder": 3}
+_BEHIND: Final[dict[str, Any]] = {"zorder": 0.5}  # the heat map, drawn with on_gap="ignore"
+FEW: Final = 300  # so many marks can be large without hiding one another
+_MARK: Final[dict[str, Any]] = {"s": 10, "alpha": 0.7, "linewidths": 0, "zorder": 3}
+_LARGE: Final[dict[str, Any]] = {"s": 42, "alpha": 0.9, "linewidths": 0.8, "zorder": 3}
 DEPTH, SPREAD, COVERAGE = "depth", "spread", "coverage"  # labels of the three parts
 
 
@@ -108,7 +111,7 @@ def _heat(axes: Axes, cells: DepthCells, palette: Palette) -> Any:
     axes.set_facecolor(palette.back)
     mesh = axes.pcolormesh(
         edges, rows, shown, cmap=palette.depth,
-        norm=LogNorm(max(low, 1), max(high, low + 1, 10)), shading="flat", rasterized=True,
+        norm=LogNorm(max(low, 1), max(high, low + 1, 10)), shading="flat", zorder=1,
     )  # fmt: skip
     mesh.set_gid("heat")
     for part in cells.coverage:
@@ -116,6 +119,7 @@ def _heat(axes: Axes, cells: DepthCells, palette: Palette) -> Any:
             axes.axvspan(
                 *moments([part.from_us, part.to_us]), facecolor=palette.gap,
                 edgecolor=palette.statuses[part.status], hatch="///", lw=0, gid="not proven",
+                **_BEHIND,
             )  # fmt: skip
     return mesh
 
@@ -140,7 +144,8 @@ def _trades(axes: Axes, cells: DepthCells, palette: Palette) -> None:
         mine = taker == code
         if mine.any():
             axes.scatter(
-                moments(times[mine]), price[mine], marker=mark, color=colour, label=name, **_MARK,
+                moments(times[mine]), price[mine], marker=mark, color=colour, label=name,
+                edgecolors=palette.back, **(_LARGE if len(times) <= FEW else _MARK),
             )  # fmt: skip
 
 
