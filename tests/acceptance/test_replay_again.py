@@ -1,6 +1,6 @@
 """Our own gatherer records a replay of a lake: merged again it is the same tape.
 
-`make replay-again`: about two minutes. `tape replay` and `tape capture` as they are typed, from one
+`make replay-again`: four minutes. `tape replay` and `tape capture` as they are typed, from one
 lake to the other: every change in order, every trade, every ticker state with its key over all
 fields, the book hashes at seven instants. Negative control: of a replay of the same lake short of
 one change the comparison says so.
@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from kalshilake.read import Lake, open_lake
+from tests.lake_world import Epoch, World
 from tests.replay_world import (
     BEGINS,
     SECOND_US,
@@ -97,24 +98,56 @@ def differences(lake: Lake, again: Lake) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("left_out", [False, True])
-async def test_a_recorded_replay_is_the_same_tape(open_folder: Path, *, left_out: bool) -> None:
+def with_a_gap(world: World, number: int) -> None:
+    """Takes ten seconds of one market off the tape: a gap, and a second epoch after it."""
+    (whole,) = world.markets[number].epochs
+    lost_us, back_us = BEGINS + 20 * SECOND_US, BEGINS + 30 * SECOND_US
+    before, after = (
+        next(n for n, event in enumerate(whole.events) if event.us >= at)
+        for at in (lost_us, back_us)
+    )
+    world.markets[number].epochs = [
+        Epoch(1, BEGINS, lost_us, whole.before, whole.events[:before], [0]),
+        Epoch(2, back_us, whole.to_us, whole.book_after(after), whole.events[after:], [0]),
+    ]
+
+
+async def test_a_recorded_replay_is_the_same_tape(open_folder: Path) -> None:
+    write_replay_lake(open_folder / "lake", replay_world(SEED, MARKETS, EVENTS, SECONDS))
+    again = await record_again(open_folder / "lake", open_folder)
+    lake = open_lake(open_folder / "lake")
+    assert len(contents(lake)["orderbook_deltas"]) == MARKETS * EVENTS
+    assert differences(lake, open_lake(again)) == []
+
+
+async def test_a_gap_of_the_tape_is_a_gap_of_the_tape_recorded_from_it(open_folder: Path) -> None:
+    """Everything that was played is there, and nothing between is called complete."""
+    world = replay_world(SEED, MARKETS, EVENTS, SECONDS)
+    with_a_gap(world, 1)
+    write_replay_lake(open_folder / "lake", world)
+    lake = open_lake(open_folder / "lake")
+    again = open_lake(await record_again(open_folder / "lake", open_folder))
+    assert contents(lake) == contents(again)
+    name = world.markets[1].ticker
+    first, second = world.markets[1].epochs
+    last_us, next_us = first.events[-1].us, second.events[0].us
+    found = list(again.coverage_map().filled(name, "orderbook", last_us, next_us))
+    assert any(i.status == "gap" for i in found)
+    proven = [i for i in found if i.status == "complete"]
+    assert all(i.to_us <= last_us + 1 or i.from_us >= second.from_us for i in proven), found
+
+
+async def test_a_replay_short_of_one_change_is_found_out(open_folder: Path) -> None:
+    """Negative control of the first."""
     whole, shown = (replay_world(SEED, MARKETS, EVENTS, SECONDS) for _ in range(2))
     write_replay_lake(open_folder / "lake", whole)
-    played = open_folder / "lake"
-    if left_out:
-        events = shown.markets[2].epochs[0].events
-        last = max(n for n, event in enumerate(events) if event.delta > 0)
-        if any((e.side, e.price) == (events[last].side, events[last].price)
-               for e in events[last + 1 :]):  # fmt: skip
-            raise AssertionError("a later change needs the one that is left out: another seed")
-        del events[last]
-        played = open_folder / "short"
-        write_replay_lake(played, shown)
-    again = await record_again(played, open_folder)
-    found = differences(open_lake(open_folder / "lake"), open_lake(again))
-    assert len(contents(open_lake(again))["orderbook_deltas"]) == MARKETS * EVENTS - left_out
-    if left_out:
-        assert found[0] == "orderbook_deltas differ"
-    else:
-        assert found == []
+    events = shown.markets[2].epochs[0].events
+    last = max(n for n, event in enumerate(events) if event.delta > 0)
+    left_out = events.pop(last)
+    level = (left_out.side, left_out.price)
+    assert all((e.side, e.price) != level for e in events[last:]), "take another seed"
+    write_replay_lake(open_folder / "short", shown)
+    again = open_lake(await record_again(open_folder / "short", open_folder))
+    assert len(contents(again)["orderbook_deltas"]) == MARKETS * EVENTS - 1
+    found = differences(open_lake(open_folder / "lake"), again)
+    assert found[0] == "orderbook_deltas differ"

@@ -4,6 +4,6 @@
 bench-replay: setup
 	$(BIN)/python -m tests.bench.replay $(ARGS)
 
-# A replay recorded by our own gatherer and merged again is the same tape: about two minutes.
+# A replay recorded by our own gatherer and merged again is the same tape: about four minutes.
 replay-again: setup
 	$(BIN)/python -m pytest tests/acceptance/test_replay_again.py $(ARGS)
