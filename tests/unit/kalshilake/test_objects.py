@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from kalshilake import objects, open_lake, write
-from kalshilake.objects import ObjectReader
+from kalshilake.objects import ObjectReader, _keep
 from kalshilake.store import LocalStore
 from marketdata.errors import LakeError
 from tests import lake_tamper as tamper
@@ -129,3 +131,16 @@ def test_a_small_object_is_read_once_and_kept_up_to_a_limit(
     reader.read(records[0])
     assert store.opened == 4
     assert len(reader._objects) == 2
+
+
+def test_what_is_kept_may_be_used_by_many_threads() -> None:
+    """One thread puts a thing away while another one, which had it, makes it the newest."""
+    kept: OrderedDict[str, int] = OrderedDict()
+
+    def use(first: int) -> None:
+        for n in range(3_000):
+            _keep(kept, str((first + n) % 7), n, 2)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(4)))
+    assert len(kept) == 2

@@ -13,10 +13,11 @@ Does not do: coverage, joining hours (read).
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +33,9 @@ FOOTERS_KEPT: Final = 2_048
 OBJECTS_KEPT: Final = 16
 KEPT_OBJECT_BYTES: Final = 512 * 1024  # some 10 MB decoded
 MAX_US: Final = 2**62
+_KEEPING: Final = threading.Lock()
+
+T = TypeVar("T")
 
 
 _Groups = tuple[tuple[str, str, int, int], ...]  # first, last market; min, max time in us
@@ -85,11 +89,8 @@ class ObjectReader:
         """A small object whole, from memory if it was read lately: many books begin in it."""
         found = self._objects.get(record.sha256)
         if found is None:
-            names = spec_of(record.table).schema.names
-            found = self._objects[record.sha256] = self._read(record, names, None)
-            if len(self._objects) > OBJECTS_KEPT:
-                self._objects.popitem(last=False)
-        self._objects.move_to_end(record.sha256)
+            found = self._read(record, spec_of(record.table).schema.names, None)
+        _keep(self._objects, record.sha256, found, OBJECTS_KEPT)
         return found
 
     def _read(
@@ -151,11 +152,18 @@ class ObjectReader:
     def _footer(self, record: ObjectRecord, tail: bytes) -> _Footer:
         found = self._footers.get(record.sha256)
         if found is None:
-            found = self._footers[record.sha256] = _parse_footer(record, tail)
-            if len(self._footers) > FOOTERS_KEPT:
-                self._footers.popitem(last=False)
-        self._footers.move_to_end(record.sha256)
+            found = _parse_footer(record, tail)
+        _keep(self._footers, record.sha256, found, FOOTERS_KEPT)
         return found
+
+
+def _keep(kept: OrderedDict[str, T], key: str, value: T, at_most: int) -> None:
+    """Remember the value as the newest. Readers in other threads may take any other away."""
+    with _KEEPING:
+        kept[key] = value
+        kept.move_to_end(key)
+        while len(kept) > at_most:
+            kept.popitem(last=False)
 
 
 def _parse_footer(record: ObjectRecord, tail: bytes) -> _Footer:
