@@ -22,10 +22,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kalshilake.coverage import CoverageInterval
 from marketdata.units import PRICE_SCALE, SIZE_SCALE, format_size, format_ts_us
-from tape.depth_cells import MISSING, DepthCells
+from tape.depth_cells import CENT, MISSING, DepthCells
 from tape.figure_style import Palette
 
-CENT: Final = PRICE_SCALE // 100
 MARGIN: Final = 2 * CENT  # of price above and below what is shown
 QUIET: Final = 2  # percent of the moments at which a best price may lie outside the picture
 _BEHIND: Final[dict[str, Any]] = {"zorder": 0.5}  # the heat map, drawn with on_gap="ignore"

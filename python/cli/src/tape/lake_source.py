@@ -93,7 +93,7 @@ class LakeSource:
         if not self._names:
             raise LakeError(f"{lake.store.location} has no market from {iso(from_us)} on")
         self._lake, self._closes = lake, closes
-        # One thread for all hours: a Lake keeps what it read lately and is not for two at once.
+        # One thread for all hours: what one hour reaches, the next one begins from.
         self._reader = ThreadPoolExecutor(1, "replay")
         self._spans = {name: _proven(lake, cover.filled(name, "orderbook", from_us, to_us), name)
                        for name in self._names}  # fmt: skip
