@@ -263,6 +263,26 @@ def test_rule_9_two_gatherers_outvote_a_wrong_one_that_saw_more(order: tuple[int
     assert reasons(merged) == [(0, 7, 29, "contradicted")]
 
 
+@pytest.mark.parametrize("seen_before", [1, 3])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_rule_9_what_the_wrong_one_alone_saw_first_is_kept(
+    order: tuple[int, ...], seen_before: int
+) -> None:
+    """It agrees with the others after that, and goes wrong only later: what is wrong is outvoted,
+    what was right stays. All begin in one microsecond, so that the longer runs are placed first."""
+    truth = stream([(100, 10_000 * (i + 1), 100 + i) for i in range(6)] + prices(plain(20)))
+    found = stream(prices(truth)[:15] + prices(truth)[16:])
+    pieces = [
+        piece(found, 0, 24 - seen_before, 0),
+        *(piece(truth, seen_before, 26, g) for g in (1, 2)),
+    ]
+    merged = merge(None, *(pieces[i] for i in order), window_us=0)
+    assert [prices(s.events) for s in merged.segments] == [prices(truth)]
+    assert reasons(merged) == [(0, 15, 24 - seen_before, "contradicted")]
+    assert merged.segments[0].gatherers(0, seen_before) == {0}
+    assert merged.segments[0].gatherers(15, 26) == {1, 2}
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_rule_9_holds_for_continuing_runs_too(order: tuple[int, ...]) -> None:
     truth = plain(20)

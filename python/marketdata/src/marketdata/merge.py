@@ -227,6 +227,7 @@ class _Attempt:
             segment, index, at = worst
             if at:
                 self._add(segment, piece, events.part(0, at), first, index - at)
+                index = max(index, at)  # the segment begins with the piece where that was earlier
             self._contradict(segment, index, piece, events.part(at, len(events)), first + at)
 
     def _late(self, events: Events) -> int:
@@ -262,7 +263,8 @@ class _Attempt:
                     continue
             elif not overlap:
                 continue  # one microsecond that both cut: they need not share it at all
-            at = start + agreed if offset >= 0 else 0
+            # What it has before the segment and agrees with goes onto it; the tape has no before.
+            at = start + agreed if offset >= 0 or (agreed and not segment.is_base) else 0
             if clash is None or at > clash[1]:
                 clash = (max(0, offset + at), at)
         if valid:
