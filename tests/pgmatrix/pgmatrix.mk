@@ -2,7 +2,7 @@
 PGMATRIX_TESTS := tests/integration tests/unit/runtime tests/unit/gatherer tests/unit/dedup tests/unit/tape
 PGMATRIX_PYTEST := nice -n 15 $(BIN)/python -m pytest -q -p no:cacheprovider -p tests.pgmatrix.witness -m "not slow"
 PGMATRIX_TREE = $(BIN)/python -m tests.pgmatrix.tree
-PGMATRIX_CLEAN = test -n "$(KT_PGMATRIX_CACHE)" || rm -rf /var/tmp/kalshi-tape-pgmatrix
+PGMATRIX_CLEAN = test -n "$(PGMATRIX_CACHE)" || rm -rf /var/tmp/kalshi-tape-pgmatrix
 
 .PHONY: pg-matrix pg-matrix-15 pg-matrix-16 pg-matrix-17
 

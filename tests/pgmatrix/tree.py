@@ -1,7 +1,7 @@
 """PostgreSQL 15, and 17 with TimescaleDB, out of Debian packages unpacked into trees of their own.
 
 Nothing is installed on this machine. A tree is kept by the hash of its recipe below
-$KT_PGMATRIX_CACHE, else below /var/tmp/kalshi-tape-pgmatrix, which `make pg-matrix` removes at its
+$PGMATRIX_CACHE, else below /var/tmp/kalshi-tape-pgmatrix, which `make pg-matrix` removes at its
 end. Beside each tree lies an install root (bin, lib, share) as runtime.cluster_template wants it:
 its programs are small scripts that start the tree's own with the tree's own loader and libraries,
 so they run on another release of Debian, and as an unprivileged account. Where the tree has
@@ -47,7 +47,7 @@ RELEASES = (
 
 def cache() -> Path:
     """Where trees are kept."""
-    folder = Path(os.environ.get("KT_PGMATRIX_CACHE") or "/var/tmp/kalshi-tape-pgmatrix")
+    folder = Path(os.environ.get("PGMATRIX_CACHE") or "/var/tmp/kalshi-tape-pgmatrix")
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     return folder.absolute()
 

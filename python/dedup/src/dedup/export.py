@@ -115,7 +115,12 @@ class Exporter:
         self._unlisted = self._head < self.version
         since_us = None if self._unlisted else repair_lake.CHECKED_US
         objects = await repair_lake.noted_objects(conn, since_newest_us=since_us)
-        self._lost = await asyncio.to_thread(repair_lake.lost, self._store, objects)
+        lost = await asyncio.to_thread(repair_lake.lost, self._store, objects)
+        # Where production was restored, the lake went on: what it lists with later bytes is not
+        # lost, and if it is, production makes it again once it has come to that moment again.
+        later = head.version.objects if head and self._head > self.version else ()
+        listed = {o.key: o.sha256 for o in later}
+        self._lost = [item for item in lost if listed.get(item.key, item.sha256) == item.sha256]
         self._repaired = await repair_store.unexported(conn)
         self._unseen = False
 
