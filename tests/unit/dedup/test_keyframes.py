@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from dedup.publication import DAY_US, HOUR_US, signed
 from dedup.tape_rows import DELTA_COPY
 from marketdata.book import Book
 from marketdata.coverage import OPEN_US
-from marketdata.rows import MERGED_ROW
+from marketdata.rows import MERGED_ROW, DeltaFlag
 from runtime.partitions import Partitions
 from runtime.pgcopy import pack_rows
 from runtime.postgres import Connection, connect, copy_in, migrate
@@ -140,6 +142,70 @@ async def test_what_the_chain_does_not_prove_is_left_out(conn: Connection) -> No
     )
     assert await place(conn, Partitions(), hour) == 1
     assert [m for m, _, _, _ in await computed(conn)] == [2]
+
+
+async def test_a_reset_after_what_is_not_proven_proves_the_next(conn: Connection) -> None:
+    """Whatever the book was, a reset empties it."""
+    await market(conn, 1, [DAY + n for n in range(20)], epoch_us=DAY - 1)
+    await conn.execute("UPDATE orderbook_delta SET delta = 7 WHERE market_seq = 4")
+    book = Book()
+    for r in await conn.fetch("SELECT * FROM orderbook_delta WHERE market_seq > 14 ORDER BY 7"):
+        if r["market_seq"] == 15:
+            await conn.execute(
+                "UPDATE orderbook_delta SET flags = $1, price = 0, delta = 0, book_hash = 0"
+                " WHERE market_seq = 15",
+                int(DeltaFlag.RESET),
+            )
+            continue
+        book.apply(r["side"], r["price"], r["delta"])
+        await conn.execute(
+            "UPDATE orderbook_delta SET book_hash = $1 WHERE market_seq = $2",
+            signed(book.hash), r["market_seq"],
+        )  # fmt: skip
+    await place(conn, Partitions(), DAY)
+    assert [(n, levels) for _, n, _, levels in await computed(conn) if n] == [(20, book.to_bytes())]
+
+
+async def test_changes_between_places_are_read_once(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each place from the keyframe before all of them: a busy market's hour cost its square."""
+    await market(conn, 1, [DAY + n for n in range(200)], epoch_us=DAY - 1)
+    read = 0
+    changes = module._changes
+
+    async def counted(*asked: Any) -> Any:
+        nonlocal read
+        rows = await changes(*asked)
+        read += len(rows)
+        return rows
+
+    monkeypatch.setattr(module, "_changes", counted)
+    assert await place(conn, Partitions(), DAY) == 21
+    assert read == 200
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_where_a_market_stands_is_the_same_by_time_and_by_number(
+    conn: Connection, seed: int
+) -> None:
+    """The slow way, which goes through a market's numbers, is the reference."""
+    hour = DAY + 5 * HOUR_US
+    chance = random.Random(seed)
+    for number in range(1, 8):
+        times = sorted(hour + chance.randrange(-HOUR_US, HOUR_US) for _ in range(30))
+        for at in range(1, 30):
+            if chance.random() < 0.2:  # a time that steps back, mostly over the hour's start
+                times[at] = max(times[at] - chance.randrange(HOUR_US // 2), hour - HOUR_US)
+        await market(conn, number, times, epoch_us=hour - chance.randrange(2 * HOUR_US))
+        if chance.random() < 0.5:  # an epoch that has nothing in the hour before
+            await conn.execute(
+                "INSERT INTO market_epoch VALUES ($1, 2, $2, 0, 'gap')", number,
+                hour - chance.randrange(HOUR_US),
+            )  # fmt: skip
+    found = await module._after_hour(conn, hour)
+    assert sorted(found) == await module._standing(conn, hour, sorted({p.market_id for p in found}))
+    assert len(found) >= 5
 
 
 async def test_changes_that_are_gone_give_no_keyframe(conn: Connection) -> None:

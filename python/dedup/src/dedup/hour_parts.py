@@ -13,6 +13,7 @@ Does not do: the sort inside a part and the encoding (kalshilake.encode).
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 import weakref
@@ -156,13 +157,16 @@ async def delta_parts(conn: Connection, hour_us: int, names: Mapping[int, str]) 
 async def _sliced(conn: Connection, hour_us: int, names: Mapping[int, str]) -> HourParts:
     made = HourParts(names)
     at_us, width_us = hour_us, SLICE_FIRST_US
+    adding = asyncio.create_task(asyncio.sleep(0))  # one slice is sorted while the next is read
     while at_us < hour_us + HOUR_US:
         to_us = min(at_us + width_us, hour_us + HOUR_US)
         rows = await hours.rows_between(conn, tape_rows.DELTA_COPY, at_us, to_us, MERGED_ROW)
-        made.add(rows)
+        await adding
+        adding = asyncio.create_task(asyncio.to_thread(made.add, rows))
         at_us = to_us
         if len(rows) < SLICE_ROWS // 2:
             width_us *= 2
         elif len(rows) > SLICE_ROWS:
             width_us = max(width_us // 2, SLICE_MIN_US)
+    await adding
     return made

@@ -25,11 +25,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from dedup import tape_rows
-from dedup.hours import moment
+from dedup.columns import picked
+from dedup.hours import moment, summarized
 from dedup.publication import DAY_US, HOUR_US, signed
 from dedup.tape_rows import Rows
+from marketdata.book import Book
 from marketdata.keyframes import EVERY_EVENTS, book_at
-from marketdata.rows import MERGED_ROW
+from marketdata.rows import MERGED_ROW, DeltaFlag
 from runtime import logs
 from runtime.partitions import Partitions
 from runtime.pgcopy import unpack_rows
@@ -48,15 +50,31 @@ WHERE exchange_ts >= $1 AND exchange_ts < $2
     AND market_seq % $3 = 0
 ORDER BY 1, 2, 3
 """
-_MOVED: Final = """
-SELECT DISTINCT market_id FROM orderbook_delta
+_ENDS: Final = """
+SELECT market_id, epoch, min(market_seq) AS first, max(market_seq) AS last FROM orderbook_delta
 WHERE exchange_ts >= $1 AND exchange_ts < $2
+GROUP BY 1, 2
 """
 _RECORDED: Final = """
 SELECT DISTINCT market_id FROM market_claim WHERE valid AND to_us > $1 AND from_us <= $1
 """
-# The prefix of the epoch that is older than the moment: a time may step back, a prefix may not.
 # The epoch by time: those of a repair have high numbers and lie in the past.
+_EPOCHS: Final = """
+SELECT m AS market_id, e.epoch FROM unnest($1::int[]) AS m
+CROSS JOIN LATERAL (
+    SELECT epoch FROM market_epoch WHERE market_id = m AND from_us <= $2
+    ORDER BY from_us DESC, epoch DESC LIMIT 1
+) AS e
+ORDER BY 1
+"""
+_RECEIVED: Final = """
+SELECT o.market_id, o.epoch, o.received_ns
+FROM unnest($1::int[], $2::int[], $3::int[]) AS d(m, e, n)
+JOIN orderbook_delta AS o ON o.market_id = d.m AND o.epoch = d.e AND o.market_seq = d.n
+WHERE o.exchange_ts >= $4 AND o.exchange_ts < $5
+"""
+# The prefix of the epoch that is older than the moment: a time may step back, a prefix may not.
+# Goes through a market's changes by number: for those that have few on one side of the moment.
 _STANDING: Final = """
 SELECT m AS market_id, e.epoch, coalesce(least(last.market_seq, next.market_seq - 1), 0) AS place,
     coalesce(last.received_ns, 0) AS received_ns
@@ -85,6 +103,7 @@ CROSS JOIN LATERAL (
     WHERE market_id = d.m AND epoch = d.e AND market_seq <= d.place
     ORDER BY market_seq DESC, exchange_ts LIMIT 1
 ) AS k
+ORDER BY 1
 """
 _INSERT: Final = """
 INSERT INTO orderbook_snapshot
@@ -106,10 +125,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """The keyframe from which a place is computed."""
+    """From where a place is computed. `levels` None: as the place before it leaves them."""
 
     position: int
-    levels: bytes
+    levels: bytes | None
     received_ns: int
 
 
@@ -122,8 +141,12 @@ async def place(conn: Connection, partitions: Partitions, hour_us: int) -> int:
     Raises:
         asyncpg.PostgresError, OSError: production went away; what was written stays.
     """
-    due = await _by_number(conn, hour_us)
-    due += await _at_start(conn, hour_us)
+    await summarized(conn, tape_rows.DELTA_COPY.table)
+    async with conn.transaction():
+        # Without statistics of a young partition the planner would read the day for each hour.
+        await conn.execute("SET LOCAL enable_seqscan = off")
+        due = await _by_number(conn, hour_us)
+        due += await _at_start(conn, hour_us)
     written = unproven = 0
     for places in _chunks(sorted(due), CHUNK_PLACES):
         made, missed = await _computed(conn, places)
@@ -148,10 +171,37 @@ async def _by_number(conn: Connection, hour_us: int) -> list[Place]:
 async def _at_start(conn: Connection, hour_us: int) -> list[Place]:
     """At the hour's start: who moved in the hour before; on a day's first hour who was recorded."""
     if hour_us % DAY_US:
-        found = await conn.fetch(_MOVED, moment(hour_us - HOUR_US), moment(hour_us))
-    else:
-        found = await conn.fetch(_RECORDED, hour_us)
-    markets = sorted(r["market_id"] for r in found)
+        return await _after_hour(conn, hour_us)
+    found = await conn.fetch(_RECORDED, hour_us)
+    return await _standing(conn, hour_us, sorted(r["market_id"] for r in found))
+
+
+async def _after_hour(conn: Connection, hour_us: int) -> list[Place]:
+    """Who moved in the hour before. Both hours are gone through once, by time: by number, an hour
+    late in the day would go through all of the day."""
+    before, at, after = (moment(hour_us + n * HOUR_US) for n in (-1, 0, 1))
+    last = {(r["market_id"], r["epoch"]): r["last"] for r in await conn.fetch(_ENDS, before, at)}
+    first = {(r["market_id"], r["epoch"]): r["first"] for r in await conn.fetch(_ENDS, at, after)}
+    markets = sorted({market for market, _ in last})
+    due: list[Place] = []
+    for some in _chunks(markets, CHUNK_PLACES):
+        standing = [tuple(r) for r in await conn.fetch(_EPOCHS, some, hour_us)]
+        known = [(m, e, last[m, e]) for m, e in standing if (m, e) in last]
+        columns = [list(column) for column in zip(*known, strict=True)] or [[], [], []]
+        received = {
+            (r["market_id"], r["epoch"]): r["received_ns"]
+            for r in await conn.fetch(_RECEIVED, *columns, before, at)
+        }
+        due += [
+            Place(m, e, min(n, first.get((m, e), n + 1) - 1), hour_us, received[m, e])
+            for m, e, n in known
+        ]
+        others = [m for m, e in standing if (m, e) not in last]
+        due += await _standing(conn, hour_us, others)
+    return due
+
+
+async def _standing(conn: Connection, hour_us: int, markets: Sequence[int]) -> list[Place]:
     due: list[Place] = []
     for some in _chunks(markets, CHUNK_PLACES):
         due += [
@@ -161,28 +211,49 @@ async def _at_start(conn: Connection, hour_us: int) -> list[Place]:
     return due
 
 
-async def _computed(conn: Connection, places: Sequence[Place]) -> tuple[list[_Row], int]:
-    """Rows for the places whose book can be proven, and how many cannot."""
+async def _starts(conn: Connection, places: Sequence[Place]) -> list[tuple[Place, _Start]]:
+    """Each place that can be reached, and from where: the keyframe before it, or the place before
+    it where that is nearer. Together the changes in between are read once."""
     near = await conn.fetch(
         _NEAREST,
         [p.market_id for p in places],
         [p.epoch for p in places],
         [p.position for p in places],
     )
-    starts = {
-        places[r["n"] - 1]: _Start(r["market_seq"], r["levels"], r["received_ns"]) for r in near
-    }
+    reached: list[tuple[Place, _Start]] = []
+    for r in near:
+        here = places[r["n"] - 1]
+        start = _Start(r["market_seq"], r["levels"], r["received_ns"])
+        if reached:
+            former = reached[-1][0]
+            same = (former.market_id, former.epoch) == (here.market_id, here.epoch)
+            if same and former.position > start.position:
+                start = _Start(former.position, None, start.received_ns)
+        reached.append((here, start))
+    return reached
+
+
+async def _computed(conn: Connection, places: Sequence[Place]) -> tuple[list[_Row], int]:
+    """Rows for the places whose book can be proven, and how many cannot; `places`: sorted."""
     made: list[_Row] = []
-    for group in _bounded([(p, starts[p]) for p in places if p in starts]):
+    before: Book | None = None  # after the place before; None: it was not proven
+    for group in _bounded(await _starts(conn, places)):
         rows = by_epoch(await _changes(conn, group))
         for place_, start in group:
             mine = _between(rows, place_, start)
-            book = book_at(start.levels, start.position, mine, place_.position)
-            if book is not None:
+            levels = start.levels
+            if levels is None and before is not None:
+                levels = before.to_bytes()
+            elif levels is None and (mine["flags"] & int(DeltaFlag.RESET)).any():
+                levels = Book().to_bytes()  # whatever it was, it was emptied
+            before = None
+            if levels is not None:
+                before = book_at(levels, start.position, mine, place_.position)
+            if before is not None:
                 received_ns = place_.received_ns or start.received_ns
                 made.append(
-                    (place_.us, received_ns, signed(book.hash), place_.market_id,
-                     place_.epoch, place_.position, book.to_bytes())
+                    (place_.us, received_ns, signed(before.hash), place_.market_id,
+                     place_.epoch, place_.position, before.to_bytes())
                 )  # fmt: skip
     return made, len(places) - len(made)
 
@@ -214,12 +285,12 @@ async def _changes(conn: Connection, group: Sequence[tuple[Place, _Start]]) -> R
         return np.empty(0, MERGED_ROW)
     body = await copy_out(
         conn,
-        f"SELECT DISTINCT {columns} FROM (VALUES {wanted}) AS d(m, e, a, b)"  # noqa: S608 (integers)
+        f"SELECT {columns} FROM (VALUES {wanted}) AS d(m, e, a, b)"  # noqa: S608 (integers)
         " JOIN orderbook_delta AS o ON o.market_id = d.m AND o.epoch = d.e"
-        " AND o.market_seq > d.a AND o.market_seq <= d.b"
-        " ORDER BY o.market_id, o.epoch, o.market_seq",
+        " AND o.market_seq > d.a AND o.market_seq <= d.b",
     )
-    return unpack_rows(tape_rows.DELTA_COPY, body, MERGED_ROW)
+    rows = unpack_rows(tape_rows.DELTA_COPY, body, MERGED_ROW)
+    return picked(rows, np.lexsort((rows["market_seq"], rows["epoch"], rows["market_id"])))
 
 
 def by_epoch(rows: Rows) -> dict[tuple[int, int], Rows]:
