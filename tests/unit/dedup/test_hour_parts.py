@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,23 @@ def test_a_market_with_more_than_a_part_comes_by_time(monkeypatch: pytest.Monkey
         made.add(piece)
     assert max(part.num_rows for part in made) <= 150
     assert encode(SPEC, T0, made) == encode(SPEC, T0, deltas_table(rows, NAMES))
+
+
+def test_what_lies_in_the_file_is_not_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty view of each slice kept all of it: an hour of 18 million changes took 1.6 GB."""
+    monkeypatch.setattr(hour_parts, "IN_MEMORY_ROWS", 0)
+    made = HourParts(NAMES)
+    made.add(hour(100, 1))
+    pieces = np.array_split(hour(200_000, 2), 20)
+    tracemalloc.start()
+    try:
+        for piece in pieces:
+            made.add(piece.copy())
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert made.spilled_rows == 200_100
+    assert held < pieces[0].nbytes, "twenty slices, and not even one of them is held"
 
 
 async def test_an_hour_of_production_is_read_whole(

@@ -96,7 +96,8 @@ class HourParts:
         while memory:
             memory = memory[self._file.write(memory) :]
         first, self.spilled_rows = self.spilled_rows, self.spilled_rows + len(part.rows)
-        return _Slice(part.ranks, part.starts, first, part.rows[:0])
+        # Not rows[:0]: a view of nothing keeps all that it was cut from.
+        return _Slice(part.ranks, part.starts, first, np.empty(0, MERGED_ROW))
 
     def _read(self, part: _Slice, low: int, high: int) -> Rows:
         """Rows low to high of a slice."""
