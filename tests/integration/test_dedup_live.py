@@ -17,14 +17,15 @@ from dedup.pipeline import Pipeline
 from marketdata.book import level_constant
 from marketdata.rows import GathererBatch
 from runtime.embedded import EmbeddedPostgres
-from runtime.postgres import Connection, connect
+from runtime.postgres import Connection, connect, migrate
 from tests.bench.hot_stream import HotStream, HotWriter
 from tests.databases import fresh_database
-from tests.dedup_rig import Recordings, pipeline, settings
+from tests.dedup_rig import Recordings, child, pipeline, settings
 from tests.gatherer_rows import Stream
 
 RATE = 400
 STEP_S = 0.1
+KILLS = 4
 TWICE = "SELECT count(*) - count(DISTINCT (market_id, epoch, market_seq)) FROM orderbook_now"
 HOLES = (
     "SELECT count(*) FROM (SELECT max(market_seq) - count(*) AS missing FROM orderbook_now"
@@ -149,6 +150,69 @@ async def test_a_wrong_live_row_is_counted_and_taken_back(
         await rig.until(gone)
         assert await rig.count(TWICE) == 0
         assert await rig.count("SELECT count(*) FROM orderbook_delta WHERE price = 990001") == 0
+
+
+@pytest.mark.parametrize("mergers", [pytest.param(1, marks=pytest.mark.slow), 2])
+async def test_kill_9_while_live_rows_go_on(
+    postgres_server: EmbeddedPostgres, tmp_path: Path, mergers: int
+) -> None:
+    """Killed again and again while events come in: readers of `orderbook_now` never see one twice,
+    and in the end the tape has each once. Several mergers: one after the other dies."""
+    hot = [await fresh_database(postgres_server, "gatherer_hot") for _ in range(3)]
+    production = await fresh_database(postgres_server, "production")
+    writer = HotWriter(HotStream(20, RATE, start_us=time.time_ns() // 1_000), hot)
+    await writer.open()
+    made = Recordings(Stream([], [], []), hot, [], [])
+    shards = [
+        settings(
+            made, production, tmp_path / "lake", final=False, window_ms=1_000, grace_ms=1_000,
+            poll_ms=50, merge_shards=mergers, merge_shard=number, log_level="warning",
+        )
+        for number in range(1, mergers + 1)
+    ]  # fmt: skip
+    conn = await connect(production)
+    await migrate(conn, "production")
+    rig = Rig(pipeline(shards[0]), writer, conn)
+    children = [child(each) for each in shards]
+    enough = asyncio.Event()
+
+    async def write() -> None:
+        while not enough.is_set():
+            await rig.write(0.5)
+
+    writing = asyncio.create_task(write())
+    try:
+        for kill in range(KILLS):
+            shard = kill % mergers + 1
+
+            async def live_again(shard: int = shard, since: int = 1 + kill // mergers) -> bool:
+                """The process that will die has begun as often as it should and gives live rows."""
+                assert await rig.count(TWICE) == 0
+                generation = f"SELECT max(generation) FROM live_generation WHERE shard = {shard}"
+                if (await rig.conn.fetchval(generation) or 0) < since:
+                    return False
+                return await rig.count(f"SELECT count(*) FROM live_delta WHERE shard = {shard}") > 9
+
+            await rig.until(live_again, 60)
+            children[shard - 1].kill()
+            await asyncio.to_thread(children[shard - 1].communicate)
+            children[shard - 1] = child(shards[shard - 1])
+        enough.set()
+        await writing
+        await writer.finish()
+
+        async def all_on_the_tape() -> bool:
+            return await rig.count("SELECT count(*) FROM orderbook_delta") >= writer.stream.made
+
+        await rig.until(all_on_the_tape, 60)
+        assert await rig.count("SELECT count(*) FROM orderbook_delta") == writer.stream.made
+        assert await rig.count(TWICE) == await rig.count(HOLES) == 0
+    finally:
+        for process in children:
+            process.kill()
+            await asyncio.to_thread(process.communicate)
+        await conn.close()
+        await writer.close()
 
 
 def _with_a_wrong_last_row(batch: GathererBatch) -> GathererBatch:
