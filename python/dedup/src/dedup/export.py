@@ -35,6 +35,7 @@ from kalshilake.tables import records_table
 from kalshilake.write import Commit, commit_version, load_head, load_version, write_hour
 from marketdata.errors import LakeError, StorageError
 from runtime import logs
+from runtime.memory import give_back
 from runtime.partitions import Partitions
 from runtime.postgres import TRANSIENT, Connection, connect
 
@@ -54,6 +55,12 @@ _ROW_TABLES: Final[Mapping[str, Callable[[Connection, int, Mapping[int, str]], A
 def export_hour_of(closed_to_us: int) -> int:
     """Number of the last hour that is over, LAG_US included, when the tape is closed so far."""
     return (closed_to_us - LAG_US) // HOUR_US
+
+
+def _give_back() -> None:
+    """What an hour needed is not needed for an hour."""
+    pa.default_memory_pool().release_unused()
+    give_back()
 
 
 class Exporter:
@@ -215,6 +222,7 @@ class Exporter:
         self._exported_to_us = closed_to_us
         for hour in ready:
             del self._dirty[hour]
+        await asyncio.to_thread(_give_back)
         return commit
 
     async def new_versions(self, conn: Connection, names: Mapping[int, str]) -> int:

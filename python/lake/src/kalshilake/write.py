@@ -36,6 +36,7 @@ from kalshilake.store import Store
 from marketdata.errors import LakeError
 
 COMMIT_ATTEMPTS: Final = 16
+CHECK_BYTES: Final = 8 * 1024 * 1024  # of an object that is read to be checked, in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +68,29 @@ def write_hour(
     spec = spec_of(table)
     key = paths.object_key(table, hour_us)
     body, record = encode(spec, hour_us, rows)
-    before = store.get(key) if store.size(key) is not None else None
-    if before != body:
+    before = _stored_sha256(store, key)
+    if before != record.sha256:
         if before is not None:
-            store.put_if_absent(paths.superseded_key(_sha256(before)), before)
+            store.put_if_absent(paths.superseded_key(before), store.get(key))
         store.put(key, body)
-        if _sha256(store.get(key)) != record.sha256:
+        if _stored_sha256(store, key) != record.sha256:
             raise LakeError(f"{key}: {store.location} gave back other bytes than were written")
     commit = encode_hour(record, watermark_us, dict(extra or {}))
     hour_key = paths.hour_manifest_key(table, hour_us)
     if store.size(hour_key) is None or store.get(hour_key) != commit:
         store.put(hour_key, commit)
     return record
+
+
+def _stored_sha256(store: Store, key: str) -> str | None:
+    """SHA-256 of the object as the store gives it, None where there is none."""
+    size = store.size(key)
+    if size is None:
+        return None
+    digest = hashlib.sha256()
+    for at in range(0, size, CHECK_BYTES):
+        digest.update(store.get_range(key, at, min(CHECK_BYTES, size - at)))
+    return digest.hexdigest()
 
 
 def read_hour_record(store: Store, table: str, hour_us: int) -> ObjectRecord | None:
