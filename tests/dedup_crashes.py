@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 import asyncpg
 
 import dedup.publish
-from kalshilake.store import LocalStore
+from kalshilake.store import Body, LocalStore
 from runtime.config import DedupSettings
 from tests.dedup_rig import pipeline
 
@@ -120,7 +120,7 @@ class WatchedStore(LocalStore):
         super().__init__(root)
         self._boundaries = boundaries
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: Body) -> None:
         super().put(key, body)
         self._cut(f"put {key}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import pyarrow as pa
@@ -11,7 +13,7 @@ from moto import mock_aws
 
 from kalshilake import paths, tables
 from kalshilake.s3 import S3Store
-from kalshilake.store import StoredObject, open_store
+from kalshilake.store import LocalStore, StoredObject, open_store
 from kalshilake.write import commit_version, load_head, write_hour
 from marketdata.errors import LakeError, StorageError
 
@@ -44,6 +46,27 @@ def test_put_get_range_size_list_and_open_agree(store: S3Store) -> None:
         assert f.read(3) == b"234"
         f.seek(-1, 2)
         assert f.read() == b"9"
+
+
+def test_a_file_is_stored_whole_wherever_it_was_read_to(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large hour is a file and never in memory; both stores take it, and its size is checked."""
+    monkeypatch.setattr("kalshilake.store.PIECE_BYTES", 1_000)
+    body = bytes(range(256)) * 40
+    for place in (store, LocalStore(tmp_path / "lake")):
+        with tempfile.TemporaryFile() as file:
+            file.write(body)
+            file.seek(77)
+            place.put("a/b", file)
+            place.put("a/c", file)
+            assert place.get("a/b") == place.get("a/c") == body
+            monkeypatch.setattr("kalshilake.store.MAX_OBJECT_BYTES", len(body) - 1)
+            with pytest.raises(LakeError, match="over the limit"):
+                place.put("a/d", file)
+            monkeypatch.undo()
+            monkeypatch.setattr("kalshilake.store.PIECE_BYTES", 1_000)
+            assert place.size("a/d") is None
 
 
 def test_an_object_that_is_replaced_under_an_open_reader_is_refused(store: S3Store) -> None:

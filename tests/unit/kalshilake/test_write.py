@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kalshilake import paths, write
+from kalshilake import encode, paths, write
 from kalshilake.schema import TABLES
-from kalshilake.store import LocalStore
+from kalshilake.store import Body, LocalStore, pieces
 from marketdata.errors import LakeError, StorageError
 from tests.lake_rows import HOUR
 from tests.lake_rows import delta_rows as rows
@@ -82,11 +82,28 @@ def test_rows_that_do_not_fit_the_hour_are_refused(tmp_path: Path, change, words
     assert not list(tmp_path.iterdir())
 
 
+def test_an_hour_that_is_written_by_way_of_a_file_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How much memory there was is not to be seen in a lake; the file goes with the call."""
+    table = rows(3_000)
+    small = LocalStore(tmp_path / "memory")
+    one = write.write_hour(small, SPEC.name, HOUR, table, watermark_us=0)
+    monkeypatch.setattr(encode, "SPOOLED_BYTES", 1_000)
+    monkeypatch.setattr(write, "CHECK_BYTES", 1_000)
+    large = LocalStore(tmp_path / "file")
+    again = [write.write_hour(large, SPEC.name, HOUR, table, watermark_us=0) for _ in range(2)]
+    assert again == [one, one]
+    assert one.bytes > 10_000
+    assert dict(tree(tmp_path / "memory")) == dict(tree(tmp_path / "file"))
+
+
 class Forgetful(LocalStore):
     """A store that loses one bit of every Parquet object on its way to the disk."""
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: Body) -> None:
         if key.endswith(".parquet"):
+            body = b"".join(pieces(body))
             body = body[:100] + bytes([body[100] ^ 1]) + body[101:]
         super().put(key, body)
 
@@ -172,7 +189,7 @@ class Dying(LocalStore):
             raise StorageError("killed")
         self.lives -= 1
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: Body) -> None:
         self._live()
         super().put(key, body)
 

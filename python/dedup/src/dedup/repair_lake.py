@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kalshilake import paths
-from kalshilake.encode import Parts, encode
+from kalshilake.encode import Parts, encode_into, spooled
 from kalshilake.manifest import ObjectRecord
 from kalshilake.schema import spec_of
 from kalshilake.store import Store
@@ -86,4 +86,5 @@ def listed_again(store: Store, noted: Sequence[Noted]) -> list[ObjectRecord] | N
 
 def record_of(table: str, hour_us: int, rows: Parts) -> ObjectRecord:
     """The record that an object of these rows has, without writing it."""
-    return encode(spec_of(table), hour_us, rows)[1]
+    with spooled() as body:
+        return encode_into(body, spec_of(table), hour_us, rows)

@@ -18,10 +18,12 @@ import hashlib
 import io
 import itertools
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final, TypeAlias
+from pathlib import Path
+from typing import IO, Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +45,7 @@ from kalshilake.tables import sort_order, times_us
 from marketdata.errors import LakeError
 
 CERTIFICATE: Final = "kalshi_tape"  # key of the object's own metadata
+SPOOLED_BYTES: Final = 16 * 1024 * 1024
 TAIL_BYTES: Final = 8  # footer length and magic
 
 Parts: TypeAlias = pa.Table | Iterable[pa.Table]
@@ -70,8 +73,44 @@ class _Seen:
         self.rows += part.num_rows
 
 
+class _Hashing(io.RawIOBase):
+    """A file that is written once from beginning to end, and its SHA-256 so far."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.written = 0
+        self.sha256 = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self.sha256.update(data)
+        size = memoryview(data).nbytes
+        self.written += size
+        return size
+
+    def tell(self) -> int:
+        return self.written
+
+
+def spooled() -> IO[bytes]:
+    """An empty file for one object: in memory up to SPOOLED_BYTES, then without a name in /var/tmp
+    where that exists, because /tmp may be memory."""
+    folder = "/var/tmp" if Path("/var/tmp").is_dir() else None  # noqa: S108
+    return tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=folder)
+
+
 def encode(spec: TableSpec, hour_us: int, rows: Parts) -> tuple[bytes, ObjectRecord]:
-    """(bytes of the object, its record). Pure: equal rows give equal bytes.
+    """(bytes of the object, its record). Pure: equal rows give equal bytes. As `encode_into`."""
+    sink = io.BytesIO()
+    record = encode_into(sink, spec, hour_us, rows)
+    return sink.getvalue(), record
+
+
+def encode_into(file: IO[bytes], spec: TableSpec, hour_us: int, rows: Parts) -> ObjectRecord:
+    """Write the object's bytes into an empty file that can be read again; its record.
 
     `rows`: a table in any order, or parts that follow each other in the order of the table.
 
@@ -80,7 +119,7 @@ def encode(spec: TableSpec, hour_us: int, rows: Parts) -> tuple[bytes, ObjectRec
     """
     seen = _Seen()
     prints: list[bytes] = []
-    sink = io.BytesIO()
+    sink = _Hashing(file)
     schema = _coded(spec, spec.schema.empty_table()).schema
     with pq.ParquetWriter(
         sink,
@@ -102,36 +141,35 @@ def encode(spec: TableSpec, hour_us: int, rows: Parts) -> tuple[bytes, ObjectRec
         for group in _groups(_in_order(spec, hour_us, rows, seen)):
             writer.write_table(_coded(spec, group), row_group_size=ROW_GROUP_ROWS)
             prints.append(fingerprint(group))
-        body_bytes = sink.tell()
         certificate = {
             "table": spec.name,
             "hour_us": hour_us,
             "rows": seen.rows,
             "schema": SCHEMA_VERSION,
-            "body_bytes": body_bytes,
-            "body_sha256": _sha256(sink.getbuffer()[:body_bytes]),
+            "body_bytes": sink.written,
+            "body_sha256": sink.sha256.hexdigest(),
         }
         writer.add_key_value_metadata({CERTIFICATE: canonical(certificate).decode().strip()})
-    body = sink.getvalue()
-    key = paths.object_key(spec.name, hour_us)
-    _read_back(spec, body, prints, seen.rows, key)
-    return body, _record(spec, hour_us, seen, body, len(prints))
+    _read_back(spec, file, prints, seen.rows, paths.object_key(spec.name, hour_us))
+    return _record(spec, hour_us, seen, file, sink, len(prints))
 
 
 def _record(
-    spec: TableSpec, hour_us: int, seen: _Seen, body: bytes, row_groups: int
+    spec: TableSpec, hour_us: int, seen: _Seen, file: IO[bytes], sink: _Hashing, row_groups: int
 ) -> ObjectRecord:
     """The record of an object from its rows and bytes."""
-    footer_bytes = int.from_bytes(body[-TAIL_BYTES:-4], "little") + TAIL_BYTES
+    file.seek(sink.written - TAIL_BYTES)
+    footer_bytes = int.from_bytes(file.read(TAIL_BYTES - 4), "little") + TAIL_BYTES
+    file.seek(sink.written - footer_bytes)
     return ObjectRecord(
         key=paths.object_key(spec.name, hour_us),
         table=spec.name,
         hour_us=hour_us,
         rows=seen.rows,
-        bytes=len(body),
-        sha256=_sha256(body),
+        bytes=sink.written,
+        sha256=sink.sha256.hexdigest(),
         footer_bytes=footer_bytes,
-        footer_sha256=_sha256(body[-footer_bytes:]),
+        footer_sha256=hashlib.sha256(file.read(footer_bytes)).hexdigest(),
         row_groups=row_groups,
         min_us=seen.min_us if seen.rows else hour_us,
         max_us=seen.max_us if seen.rows else hour_us,
@@ -244,9 +282,10 @@ def _coded(spec: TableSpec, rows: pa.Table) -> pa.Table:
 # -- reading back ----------------------------------------------------------------------------------
 
 
-def _read_back(spec: TableSpec, body: bytes, prints: list[bytes], count: int, key: str) -> None:
+def _read_back(spec: TableSpec, file: IO[bytes], prints: list[bytes], count: int, key: str) -> None:
     """Decode what was encoded and compare: an encoder's bug must not become an archive's."""
-    with pq.ParquetFile(pa.BufferReader(body), page_checksum_verification=True) as parquet:
+    source = pa.PythonFile(file, mode="r")
+    with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
         if parquet.num_row_groups != len(prints) or parquet.metadata.num_rows != count:
             raise LakeError(f"{key}: {parquet.metadata.num_rows} of {count} rows read back")
         for number, wanted in enumerate(prints):
@@ -303,7 +342,3 @@ def _nothing(kind: pa.DataType) -> pa.Scalar:
     if pa.types.is_string(kind):
         return pa.scalar("", kind)
     return pa.scalar(Decimal(0) if pa.types.is_decimal(kind) else 0, kind)
-
-
-def _sha256(body: bytes | memoryview) -> str:
-    return hashlib.sha256(body).hexdigest()

@@ -20,7 +20,7 @@ import pyarrow as pa
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from kalshilake.store import MAX_OBJECT_BYTES, StoredObject, check_key
+from kalshilake.store import Body, StoredObject, check_key, check_size, pieces
 from marketdata.errors import LakeError, StorageError
 
 ATTEMPTS: Final = 8
@@ -85,18 +85,22 @@ class S3Store:
             self._refused(key, e)
         return int(reply["ContentLength"])
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: Body) -> None:
         self._put(key, body, {})
 
     def put_if_absent(self, key: str, body: bytes) -> bool:
         return self._put(key, body, {"IfNoneMatch": "*"})
 
-    def _put(self, key: str, body: bytes, condition: dict[str, str]) -> bool:
-        if len(body) > MAX_OBJECT_BYTES:
-            raise LakeError(f"an object of {len(body)} bytes is over the limit {MAX_OBJECT_BYTES}")
-        digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
+    def _put(self, key: str, body: Body, condition: dict[str, str]) -> bool:
+        check_size(body)
+        sha256 = hashlib.sha256()
+        for piece in pieces(body):
+            sha256.update(piece)
+        digest = base64.b64encode(sha256.digest()).decode()
         full = self._full(key)
         for _ in range(ATTEMPTS):
+            if not isinstance(body, bytes):
+                body.seek(0)
             try:
                 self._client.put_object(
                     Bucket=self._bucket, Key=full, Body=body, ChecksumSHA256=digest, **condition

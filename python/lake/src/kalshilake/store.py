@@ -15,14 +15,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final, Protocol
+from typing import IO, Final, Protocol, TypeAlias
 
 import pyarrow as pa
 
 from marketdata.errors import LakeError, StorageError
 
 TEMPORARY: Final = ".tmp"
+PIECE_BYTES: Final = 1 << 20  # of a file, in memory at once
 MAX_OBJECT_BYTES: Final = 2 << 30  # an hour of one table; S3 takes 5 GiB in one put
+
+
+Body: TypeAlias = bytes | IO[bytes]
+"""What is stored: bytes, or a file that can be sought, from its beginning to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class Store(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes of the object, None where there is none."""
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: Body) -> None:
         """Write or replace; atomic for readers, durable on return."""
 
     def put_if_absent(self, key: str, body: bytes) -> bool:
@@ -60,6 +65,23 @@ class Store(Protocol):
 
     def open(self, key: str) -> pa.NativeFile:
         """The object for random reading."""
+
+
+def check_size(body: Body) -> None:
+    """LakeError where it is more than one object may hold."""
+    size = len(body) if isinstance(body, bytes) else body.seek(0, os.SEEK_END)
+    if size > MAX_OBJECT_BYTES:
+        raise LakeError(f"an object of {size} bytes is over the limit {MAX_OBJECT_BYTES}")
+
+
+def pieces(body: Body) -> Iterator[bytes]:
+    """All of it, PIECE_BYTES at a time."""
+    if isinstance(body, bytes):
+        yield body
+        return
+    body.seek(0)
+    while piece := body.read(PIECE_BYTES):
+        yield piece
 
 
 def check_key(key: str) -> str:
@@ -106,7 +128,7 @@ class LocalStore:
         path = self._path(key)
         return path.stat().st_size if path.is_file() else None
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: Body) -> None:
         path = self._path(key)
         try:
             temporary = self._write_temporary(body)
@@ -151,14 +173,14 @@ class LocalStore:
         except OSError as e:
             raise StorageError(f"{key}: {e.strerror} under {self._root}") from e
 
-    def _write_temporary(self, body: bytes) -> Path:
-        if len(body) > MAX_OBJECT_BYTES:
-            raise LakeError(f"an object of {len(body)} bytes is over the limit {MAX_OBJECT_BYTES}")
+    def _write_temporary(self, body: Body) -> Path:
+        check_size(body)
         folder = self._root / TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{os.getpid()}-{id(self)}-{next(self._names)}"
         with path.open("wb") as f:
-            f.write(body)
+            for piece in pieces(body):
+                f.write(piece)
             f.flush()
             os.fsync(f.fileno())
         return path

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kalshilake import paths
-from kalshilake.encode import Parts, encode
+from kalshilake.encode import Parts, encode_into, spooled
 from kalshilake.manifest import (
     LakeVersion,
     ObjectRecord,
@@ -67,14 +67,15 @@ def write_hour(
     """
     spec = spec_of(table)
     key = paths.object_key(table, hour_us)
-    body, record = encode(spec, hour_us, rows)
-    before = _stored_sha256(store, key)
-    if before != record.sha256:
-        if before is not None:
-            store.put_if_absent(paths.superseded_key(before), store.get(key))
-        store.put(key, body)
-        if _stored_sha256(store, key) != record.sha256:
-            raise LakeError(f"{key}: {store.location} gave back other bytes than were written")
+    with spooled() as body:
+        record = encode_into(body, spec, hour_us, rows)
+        before = _stored_sha256(store, key)
+        if before != record.sha256:
+            if before is not None:
+                store.put_if_absent(paths.superseded_key(before), store.get(key))
+            store.put(key, body)
+            if _stored_sha256(store, key) != record.sha256:
+                raise LakeError(f"{key}: {store.location} gave back other bytes than were written")
     commit = encode_hour(record, watermark_us, dict(extra or {}))
     hour_key = paths.hour_manifest_key(table, hour_us)
     if store.size(hour_key) is None or store.get(hour_key) != commit:
