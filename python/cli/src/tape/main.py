@@ -23,6 +23,7 @@ from tape.plot import plot
 from tape.repair import repair
 from tape.replay import replay
 from tape.restore import restore
+from tape.root import root
 from tape.series import bars, books, quotes
 from tape.spool import app as spool_app
 from tape.sql import markets, sql
@@ -55,6 +56,7 @@ commands = (
     plot,
     replay,
     verify,
+    root,
     restore,
     repair,
 )

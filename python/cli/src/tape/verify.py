@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kalshilake.verify import NoLakeError, as_json, describe
+from kalshilake.verify import NoLakeError, as_json, cited_roots, describe
 from kalshilake.verify import verify as check
 from marketdata.errors import TapeError
 from tape.output import EXIT_FOUND, guarded
@@ -18,14 +18,17 @@ def verify(
     sha256: Annotated[
         str | None, typer.Option(help="SHA-256 of a version that was kept elsewhere")
     ] = None,
+    root: Annotated[
+        list[str] | None, typer.Option(help="DAY:SHA256 of `tape root` that was kept elsewhere")
+    ] = None,
     json_line: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,  # noqa: FBT002
 ) -> None:
     """Check every object, list, event and claim; exit code 1 names what is wrong."""
 
     def run() -> int:
         try:
-            report = check(lake, sha256=sha256)
-        except (NoLakeError, OSError) as e:
+            report = check(lake, sha256=sha256, roots=cited_roots(root or []))
+        except (NoLakeError, OSError, ValueError) as e:
             raise TapeError(str(e)) from e
         for line in [as_json(report)] if json_line else describe(report):
             sys.stdout.write(line + "\n")

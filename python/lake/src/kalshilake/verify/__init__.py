@@ -22,7 +22,8 @@ What is checked, and by what an edit is found, each time with the object's name:
 What cannot be found here, because the lake does not hold what it would take:
   - somebody who rewrites objects, records and all later versions consistently and leaves no
     contradiction in the tape. Keep the SHA-256 of a version elsewhere and give it as --sha256: then
-    no byte of that version or of one before it can have changed.
+    no byte of that version or of one before it can have changed. The root of a day (`tape root`)
+    says the same of that day alone: --root 2026-05-13:SHA256.
   - that rows were never received (that is what coverage states), wrong times of receipt, prices of
     trades, or a change to the dark rim of coverage where the tape has no event to contradict it.
   - a delta changed by such a person where no keyframe stands on both sides of it: before the first
@@ -35,7 +36,8 @@ Exit code 0: nothing found. 1: something found. 2: the lake could not be read at
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .claims import Claims
@@ -43,17 +45,36 @@ from .layout import load
 from .lists import Place, check_strays, check_versions
 from .replay import Tape, load_keyframes
 from .report import Finding, NoLakeError, Report, as_json, describe
+from .roots import DAY, Roots
 
-__all__ = ["Finding", "NoLakeError", "Report", "as_json", "describe", "main", "verify"]
+__all__ = [
+    "Finding",
+    "NoLakeError",
+    "Report",
+    "as_json",
+    "cited_roots",
+    "describe",
+    "main",
+    "verify",
+]
 
 
-def verify(location: str, *, sha256: str | None = None, filesystem: Any = None) -> Report:
-    """Check everything; `sha256`: of a version, kept elsewhere. Raises NoLakeError, OSError."""
+def verify(
+    location: str,
+    *,
+    sha256: str | None = None,
+    roots: Mapping[str, str] | None = None,
+    filesystem: Any = None,
+) -> Report:
+    """Check everything. `sha256`: of a version, kept elsewhere. `roots`: of days (YYYY-MM-DD), kept
+    elsewhere. Raises NoLakeError, OSError."""
     report = Report(str(location))
     place = Place(str(location), filesystem)
     if not any(k.startswith("manifest/v") for k in place.sizes):
         raise NoLakeError(f"{location} holds no lake: it has no manifest/v*.json")
-    head, known = check_versions(place, report)
+    cited = Roots(roots or {})
+    head, known = check_versions(place, report, cited.see)
+    cited.tell(report)
     if sha256 is not None and sha256.lower() not in known:
         report.found("manifest/", f"no version has the SHA-256 {sha256}: history was rewritten")
     entries = {str(e["key"]): e for e in head.get("objects", [])}
@@ -81,16 +102,28 @@ def verify(location: str, *, sha256: str | None = None, filesystem: Any = None) 
     return report
 
 
+def cited_roots(texts: Iterable[str]) -> dict[str, str]:
+    """day -> SHA-256 of arguments such as 2026-05-13:SHA256. Raises ValueError for others."""
+    made: dict[str, str] = {}
+    for text in texts:
+        day, _, root = text.partition(":")
+        if not DAY.fullmatch(day) or not re.fullmatch(r"[0-9a-fA-F]{64}", root):
+            raise ValueError(f"{text!r} is not DAY:SHA256, such as 2026-05-13:0123...cdef")
+        made[day] = root
+    return made
+
+
 def main(arguments: Iterable[str] | None = None, write: Callable[[str], Any] = print) -> int:
     """The command line; the exit code is in the module's docstring."""
     parser = argparse.ArgumentParser(description="Check a Kalshi Tape lake.")
     parser.add_argument("lake", help="directory or s3://bucket/prefix")
     parser.add_argument("--sha256", help="SHA-256 of a version that was kept elsewhere")
+    parser.add_argument("--root", action="append", default=[], help="DAY:SHA256, kept elsewhere")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     try:
-        report = verify(chosen.lake, sha256=chosen.sha256)
-    except (NoLakeError, OSError) as e:
+        report = verify(chosen.lake, sha256=chosen.sha256, roots=cited_roots(chosen.root))
+    except (NoLakeError, OSError, ValueError) as e:
         write(f"verify: {e}")
         return 2
     for line in [as_json(report)] if chosen.json else describe(report):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import pyarrow as pa
@@ -50,8 +51,10 @@ class Place:
             return bytes(f.read())
 
 
-def check_versions(place: Place, report: Report) -> tuple[dict[str, Any], set[str]]:
-    """(the newest version that can be read, the SHA-256 of every version)."""
+def check_versions(
+    place: Place, report: Report, see: Callable[[dict[str, Any]], None]
+) -> tuple[dict[str, Any], set[str]]:
+    """(the newest version that can be read, the SHA-256 of every version); `see` gets each."""
     numbers = sorted(
         int(m[1]) for k in place.sizes if (m := re.fullmatch(r"manifest/v(\d{10})\.json", k))
     )
@@ -77,6 +80,7 @@ def check_versions(place: Place, report: Report) -> tuple[dict[str, Any], set[st
                 )
             if before is not None:
                 _succession(place, report, key, before, body)
+            see(body)
             before = body
             report.version, report.watermark_us = number, int(body["watermark_us"])
         sha_before = hashlib.sha256(raw).hexdigest()
