@@ -108,6 +108,35 @@ async def test_an_hour_of_production_is_read_whole(
     await conn.close()
 
 
+async def test_a_burst_after_a_quiet_stretch_is_not_one_slice(
+    production: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices grow while nothing happens: what comes then was read whole, 4.5 million rows at once.
+    Of one second all is taken, however much: time is not cut finer."""
+    monkeypatch.setattr(hour_parts, "SLICE_ROWS", 20)
+    monkeypatch.setattr(hour_parts, "SLICE_MAX_ROWS", 40)
+    rows = hour(1_500, 4)
+    late = T0 + 50 * 60_000_000
+    rows["exchange_us"] = np.sort(late + np.random.default_rng(4).integers(0, 300_000_000, 1_500))
+    rows["exchange_us"][:100] = np.arange(100) + late
+    conn = await connect(production)
+    await copy_in(conn, tape_rows.DELTA_COPY, pack_rows(tape_rows.DELTA_COPY, rows))
+    sizes: list[int] = []
+    add = HourParts.add
+
+    def counted(self: HourParts, part: np.ndarray) -> None:
+        sizes.append(len(part))
+        add(self, part)
+
+    monkeypatch.setattr(HourParts, "add", counted)
+    made = await delta_parts(conn, T0, NAMES)
+    await conn.close()
+    assert sum(sizes) == 1_500
+    assert sorted(sizes)[-2] <= 40
+    assert max(sizes) >= 100
+    assert encode(SPEC, T0, made) == encode(SPEC, T0, deltas_table(rows, NAMES))
+
+
 async def test_the_block_index_knows_every_row_before_an_hour_is_read(production: str) -> None:
     """Else each slice of the hour is looked for in all rows of the day."""
     conn = await connect(production)

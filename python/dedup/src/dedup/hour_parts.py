@@ -37,6 +37,7 @@ from runtime.postgres import Connection
 IN_MEMORY_ROWS: Final = 1_000_000
 PART_ROWS: Final = 400_000
 SLICE_ROWS: Final = 300_000  # a slice of time gets shorter where it holds more, longer where less
+SLICE_MAX_ROWS: Final = 600_000  # more are not taken at once, unless they are of SLICE_MIN_US
 SLICE_MIN_US: Final = 1_000_000
 SLICE_FIRST_US: Final = 30_000_000
 
@@ -161,7 +162,14 @@ async def _sliced(conn: Connection, hour_us: int, names: Mapping[int, str]) -> H
     adding = asyncio.create_task(asyncio.sleep(0))  # one slice is sorted while the next is read
     while at_us < hour_us + HOUR_US:
         to_us = min(at_us + width_us, hour_us + HOUR_US)
-        rows = await hours.rows_between(conn, tape_rows.DELTA_COPY, at_us, to_us, MERGED_ROW)
+        # After a quiet stretch the slices are long, and a burst may lie in the next one.
+        most = SLICE_MAX_ROWS + 1 if width_us > SLICE_MIN_US else None
+        rows = await hours.rows_between(
+            conn, tape_rows.DELTA_COPY, at_us, to_us, MERGED_ROW, limit=most
+        )
+        if most is not None and len(rows) == most:
+            width_us = max(width_us // 4, SLICE_MIN_US)
+            continue
         await adding
         adding = asyncio.create_task(asyncio.to_thread(made.add, rows))
         at_us = to_us

@@ -51,15 +51,22 @@ WHERE h.inhparent = to_regclass($1) AND a.amname = 'brin' AND c.relkind = 'i'
 
 
 async def rows_between(
-    conn: Connection, layout: CopyLayout, from_us: int, to_us: int, dtype: np.dtype[np.void]
+    conn: Connection,
+    layout: CopyLayout,
+    from_us: int,
+    to_us: int,
+    dtype: np.dtype[np.void],
+    *,
+    limit: int | None = None,
 ) -> Rows:
-    """The rows of a fixed-width table with exchange times from <= t < to."""
+    """The rows of a fixed-width table with exchange times from <= t < to; any `limit` of them."""
     columns = ", ".join(layout.names)
     body = await copy_out(
         conn,
         f"SELECT {columns} FROM {layout.table}"  # noqa: S608  (names are ours, times are dates)
         f" WHERE exchange_ts >= '{moment(from_us).isoformat()}'"
-        f" AND exchange_ts < '{moment(to_us).isoformat()}'",
+        f" AND exchange_ts < '{moment(to_us).isoformat()}'"
+        + ("" if limit is None else f" LIMIT {limit}"),
     )
     return unpack_rows(layout, body, dtype)
 
