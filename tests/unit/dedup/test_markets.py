@@ -190,3 +190,89 @@ def test_a_run_that_begins_at_the_windows_end_with_what_another_shows_is_its_wit
     rows = np.concatenate([o.deltas[o.deltas["price"] == 300_000] for o in outputs])
     assert rows["sources"][rows["exchange_us"] == us(1_999.5)].tolist() == [0b11]
     assert [q.reason for o in outputs for q in o.quarantine if q.ticker == "A"] == []
+
+
+def _two_and_a_third() -> tuple[list[Hand], dict[int, int]]:
+    """Two gatherers that have recorded A for two seconds, a third that joins; the book by then."""
+    hands = [Hand(0), Hand(1), Hand(2)]
+    book = dict(BOOK)
+    for hand in hands[:2]:
+        hand.start(0)
+        hand.snap("A", BOOK)
+    for n in range(1, 15):
+        for hand in hands[:2]:
+            hand.delta(100 * n + 0.1 * hand.gatherer, "A", 10_000 * n, n)
+        book[10_000 * n] = book.get(10_000 * n, 0) + n
+    return hands, book
+
+
+def _whole(outputs: list[WindowOutput], prices: list[int], *, witnesses: int) -> None:
+    """Nothing twice, nothing missing, no gap, nobody contradicted; the last rows have all."""
+    rows = np.concatenate([o.deltas for o in outputs])
+    assert [int(p) for p in rows["price"]] == prices
+    assert [g for o in outputs for g in o.gaps] == []
+    assert [q.reason for o in outputs for q in o.quarantine] == []
+    assert {int(m) for m in rows["sources"][-3:]} == {witnesses}
+
+
+@pytest.mark.parametrize("unseen", [0, 1])
+def test_a_run_whose_first_row_is_at_the_windows_end_waits_with_its_snapshot(unseen: int) -> None:
+    """By its clock its first change is in this window, by the others' in the next (recorded data,
+    times 500 us apart): it opened an epoch of its own, and the change stood twice. Its snapshot may
+    have a change (`unseen`) that the others show in the next window only: two books at one time."""
+    hands, book = _two_and_a_third()
+    third = hands[2]
+    third.start(1_700)
+    if unseen:
+        book[440_000] = 4
+        for hand in hands[:2]:
+            hand.delta(2_000.1 + 0.1 * hand.gatherer, "A", 440_000, 4)
+    third.snap("A", book)
+    third.delta(1_999.8, "A", 450_000, 5)
+    for hand in hands:
+        if hand is not third:
+            hand.delta(2_000.2 + 0.1 * hand.gatherer, "A", 450_000, 5)
+        for n in range(1, 4):
+            hand.delta(2_100 + 100 * n + 0.1 * hand.gatherer, "A", 10_000 * n, 1)
+        hand.delta(3_500, "A", 460_000, 1)
+        hand.stop()
+    more = [440_000] * unseen + [450_000, 10_000, 20_000, 30_000, 460_000]
+    _whole(merge(*hands), [10_000 * n for n in range(1, 15)] + more, witnesses=0b111)
+
+
+def test_what_one_alone_shows_in_a_window_is_held_against_the_others_times_too() -> None:
+    """Gatherer 0 showed the first change of a burst before the window ended and then went; by the
+    other's clock all of it lies in the next. Only one was busy there, and its times had to be
+    equal to those on the tape: disputed, and what followed was lost."""
+    zero, one = Hand(0), Hand(1)
+    for hand in (zero, one):
+        hand.start(0)
+        hand.snap("A", BOOK)
+        for n in range(1, 15):
+            hand.delta(100 * n + 0.2 * hand.gatherer, "A", 10_000 * n, n)
+    zero.delta(1_999.8, "A", 450_000, 5)
+    zero.stop()
+    for ms, price in ((2_000.6, 450_000), (2_000.6, 460_000), (2_000.6, 470_000), (2_400, 480_000)):
+        one.delta(ms, "A", price, 5)
+    one.delta(3_500, "A", 490_000, 1)
+    one.stop()
+    prices = [10_000 * n for n in range(1, 15)] + [450_000, 460_000, 470_000, 480_000, 490_000]
+    _whole(merge(zero, one), prices, witnesses=0b10)
+
+
+def test_a_floating_run_that_waited_is_compared_with_what_is_on_the_tape() -> None:
+    """Its first rows were on the tape already when the next window took them, and the tape was not
+    kept: they lay before everything that was left to compare with."""
+    hands, _ = _two_and_a_third()
+    third = hands[2]
+    third.start(1_000)
+    third.gap(1_100, 1)  # no snapshot comes: its book is not known
+    for hand in hands:
+        for ms, price in ((1_999.3, 450_000), (1_999.4, 460_000), (2_000.3, 470_000)):
+            hand.delta(ms + (0.3 if hand is third else 0.1 * hand.gatherer), "A", price, 5)
+        for n in range(1, 4):
+            hand.delta(2_100 + 100 * n + 0.1 * hand.gatherer, "A", 10_000 * n, 1)
+        hand.delta(3_500, "A", 480_000, 1)
+        hand.stop()
+    more = [450_000, 460_000, 470_000, 10_000, 20_000, 30_000, 480_000]
+    _whole(merge(*hands), [10_000 * n for n in range(1, 15)] + more, witnesses=0b111)

@@ -48,6 +48,8 @@ class MarketWindow(QuietRuns):
         others = [i for i in given if id(i) not in late]
         held = [i for i in given if id(i) in late and not any(_shows(o, i.rows[0]) for o in others)]
         for item in held:
+            if item.snapshots:  # until then it is a quiet run
+                self._draft(PairRows(item.run, item.rows[:0], item.snapshots), None)
             self._pair(item.run).held = item.rows.tobytes()
         for item in (i for i in given if not any(i is one for one in held)):
             self._draft(item, ahead.get((item.run.gatherer, item.run.run_id)))
@@ -56,6 +58,8 @@ class MarketWindow(QuietRuns):
         tail_masks = list(base.witnesses) if base is not None else []
         pieces = [d.piece for d in self.drafts if not d.refused]
         busy = {p.gatherer for p in pieces if len(p.events)}
+        if busy:  # what the others brought before this window may be at other times, too
+            busy |= {g for mask in tail_masks for g in range(mask.bit_length()) if mask >> g & 1}
         window_us = self.ctx.settings.match_window_us if len(busy) > 1 else 0
         merged = merge_pieces(base, pieces, window_us, proven=self._exact(busy))
         self._count_mode(merged, pieces)
@@ -80,11 +84,18 @@ class MarketWindow(QuietRuns):
         place may lie in that one, and what they show there comes before it.
         """
         rows, pairs = item.rows, self.market.pairs
-        if self.market.epoch == 0 or item.snapshots or not rows.size:
+        if self.market.epoch == 0 or not rows.size:
+            return False
+        if any(s.seq >= rows["seq"][0] for s in item.snapshots):
             return False
         if int(rows["exchange_us"][0]) < self.ctx.to_us - self.ctx.settings.match_window_us:
             return False
-        known = any((p.gatherer, p.run_id) == (item.run.gatherer, item.run.run_id) for p in pairs)
+        mine = (item.run.gatherer, item.run.run_id)
+        known = any(
+            (p.gatherer, p.run_id) == mine
+            and (p.standing != Standing.PENDING or p.last_us >= 0 or p.held)
+            for p in pairs
+        )
         if known or self.ctx.times.end_of(item.run, self.index) is not None:
             return False
         return not self._exact({p.gatherer for p in pairs} | {item.run.gatherer})

@@ -56,7 +56,7 @@ class QuietRuns(Claims):
             (p.claim_from_us, self._proof_to(p))
             for p in market.pairs
             if p.standing == Standing.PENDING and p.claim_from_us >= 0 and p.h == market.h_end
-            and not self._has_rows(p)
+            and not self._has_rows(p) and not p.held
         )  # fmt: skip
         for from_us, to_us in quiet:
             if from_us <= best:
@@ -161,6 +161,7 @@ class QuietRuns(Claims):
             if p.standing == Standing.PENDING
             and from_us < p.claim_from_us <= to_us
             and not self._has_rows(p)
+            and not p.held  # it is not quiet: the next window has its first rows
         ]
         return sorted(found, key=lambda p: (p.claim_from_us, p.gatherer, p.run_id))
 
@@ -290,6 +291,13 @@ class QuietRuns(Claims):
             ):
                 self._contradicted(pair, retained, masks)
 
+    def _near_the_end(self, events: Events) -> int:
+        """How many events at the end a run may show whose first rows the next window takes."""
+        if not any(p.held for p in self.market.pairs):
+            return 0
+        near = events.us >= self.ctx.to_us - 2 * self.ctx.settings.match_window_us
+        return min(len(events) - int(np.argmax(near)), TAIL_EVENTS_MAX) if near.any() else 0
+
     def _behind(self, tail: Events, tail_masks: list[int], base: Base | None) -> None:
         """Runs that did not show events the others have: wait one window, then contradict them."""
         market = self.market
@@ -298,8 +306,8 @@ class QuietRuns(Claims):
             p for p in market.pairs if p.standing == Standing.PINNED and p.position < market.count
         ]
         retained, masks = self._since(tail, tail_masks, base)
-        untimed = _untimed_at_end(retained)
-        if not behind and not untimed:
+        wanted = max(_untimed_at_end(retained), self._near_the_end(retained))
+        if not behind and not wanted:
             return
         lagging: list[Pair] = []
         for pair in behind:
@@ -313,7 +321,7 @@ class QuietRuns(Claims):
             for pair in lagging:
                 pair.standing = int(Standing.PENDING)
             keep = 0
-        keep = max(keep, untimed)
+        keep = max(keep, wanted)
         if keep:
             kept = retained.part(len(retained) - keep, len(retained))
             market.tail = make_tail(kept, masks[-keep:])
