@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
+from kalshilake import open_lake
 from kalshilake.roots import day_roots
-from kalshilake.store import open_store
-from kalshilake.write import load_head, load_version
-from marketdata.errors import LakeError, TapeError
+from marketdata.errors import TapeError
 from tape.output import guarded, print_rows
 
 
@@ -24,17 +23,14 @@ def root(
     """Print the root hash of each day: keep it, and `tape verify --root DAY:SHA256` later."""
 
     def run() -> None:
-        store = open_store(lake)
-        head = load_head(store) if version is None else load_version(store, version)
-        if head is None:
-            raise LakeError(f"{lake} holds no lake: it has no manifest/v*.json")
-        found = [r for r in day_roots(head.version) if day in (None, r.day)]
+        opened = open_lake(lake, version)
+        found = [r for r in day_roots(opened) if day in (None, r.day)]
         if not found:
             raise TapeError(
-                f"version {head.version.version} has nothing of {day or 'any day'}",
+                f"version {opened.version} has nothing of {day or 'any day'}",
                 hint="a day is YYYY-MM-DD, UTC; without --day all are listed",
             )
-        rows = [{"version": head.version.version, **asdict(r)} for r in found]
+        rows = [{"version": opened.version, **asdict(r)} for r in found]
         print_rows(rows, as_json=as_json, as_csv=as_csv)
 
     raise typer.Exit(guarded(run))

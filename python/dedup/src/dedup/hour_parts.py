@@ -19,7 +19,6 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, Final, cast
 
 import numpy as np
@@ -30,6 +29,7 @@ from dedup import hours, tape_rows
 from dedup.columns import joined, picked
 from dedup.publication import HOUR_US
 from dedup.tape_rows import Rows
+from kalshilake.encode import scratch_folder
 from kalshilake.tables import deltas_table
 from marketdata.rows import MERGED_ROW
 from runtime.postgres import Connection
@@ -83,10 +83,9 @@ class HourParts:
         here = _Slice(found, np.append(starts, len(rows)), -1, rows)
         self._slices.append(self._written(here) if self._file else here)
         if self._file is None and self.num_rows > IN_MEMORY_ROWS:
-            folder = "/var/tmp" if Path("/var/tmp").is_dir() else None  # noqa: S108
             self._file = cast(
                 "BinaryIO",
-                tempfile.TemporaryFile(dir=folder, buffering=0),  # noqa: SIM115 (goes with us)
+                tempfile.TemporaryFile(dir=scratch_folder(), buffering=0),  # noqa: SIM115 (goes with us)
             )
             weakref.finalize(self, self._file.close)
             self._slices = [self._written(each) for each in self._slices]
@@ -149,10 +148,7 @@ def _ranges(totals: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
 
 async def delta_parts(conn: Connection, hour_us: int, names: Mapping[int, str]) -> HourParts:
     """orderbook_deltas of the hour. Run it while nobody writes to the hour."""
-    await hours.summarized(conn, tape_rows.DELTA_COPY.table)
-    async with conn.transaction():
-        # Without statistics of a young partition the planner would read it whole for each slice.
-        await conn.execute("SET LOCAL enable_seqscan = off")
+    async with hours.by_time(conn, tape_rows.DELTA_COPY.table):
         return await _sliced(conn, hour_us, names)
 
 

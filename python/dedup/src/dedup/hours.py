@@ -11,7 +11,8 @@ Does not do: order-book changes, which may be many (hour_parts), choosing hours,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
@@ -82,6 +83,16 @@ async def summarized(conn: Connection, table: str) -> None:
             await conn.execute(_SUMMARIZE, table)
     except asyncpg.InsufficientPrivilegeError:
         return  # not our table: slower, not wrong
+
+
+@asynccontextmanager
+async def by_time(conn: Connection, table: str) -> AsyncIterator[None]:
+    """Inside, a stretch of time of a table is found by its block index: without statistics of a
+    young partition the planner would read the day for each stretch."""
+    await summarized(conn, table)
+    async with conn.transaction():
+        await conn.execute("SET LOCAL enable_seqscan = off")
+        yield
 
 
 async def trade_table(conn: Connection, hour_us: int, names: Mapping[int, str]) -> pa.Table:

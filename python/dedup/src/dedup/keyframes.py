@@ -26,7 +26,7 @@ import numpy as np
 
 from dedup import tape_rows
 from dedup.columns import picked
-from dedup.hours import moment, summarized
+from dedup.hours import by_time, moment
 from dedup.publication import DAY_US, HOUR_US, signed
 from dedup.tape_rows import Rows
 from marketdata.book import Book
@@ -141,10 +141,7 @@ async def place(conn: Connection, partitions: Partitions, hour_us: int) -> int:
     Raises:
         asyncpg.PostgresError, OSError: production went away; what was written stays.
     """
-    await summarized(conn, tape_rows.DELTA_COPY.table)
-    async with conn.transaction():
-        # Without statistics of a young partition the planner would read the day for each hour.
-        await conn.execute("SET LOCAL enable_seqscan = off")
+    async with by_time(conn, tape_rows.DELTA_COPY.table):
         due = await _by_number(conn, hour_us)
         due += await _at_start(conn, hour_us)
     written = unproven = 0

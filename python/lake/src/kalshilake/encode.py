@@ -95,11 +95,14 @@ class _Hashing(io.RawIOBase):
         return self.written
 
 
+def scratch_folder() -> str | None:
+    """Where large temporary files go: /var/tmp where that exists, because /tmp may be memory."""
+    return "/var/tmp" if Path("/var/tmp").is_dir() else None  # noqa: S108
+
+
 def spooled() -> IO[bytes]:
-    """An empty file for one object: in memory up to SPOOLED_BYTES, then without a name in /var/tmp
-    where that exists, because /tmp may be memory."""
-    folder = "/var/tmp" if Path("/var/tmp").is_dir() else None  # noqa: S108
-    return tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=folder)
+    """An empty file for one object: in memory up to SPOOLED_BYTES, then without a name on disk."""
+    return tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=scratch_folder())
 
 
 def encode(spec: TableSpec, hour_us: int, rows: Parts) -> tuple[bytes, ObjectRecord]:

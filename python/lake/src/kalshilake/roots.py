@@ -17,6 +17,7 @@ from typing import Final
 
 from kalshilake import paths
 from kalshilake.manifest import LakeVersion, ObjectRecord
+from kalshilake.read import Lake
 
 HEADER: Final = "kalshi-tape-day 1"
 US_PER_DAY: Final = 24 * paths.US_PER_HOUR
@@ -41,7 +42,7 @@ def root_of(day: str, objects: Iterable[ObjectRecord]) -> str:
     return hashlib.sha256(f"{HEADER}\n{day}\n{''.join(lines)}".encode()).hexdigest()
 
 
-def day_roots(version: LakeVersion) -> list[DayRoot]:
+def day_roots(version: Lake | LakeVersion) -> list[DayRoot]:
     """Every day that the version has objects of, ascending."""
     days: dict[int, list[ObjectRecord]] = {}
     for o in version.objects:
