@@ -276,3 +276,72 @@ def test_a_floating_run_that_waited_is_compared_with_what_is_on_the_tape() -> No
         hand.stop()
     more = [450_000, 460_000, 470_000, 10_000, 20_000, 30_000, 480_000]
     _whole(merge(*hands), [10_000 * n for n in range(1, 15)] + more, witnesses=0b111)
+
+
+@pytest.mark.parametrize("behind", [0, 1, 2])
+def test_a_run_after_a_gap_at_the_windows_end_waits_with_the_snapshot_behind_its_rows(
+    behind: int,
+) -> None:
+    """Recorded data, times 500 us apart: its first rows and, `behind` of them, the snapshot that
+    tells what they mean all lie at the end of the window. Taken at once they stood behind a gap of
+    their own; the row alone could wait before, its snapshot not."""
+    hands, book = _two_and_a_third()
+    third = hands[2]
+    third.start(0)
+    third.snap("A", BOOK)
+    for n in range(1, 15):
+        third.delta(100 * n + 0.2, "A", 10_000 * n, n)
+    third.gap(1_999.0, 1)
+    others = [(2_000.1, 440_000), (2_000.2, 450_000), (2_000.3, 460_000), (2_000.4, 470_000)]
+    for ms, price in others:
+        for hand in hands[:2]:
+            hand.delta(ms + 0.1 * hand.gatherer, "A", price, 4)
+        book[price] = 4
+    mine = [(1_999.7, 450_000), (1_999.8, 460_000)]
+    for at, (ms, price) in enumerate(mine):
+        if at == behind:
+            third.snap("A", {p: n for p, n in book.items() if p not in (460_000, 470_000)}
+                       if at else {p: n for p, n in book.items() if p < 450_000})  # fmt: skip
+        third.delta(ms, "A", price, 4)
+    if behind == 2:
+        third.snap("A", {p: n for p, n in book.items() if p != 470_000})
+    third.delta(2_000.0, "A", 470_000, 4)
+    for hand in hands:
+        for n in range(1, 4):
+            hand.delta(2_100 + 100 * n + 0.1 * hand.gatherer, "A", 10_000 * n, 1)
+        hand.delta(3_500, "A", 480_000, 1)
+        hand.stop()
+    more = [440_000, 450_000, 460_000, 470_000, 10_000, 20_000, 30_000, 480_000]
+    _whole(merge(*hands), [10_000 * n for n in range(1, 15)] + more, witnesses=0b111)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_a_run_begins_with_may_stand_at_the_end_of_the_window_before(alone: bool) -> None:
+    """Gatherer 0 shows the last change of a window and goes; by gatherer 1's clock it lies in the
+    next one, with which its run begins. The tape keeps its end, so that it does not stand twice."""
+    zero, one = Hand(0), Hand(1)
+    zero.start(0)
+    zero.snap("A", BOOK)
+    book = dict(BOOK)
+    for n in range(1, 15):
+        zero.delta(100 * n, "A", 10_000 * n, n)
+        book[10_000 * n] = book.get(10_000 * n, 0) + n
+    if not alone:
+        one.start(0)
+        one.snap("A", BOOK)
+        for n in range(1, 15):
+            one.delta(100 * n + 0.1, "A", 10_000 * n, n)
+        one.gap(1_900, 1)
+    else:
+        one.start(1_900)
+    one.snap("A", book)
+    zero.delta(1_999.8, "A", 450_000, 5)
+    zero.stop()
+    for ms, price in ((2_000.3, 450_000), (2_400, 480_000), (3_500, 490_000)):
+        one.delta(ms, "A", price, 5)
+    one.stop()
+    rows = np.concatenate([o.deltas for o in merge(zero, one)])
+    assert [int(p) for p in rows["price"]] == [
+        *(10_000 * n for n in range(1, 15)), 450_000, 480_000, 490_000
+    ]  # fmt: skip
+    assert rows["sources"][rows["price"] == 450_000].tolist() == [0b01], "published before"

@@ -43,8 +43,9 @@ from dedup.items import LOW, Cut, EndItem
 from dedup.markets import Context, MarketWindow
 from dedup.naive import naive_blocks
 from dedup.output import ArbiterSettings, MergedSnapshot, WindowOutput
-from dedup.runs import Market, Run, Standing
+from dedup.runs import OPEN_US, Market, Run, Standing
 from dedup.state import ArbiterState, RunKey
+from dedup.tails import gatherer_pairs
 from dedup.union import (
     Bits,
     Memory,
@@ -208,7 +209,10 @@ class Arbiter(ArbiterState):
         runs: dict[RunKey, Run],
     ) -> set[str]:
         """Every market that anything happened to; returns them."""
-        fast = FastPath(cuts, sink)
+        to_us = (window + 1) * self.settings.window_us
+        exact = self.evidence.exact(gatherer_pairs(set(range(len(self.inflows)))), Seen())
+        kept_us = OPEN_US if exact else to_us - 2 * self.settings.match_window_us
+        fast = FastPath(cuts, sink, kept_us)
         fast.prepare()
         for index, found in fast.bunches.items():
             for b in found:
@@ -218,7 +222,7 @@ class Arbiter(ArbiterState):
         context = Context(
             settings=self.settings,
             window=window,
-            to_us=(window + 1) * self.settings.window_us,
+            to_us=to_us,
             times=times,
             sink=sink,
             runs=runs,
@@ -227,6 +231,7 @@ class Arbiter(ArbiterState):
             unclaimed=self.unclaimed,
             evidence=self.evidence,
             seen=Seen(),
+            kept_us=kept_us,
         )
         touched = {self.tickers[i] for i in fast.bunches.keys() | special.keys()}
         for ticker in sorted(touched):

@@ -63,6 +63,8 @@ def first_rows(market: Market, index: int, fast: FastPath, context: Context) -> 
     bunches = fast.bunches[index]
     if market.epoch or len(market.pairs) != len(bunches):
         return False
+    if bunches[0].last_us >= context.kept_us:
+        return False
     starts = []
     for b, pair in zip(bunches, market.pairs, strict=True):
         if (

@@ -47,6 +47,9 @@ class Context:
     unclaimed: dict[tuple[int, int], dict[str, int]]  # run -> ticker -> seq: waits for a time
     evidence: Evidence  # what earlier windows showed of the exchange
     seen: Seen  # and this one
+    # Events from here on stay at hand: by another gatherer's clock they may lie in the next window,
+    # and a run may begin with them there. OPEN_US where equal times of all are proven.
+    kept_us: int
 
 
 @dataclass(slots=True)

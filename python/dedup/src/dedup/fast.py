@@ -68,6 +68,7 @@ class FastPath:
 
     cuts: list[Cut]
     sink: WindowSink
+    kept_us: int  # see claims.Context
     bunches: dict[int, list[Bunch]] = field(default_factory=dict)  # market -> by gatherer and run
     taken: list[Taken] = field(default_factory=list)
     bases: list[int] = field(default_factory=list)  # where a cut's rows begin among those of all
@@ -153,7 +154,7 @@ class FastPath:
                 or b.first_seq <= pair.last_seq
             ):
                 return False
-        if bunches[0].h_before != h_end:
+        if bunches[0].h_before != h_end or bunches[0].last_us >= self.kept_us:
             return False
         self.put(market, index)
         return True

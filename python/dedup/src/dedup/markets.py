@@ -48,9 +48,8 @@ class MarketWindow(QuietRuns):
         others = [i for i in given if id(i) not in late]
         held = [i for i in given if id(i) in late and not any(_shows(o, i.rows[0]) for o in others)]
         for item in held:
-            if item.snapshots:  # until then it is a quiet run
-                self._draft(PairRows(item.run, item.rows[:0], item.snapshots), None)
-            self._pair(item.run).held = item.rows.tobytes()
+            pair = self._pair(item.run)
+            pair.held, pair.held_snapshots = item.rows.tobytes(), item.snapshots
         for item in (i for i in given if not any(i is one for one in held)):
             self._draft(item, ahead.get((item.run.gatherer, item.run.run_id)))
         base = self._base()
@@ -86,8 +85,6 @@ class MarketWindow(QuietRuns):
         rows, pairs = item.rows, self.market.pairs
         if self.market.epoch == 0 or not rows.size:
             return False
-        if any(s.seq >= rows["seq"][0] for s in item.snapshots):
-            return False
         if int(rows["exchange_us"][0]) < self.ctx.to_us - self.ctx.settings.match_window_us:
             return False
         mine = (item.run.gatherer, item.run.run_id)
@@ -111,11 +108,12 @@ class MarketWindow(QuietRuns):
             self.ctx.seen.merged(merged)
 
     def _draft(self, item: PairRows, ahead: SnapshotRow | None) -> None:
-        run, rows = item.run, item.rows
+        run, rows, snapshots = item.run, item.rows, item.snapshots
         pair = self._pair(run)
         if pair.held:
             rows = np.concatenate((np.frombuffer(pair.held, DELTA_ROW), rows))
-            pair.held = b""
+            snapshots = pair.held_snapshots + snapshots
+            pair.held, pair.held_snapshots = b"", []
         if rows.size:
             seq = rows["seq"].astype(np.int64)
             fresh = seq > np.concatenate(([pair.last_seq], np.maximum.accumulate(seq)[:-1]))
@@ -125,17 +123,17 @@ class MarketWindow(QuietRuns):
                 rows = rows[fresh]
         if pair.seq_from < 0:
             carried = not run.fresh and self.ctx.inherits(run, self.market.ticker)
-            pair.seq_from, pair.claim_seq = first_seq(run, rows, item.snapshots, carried=carried)
+            pair.seq_from, pair.claim_seq = first_seq(run, rows, snapshots, carried=carried)
         end = self.ctx.times.end_of(run, self.index)
         drafter = Drafter(pair, run, rows, end.seq if end else None)
-        drafts = drafter.cut(item.snapshots, ahead, self.ctx.settings.float_hold_ns)
+        drafts = drafter.cut(snapshots, ahead, self.ctx.settings.float_hold_ns)
         self.ctx.seen.replies.add(drafter.replies)
         if drafter.floating and rows.size and not pair.first_float_ns:
             pair.first_float_ns = int(rows["received_ns"][0])
         pair.constant = drafter.constant
         if rows.size:
             pair.last_seq = int(rows["seq"][-1])
-        for snap in item.snapshots:
+        for snap in snapshots:
             pair.last_seq = max(pair.last_seq, snap.seq)
             self._audit(pair, snap)
         self.drafts += drafts

@@ -292,10 +292,10 @@ class QuietRuns(Claims):
                 self._contradicted(pair, retained, masks)
 
     def _near_the_end(self, events: Events) -> int:
-        """How many events at the end a run may show whose first rows the next window takes."""
-        if not any(p.held for p in self.market.pairs):
-            return 0
-        near = events.us >= self.ctx.to_us - 2 * self.ctx.settings.match_window_us
+        """How many events at the end a run may show with which it begins in the next window."""
+        held = any(p.held for p in self.market.pairs)  # a difference may be seen in this window
+        from_us = self.ctx.to_us - 2 * self.ctx.settings.match_window_us
+        near = events.us >= (from_us if held else self.ctx.kept_us)
         return min(len(events) - int(np.argmax(near)), TAIL_EVENTS_MAX) if near.any() else 0
 
     def _behind(self, tail: Events, tail_masks: list[int], base: Base | None) -> None:

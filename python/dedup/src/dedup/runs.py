@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from marketdata.rows import SnapshotRow
+
 OPEN_US: Final = 2**62
 
 
@@ -90,7 +92,8 @@ class Pair(msgspec.Struct):
     closed_to_us: int = -1  # end of the claim that was closed last
     rests_seq: int = -1  # of the reply that gave H backwards to what came before it; -1: none
     rests_us: int = -1  # latest exchange time that its run had shown there
-    held: bytes = b""  # its first rows, which the next window takes (markets.py)
+    held: bytes = b""  # its first rows, which the next window takes (markets.py),
+    held_snapshots: list[SnapshotRow] = []  # and the snapshots of their window
 
 
 class Tail(msgspec.Struct):
