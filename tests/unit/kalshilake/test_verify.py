@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from kalshilake import open_lake, write
 from kalshilake import verify as package
-from kalshilake import write
 from kalshilake.store import LocalStore
 from kalshilake.verify import NoLakeError, main, verify
 from tests import lake_tamper as tamper
@@ -45,6 +46,30 @@ def test_worlds_with_resets_gaps_and_times_that_step_back_are_found_good(
     """A false alarm makes people stop looking."""
     write_world(tmp_path, make_world(seed, hours=2, events=50))
     assert verify(str(tmp_path)).findings == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_its_coverage_is_the_readers_interval_by_interval(seed: int, tmp_path: Path) -> None:
+    """Two programs that share no line read the same claims, hours joined alike."""
+    write_world(tmp_path, make_world(seed, hours=3, events=50))
+    found = verify(str(tmp_path), coverage=True).coverage
+    known = open_lake(tmp_path).coverage_map()
+    read = [
+        (i.market, i.channel, i.from_us, i.to_us, i.status, i.reason, i.sources, i.epoch)
+        for market in known.markets
+        for channel in ("orderbook", "ticker", "trade")
+        for i in known.intervals(market, channel)
+    ]
+    assert [astuple(s) for s in found] == read
+    assert len({s.status for s in found}) >= 3
+    assert max(s.to_us - s.from_us for s in found) > 3_600_000_000, "an hour's border was joined"
+    lines: list[str] = []
+    assert main([str(tmp_path), "--coverage"], lines.append) == 0
+    assert sum(line.startswith("coverage ") for line in lines) == len(read)
+    lines.clear()
+    assert main([str(tmp_path), "--coverage", "--json"], lines.append) == 0
+    assert len(json.loads(lines[0])["coverage"]) == len(read)
+    assert verify(str(tmp_path)).coverage == []
 
 
 @pytest.mark.parametrize("where", [4, 100, -200, -6])

@@ -21,13 +21,14 @@ def verify(
     root: Annotated[
         list[str] | None, typer.Option(help="DAY:SHA256 of `tape root` that was kept elsewhere")
     ] = None,
+    coverage: Annotated[bool, typer.Option("--coverage", help="tell what is claimed, too")] = False,  # noqa: FBT002
     json_line: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,  # noqa: FBT002
 ) -> None:
     """Check every object, list, event and claim; exit code 1 names what is wrong."""
 
     def run() -> int:
         try:
-            report = check(lake, sha256=sha256, roots=cited_roots(root or []))
+            report = check(lake, sha256=sha256, roots=cited_roots(root or []), coverage=coverage)
         except (NoLakeError, OSError, ValueError) as e:
             raise TapeError(str(e)) from e
         for line in [as_json(report)] if json_line else describe(report):

@@ -65,9 +65,10 @@ def verify(
     sha256: str | None = None,
     roots: Mapping[str, str] | None = None,
     filesystem: Any = None,
+    coverage: bool = False,
 ) -> Report:
     """Check everything. `sha256`: of a version, kept elsewhere. `roots`: of days (YYYY-MM-DD), kept
-    elsewhere. Raises NoLakeError, OSError."""
+    elsewhere. `coverage`: tell what is claimed, too. Raises NoLakeError, OSError."""
     report = Report(str(location))
     place = Place(str(location), filesystem)
     if not any(k.startswith("manifest/v") for k in place.sizes):
@@ -95,10 +96,13 @@ def verify(
         cover = load(place, report, by_hour.get(("coverage", hour)))
         if cover:
             claims.check(cover[0], cover[1], hour, events)
+            if coverage:
+                claims.join(cover[1])
         elif deltas:
             report.found(deltas[0], "its hour has deltas and no coverage")
         ahead = following
     tape.finish()
+    report.coverage = claims.coverage()
     return report
 
 
@@ -119,10 +123,14 @@ def main(arguments: Iterable[str] | None = None, write: Callable[[str], Any] = p
     parser.add_argument("lake", help="directory or s3://bucket/prefix")
     parser.add_argument("--sha256", help="SHA-256 of a version that was kept elsewhere")
     parser.add_argument("--root", action="append", default=[], help="DAY:SHA256, kept elsewhere")
+    parser.add_argument("--coverage", action="store_true", help="tell what is claimed, too")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     try:
-        report = verify(chosen.lake, sha256=chosen.sha256, roots=cited_roots(chosen.root))
+        report = verify(
+            chosen.lake, sha256=chosen.sha256, roots=cited_roots(chosen.root),
+            coverage=chosen.coverage,
+        )  # fmt: skip
     except (NoLakeError, OSError, ValueError) as e:
         write(f"verify: {e}")
         return 2

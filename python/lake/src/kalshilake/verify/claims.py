@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from .layout import plain
 from .lists import HOUR_US
-from .report import Report
+from .report import Report, Stretch
 
 AMBIGUOUS: Final = 64  # bits of `flags`
 DISPUTED: Final = 128
@@ -29,6 +29,7 @@ class Claims:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._before: dict[str, tuple[Any, ...]] = {}  # order-book row a market ended its hour with
+        self._joined: dict[tuple[str, str], list[Stretch]] = {}
 
     def check(self, key: str, rows: pa.Table, hour: int, events: Events) -> None:
         """One hour's rows; `events` are those of the hour."""
@@ -51,6 +52,22 @@ class Claims:
         for market in sorted(events.keys() - ended.keys()):
             self._report.found(key, f"{market} has events in this hour and no order-book coverage")
         self._before = ended
+
+    def join(self, rows: pa.Table) -> None:
+        """One hour's rows, behind those of the hours before."""
+        names = ("market_ticker", "channel", "from_ts", "to_ts", "status", "reason", "sources",
+                 "epoch")  # fmt: skip
+        for values in zip(*(plain(rows.column(n)) for n in names), strict=True):
+            stretch = Stretch(*values)
+            line = self._joined.setdefault((stretch.market, stretch.channel), [])
+            if line and line[-1].goes_on(stretch):
+                line[-1].to_us = stretch.to_us
+            else:
+                line.append(stretch)
+
+    def coverage(self) -> list[Stretch]:
+        """All that was joined, by market, channel and time."""
+        return [s for key in sorted(self._joined) for s in self._joined[key]]
 
     def _check_row(self, key: str, row: tuple[Any, ...], hour: int) -> None:
         market, channel, start, end, status, sources, _ = row

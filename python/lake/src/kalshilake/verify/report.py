@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -24,8 +25,30 @@ class Finding:
 
 
 @dataclass(slots=True)
+class Stretch:
+    """Coverage of one market and channel, hours joined: [from_us, to_us) says one thing."""
+
+    market: str
+    channel: str
+    from_us: int
+    to_us: int
+    status: str
+    reason: str
+    sources: int
+    epoch: int | None
+
+    def goes_on(self, other: Stretch) -> bool:
+        """Whether `other` begins where this ends and says the same."""
+        mine, theirs = (
+            (s.market, s.channel, s.status, s.reason, s.sources, s.epoch) for s in (self, other)
+        )
+        return mine == theirs and self.to_us == other.from_us
+
+
+@dataclass(slots=True)
 class Report:
-    """What was checked and what was found. `notes` are facts that are no fault."""
+    """What was checked and what was found. `notes` are facts that are no fault; `coverage` is what
+    the lake claims, by market, channel and time, if it was asked for."""
 
     location: str
     version: int = 0
@@ -39,6 +62,7 @@ class Report:
     keyframes: int = 0
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    coverage: list[Stretch] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -60,6 +84,11 @@ def describe(report: Report) -> Iterator[str]:
         f"checked    {report.objects} objects, {report.rows} rows, {report.bytes} bytes, "
         f"{report.events} events, {report.keyframes} keyframes"
     )
+    for s in report.coverage:
+        yield (
+            f"coverage   {s.market} {s.channel} {_iso(s.from_us)} {_iso(s.to_us)} {s.status}"
+            + (f" ({s.reason})" if s.reason else "")
+        )
     for note in report.notes:
         yield f"note       {note}"
     for found in report.findings:
@@ -69,8 +98,15 @@ def describe(report: Report) -> Iterator[str]:
 
 def as_json(report: Report) -> str:
     """The report as one JSON object."""
-    names = [n for n in Report.__slots__ if n not in ("findings", "notes")]
+    names = [n for n in Report.__slots__ if n not in ("findings", "notes", "coverage")]
     body: dict[str, Any] = {n: getattr(report, n) for n in names}
+    if report.coverage:
+        body["coverage"] = [asdict(s) for s in report.coverage]
     body["ok"] = report.ok
     body["findings"] = [{"object": f.key, "problem": f.problem} for f in report.findings]
     return json.dumps(body | {"notes": report.notes})
+
+
+def _iso(us: int) -> str:
+    moment = datetime.fromtimestamp(us // 1_000_000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{us % 1_000_000:06d}Z"
