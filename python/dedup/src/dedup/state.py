@@ -111,13 +111,13 @@ class ArbiterState:
             key, connection = (run.gatherer, run.run_id), (run.gatherer, run.connection)
             before = last.get(connection)
             known = frozenset[str]() if run.fresh else self.heritage.get(key)
-            if known is None and before is None:
+            if not run.fresh and before is not None:
+                # What runs between them that are gone had, and what the one before has by now.
+                passed, carried = found[before], self.carried.get(before, {}).keys()
+                passed = passed if carried <= passed else passed | carried
+                known = passed if known is None or known <= passed else known | passed
+            elif known is None:
                 known = self.heirless.get(connection, frozenset())
-            elif known is None and before is not None:
-                carried = self.carried.get(before, {}).keys()
-                known = found[before]
-                known = known if carried <= known else known | carried
-            assert known is not None
             found[key], last[connection] = known, key
         return found
 
@@ -130,15 +130,24 @@ class ArbiterState:
 
     def _bequeath(self, run: Run) -> None:
         """The run ends at a gap: the run after it must know which markets were subscribed."""
-        markets = self._inherited(run) | self.carried.get((run.gatherer, run.run_id), {}).keys()
-        later = [
-            r.run_id
-            for r in self.inflows[run.gatherer].runs.values()
-            if r.connection == run.connection and r.run_id > run.run_id
-        ]
-        place = (run.gatherer, run.connection)
+        key, place = (run.gatherer, run.run_id), (run.gatherer, run.connection)
         if run.connection < 0:
             return  # its start was never seen, or before a restart: no later run is of its line
+        line = [
+            r.run_id
+            for r in self.inflows[run.gatherer].runs.values()
+            if r.connection == run.connection
+        ]
+        later = [r for r in line if r > run.run_id]
+        carried = self.carried.get(key, {}).keys()
+        if min(line, default=run.run_id) < run.run_id:
+            # A run without rows is over before the one before it: that one's markets are not all
+            # known yet, and what comes after takes them from it.
+            markets = self.heritage.get(key, frozenset()) | carried
+            if not markets:
+                return
+        else:
+            markets = self._inherited(run) | carried
         self.heirless.pop(place, None)
         if later:
             self.heritage[(run.gatherer, min(later))] = frozenset(markets)

@@ -5,6 +5,9 @@ run has of its first and last one is set aside, as it may be only part of it. Wh
 that microsecond whole, it says all there is. Where none has, the part is put back at the end of the
 segment that it leads to: its events did happen, there, though perhaps not alone. They are flagged.
 
+A microsecond that one run ends with and another begins with, in another order, leaves no overlap in
+time and no contradiction: `retold` finds it by what it holds and by the book that it leads to.
+
 Invariants: INV-X1 no event comes onto the tape twice: of two parts of one microsecond from
 different connections both count only if they have no content in common. INV-X2 every cut event is
 put back or rejected (`cut_group`).
@@ -14,8 +17,11 @@ Does not do: finding the cuts (merge.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from marketdata.alignment import Events, join_events
 from marketdata.pieces import Base, Part, Piece, Segment
@@ -85,6 +91,45 @@ def mend(
             reject(cut.piece, 0, len(cut.head), "cut_group")
         if (key, "tail") not in kept:
             reject(cut.piece, n - len(cut.tail), n, "cut_group")
+
+
+def retold(segments: Sequence[Segment], reject: Reject) -> list[Segment]:
+    """`segments` (in time order) without what one begins with and the one before it ends with: all
+    of it in the same microsecond, and the same book after it. The two become one."""
+    kept: list[Segment] = []
+    for segment in segments:
+        again = _again(kept[-1].events, segment.events) if kept else 0
+        if not again:
+            kept.append(segment)
+            continue
+        before, n = kept[-1], len(kept[-1].events)
+        for part in segment.parts:
+            gone = min(max(again - part.start, 0), part.length)
+            if gone:
+                reject(part.piece, part.first, part.first + gone, "cut_group")
+            part.first, part.length = part.first + gone, part.length - gone
+            part.start = n + max(part.start - again, 0)
+        before.parts += [part for part in segment.parts if part.length]
+        before.ambiguous += [
+            (n + max(a - again, 0), n + b - again) for a, b in segment.ambiguous if b > again
+        ]
+        left = segment.events.part(again, len(segment.events))
+        before.events = join_events([before.events, left]) if len(left) else before.events
+        if segment.disputed_from >= 0 and before.disputed_from < 0:
+            before.disputed_from = n + max(segment.disputed_from - again, 0)
+    return kept
+
+
+def _again(before: Events, after: Events) -> int:
+    """How many events `after` begins with that are among those `before` ends with."""
+    if not len(before) or not len(after) or before.us[-1] != after.us[0]:
+        return 0
+    us = int(after.us[0])
+    n = int(np.count_nonzero(np.cumprod(after.us == us)))
+    m = int(np.count_nonzero(np.cumprod(before.us[::-1] == us)))
+    told = Counter(before.content[len(before) - m :].tolist())
+    same_book = after.h_after[n - 1] == before.h_after[-1]
+    return n if same_book and Counter(after.content[:n].tolist()) <= told else 0
 
 
 def _last_us(base: Base | None, segment: Segment) -> int:

@@ -32,7 +32,7 @@ from marketdata.alignment import (
     join_events,
     no_events,
 )
-from marketdata.cuts import Cut, mend
+from marketdata.cuts import Cut, mend, retold
 from marketdata.evidence import better
 from marketdata.pieces import (
     UNTIMED,
@@ -321,8 +321,10 @@ class _Attempt:
         a, b = timed_range(new), timed_range(events)
         if a is None or b is None:
             return False
-        return max(a[0], b[0]) + self.tolerance_us < min(a[1], b[1]) or (
-            a[0] < b[0] <= b[1] < a[1] or b[0] < a[0] <= a[1] < b[1]
+        wide = self.tolerance_us
+        return max(a[0], b[0]) + wide < min(a[1], b[1]) or any(
+            outer[0] + wide < inner[0] <= inner[1] < outer[1] - wide
+            for outer, inner in ((a, b), (b, a))
         )
 
     def _index_at(self, segment: Segment, us: int) -> int:
@@ -562,6 +564,8 @@ class _Attempt:
         others = [s for s in self.segments if not s.is_base and len(s.events)]
         others.sort(key=lambda s: (int(s.events.us[0]), int(s.events.us[-1])))
         apart = self._apart(base + others)
+        if not self.grouped:
+            apart = retold(apart, self._reject)
         self.contradicted |= any(self._shares_content(a, b) for a, b in pairwise(apart))
         if self.cuts:
             mend(self.base, apart, self.cuts, self._reject)
