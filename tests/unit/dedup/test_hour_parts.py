@@ -140,19 +140,21 @@ async def test_a_burst_after_a_quiet_stretch_is_not_one_slice(
 async def test_the_block_index_knows_every_row_before_an_hour_is_read(production: str) -> None:
     """Else each slice of the hour is looked for in all rows of the day."""
     conn = await connect(production)
-    rows = hour(3_000, 9)
+    rows = hour(9_000, 9)  # more than one of the index's ranges of 32 pages
+    parts = "SELECT inhrelid FROM pg_inherits WHERE inhparent = 'orderbook_delta'::regclass"
+    for part in await conn.fetch(parts):  # autovacuum would do it, too, in its own time
+        name = await conn.fetchval("SELECT $1::oid::regclass::text", part["inhrelid"])
+        await conn.execute(f"ALTER TABLE {name} SET (autovacuum_enabled = off)")
     await copy_in(conn, tape_rows.DELTA_COPY, pack_rows(tape_rows.DELTA_COPY, rows))
-    index = await conn.fetchval(
-        "SELECT i.indexrelid::regclass::text FROM pg_inherits h JOIN pg_index i"
-        " ON i.indrelid = h.inhrelid WHERE h.inhparent = 'orderbook_delta'::regclass"
-        " AND NOT i.indisprimary LIMIT 1"
+    unknown = (
+        "SELECT sum(brin_summarize_new_values(indexrelid)) FROM pg_index"
+        f" WHERE indrelid IN ({parts}) AND NOT indisprimary"
     )
-    unknown = "SELECT brin_summarize_new_values($1::text::regclass)"
     look = conn.transaction()
     await look.start()
-    assert await conn.fetchval(unknown, index) > 0, "the negative control"
+    assert await conn.fetchval(unknown) > 0, "the negative control"
     await look.rollback()
     await delta_parts(conn, T0, NAMES)
-    assert await conn.fetchval(unknown, index) == 0
+    assert await conn.fetchval(unknown) == 0
     assert await conn.fetchval("SHOW enable_seqscan") == "on"
     await conn.close()
