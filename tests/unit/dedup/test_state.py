@@ -131,6 +131,35 @@ def test_a_run_that_showed_no_time_hands_its_markets_on_all_the_same(
     assert min(c.from_us for c in claims) == first_us + 1 + QUICK.engine_skew_us
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_run_without_rows_between_two_gaps_passes_on_what_came_before_it(
+    together: bool,
+) -> None:
+    """Seed 1976 of the simulation: read together it was over before the windows of the run before
+    it, of whose markets none was known then; what it passed on was nothing, and that was final."""
+    hand, arbiter = Hand(0), Arbiter(1, QUICK)
+    hand.start(0)
+    hand.snap("A", BOOK)
+    hand.snap("B", BOOK)
+    hand.delta(300, "A", 10_000, 1)
+    hand.delta(1_500, "B", 20_000, 1)
+    if not together:
+        arbiter.absorb(hand.commit())
+        assert drain(arbiter)
+    hand.gap(1_500, 3)
+    hand.gap(1_500, 3)
+    hand.delta(1_700, "A", 10_000, 1)
+    hand.snap("A", {10_000: 2, **BOOK})
+    hand.snap("B", {20_000: 1, **BOOK})
+    hand.delta(1_900, "B", 20_000, 1)
+    hand.delta(9_000, "A", 10_000, 1)
+    hand.stop()
+    arbiter.absorb(hand.commit())
+    claims = [c for o in drain(arbiter, final=True) for c in o.claims if c.from_us > us(1_500)]
+    begun = {c.ticker: min(x.from_us for x in claims if x.ticker == c.ticker) for c in claims}
+    assert begun == {"A": us(1_700) + 1, "B": us(1_700) + 1 + QUICK.engine_skew_us}
+
+
 def test_the_bytes_do_not_tell_how_far_was_read() -> None:
     """Seed 271: after a restart the bytes of a run of trades stayed other ones (INV-R2)."""
     hand, arbiter = Hand(0), Arbiter(1, QUICK)

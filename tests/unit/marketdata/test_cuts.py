@@ -146,3 +146,46 @@ def test_a_floating_run_is_compared_by_whole_microseconds_too() -> None:
     )  # fmt: skip
     assert merged.segments[0].gatherers(1, 4) == {0, 1, 2}
     assert aside(merged) == [(2, 0, 1), (2, 4, 6)]
+
+
+def exactly(*pieces: Piece, base: Base | None = None) -> Merged:
+    """Where nothing but one microsecond is shared, the first mode sees no contradiction."""
+    merged = merge_pieces(base, pieces, 2_000)
+    assert merged.mode == "exact"
+    return merged
+
+
+def test_a_run_that_begins_inside_the_last_microsecond_of_the_tape_adds_nothing() -> None:
+    """Own order inside a microsecond, recorded data: it came onto the tape a second time, behind a
+    gap. What remains of the run stands behind it."""
+    last = piece(slow(B), 5, 6, 2)  # 60_000 by its order; the others have it first
+    merged = exactly(piece(slow(A), 0, 6, 0), last)
+    assert [len(s.events) for s in merged.segments] == [6]
+    assert aside(merged) == [(2, 0, 1)]
+    on = slow([*B, (50, 70_000, 9), (60, 70_000, 8)])
+    merged = exactly(piece(slow(A), 0, 6, 0), piece(on, 4, 8, 2))
+    assert [e[0] for e in seen(merged.segments[0])] == [10, 20, 20, 30, 40, 40, 50, 60]
+    assert (merged.segments[0].events.h_before[1:] == merged.segments[0].events.h_after[:-1]).all()
+    assert aside(merged) == [(2, 0, 2)]
+    assert merged.segments[0].gatherers(6, 8) == {2}
+    assert merged.segments[0].gatherers(4, 6) == {0}
+
+
+def test_two_first_runs_with_nothing_but_one_microsecond_are_one() -> None:
+    """Both have all of it, each in its order: eight events stood where there were four."""
+    merged = exactly(piece(slow(A), 4, 6, 0), piece(slow(B), 4, 6, 1))
+    assert [len(s.events) for s in merged.segments] == [2]
+    assert aside(merged) == [(1, 0, 2)]
+
+
+def test_like_changes_in_one_microsecond_that_lead_elsewhere_are_not_the_same() -> None:
+    """The control: without the book after them, a second equal change would be lost."""
+    twice = slow([(10, 10_000, 1), (40, 60_000, 2), (40, 60_000, 2), (50, 20_000, 1)])
+    merged = exactly(
+        piece(twice, 0, 2, 0, open_end=False), piece(twice, 2, 4, 1)
+    )  # fmt: skip
+    assert sum(len(s.events) for s in merged.segments) == 4
+    assert merged.rejected == []
+    more = slow([*A[:4], (40, 70_000, 9), (40, 60_000, 1), (40, 50_000, 7)])
+    merged = exactly(piece(slow(A), 0, 4, 0), piece(more, 4, 7, 1))
+    assert sum(len(s.events) for s in merged.segments) == 7

@@ -825,3 +825,29 @@ def test_runs_cut_in_one_microsecond_may_share_nothing_of_it() -> None:
     merged = merge(None, piece(truth, 0, 4, 0, open_end=False), piece(truth, 4, 6, 1))
     assert [len(s.events) for s in merged.segments] == [4, 2]
     assert merged.rejected == []
+
+
+def test_rule_10_one_runs_last_event_inside_anothers_time_by_less_than_the_tolerance() -> None:
+    """Clocks 5 us apart, recorded data: a run ended with a change at 544, another began with the
+    next one at 539. It lay inside the other's time, and was thrown away as contradicted."""
+    truth = stream([(100_000, 10_000, 1), (160_542, 20_000, 5), (160_542, 30_000, 7),
+                    (228_492, 40_000, 2), (300_000, 10_000, 3)])  # fmt: skip
+    early, late = (
+        stream([(us + shift, price, delta) for us, price, delta in prices(truth)])
+        for shift in (2, -3)
+    )
+    base = Base(1, int(truth.h_before[1]), 100_002)
+    last = piece(early, 1, 2, 1, position=1, open_end=False)
+    merged = merge(base, last, piece(late, 2, 5, 2))
+    assert merged.rejected == []
+    found = [e for s in merged.segments for e in prices(s.events)]
+    assert [e[1:] for e in found] == [e[1:] for e in prices(truth)[1:]]
+
+
+def test_rule_10_a_run_well_inside_anothers_time_is_still_contradicted() -> None:
+    """The control: by more than the tolerance both knew that time."""
+    truth = plain(20)
+    wrong = stream([(us, 870_000, 5) for us in (1_050_000, 1_060_000, 1_070_000)], h0=77)
+    merged = merge(None, piece(truth, 0, 20, 0), piece(wrong, 0, 3, 1))
+    assert {r[3] for r in reasons(merged)} <= {"disputed", "contradicted"}
+    assert [prices(s.events) for s in merged.segments] == [prices(truth)]
