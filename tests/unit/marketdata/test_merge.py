@@ -838,7 +838,8 @@ def test_rule_10_one_runs_last_event_inside_anothers_time_by_less_than_the_toler
     )
     base = Base(1, int(truth.h_before[1]), 100_002)
     last = piece(early, 1, 2, 1, position=1, open_end=False)
-    merged = merge(base, last, piece(late, 2, 5, 2))
+    again = piece(early, 3, 5, 1, run_id=2)  # behind the gap it saw what the other saw
+    merged = merge(base, last, piece(late, 2, 5, 2), again)
     assert merged.rejected == []
     found = [e for s in merged.segments for e in prices(s.events)]
     assert [e[1:] for e in found] == [e[1:] for e in prices(truth)[1:]]
