@@ -25,6 +25,7 @@ help:
 	@echo "make trials      the merge on every recorded capture under harsh faults, 20 seeds (hours, resumable)"
 	@echo "make faults      one gatherer against every fault, real lengths (about 50 minutes)"
 	@echo "make aarch64     the hosts' processor, emulated: wheels, capture, Parquet, S3 (as root)"
+	@echo "make lake-s3     the lake's tests on S3 instead of a directory, every request recorded (about two minutes)"
 	@echo "make pg-matrix   the database tests on PostgreSQL 15, 16, and 17 with TimescaleDB (as root)"
 	@echo "make thirdparty  clients that others wrote, against the simulated exchange (about a minute)"
 	@echo "make thirdparty-exports  files of tape export, read by the programs they are for (about three minutes)"
@@ -96,3 +97,4 @@ clean:
 -include tests/bench/shards.mk
 -include tests/bench/replay.mk
 -include tests/acceptance/trials.mk
+-include tests/lake_on_s3.mk
