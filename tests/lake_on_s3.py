@@ -22,7 +22,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 from kalshilake import store as stores
