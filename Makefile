@@ -17,6 +17,7 @@ help:
 	@echo "make bench       speed and size as ratios (add ARGS=--json)"
 	@echo "make bench-dedup the deduplicator: limit, naive peer, memory, backlog (about 25 minutes, 20 GB)"
 	@echo "make bench-latency from receipt to the row in production at 5,000 events/s (about 4 minutes)"
+	@echo "make bench-lake  books, exports, bytes and scans of a lake of recorded captures (about two minutes)"
 	@echo "make bench-live  a whole gatherer under steady rates: loss, lag, cost (about 12 minutes)"
 	@echo "make scale       100,000 markets, 50 opening and closing a second (about 20 minutes)"
 	@echo "make soak        thirty minutes at 5,000 frames/s and a picture of what might grow"
@@ -96,5 +97,6 @@ clean:
 -include tests/bench/latency.mk
 -include tests/bench/shards.mk
 -include tests/bench/replay.mk
+-include tests/bench/lake.mk
 -include tests/acceptance/trials.mk
 -include tests/lake_on_s3.mk
