@@ -222,15 +222,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [i for i in items if i not in left]
 
 
+def _actions() -> Counter[str]:
+    return S3Root.server.recording.actions if hasattr(S3Root, "server") else Counter()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    actions = S3Root.server.recording.actions if hasattr(S3Root, "server") else Counter()
+    actions = _actions()
     if session.exitstatus == 0 and (not actions or actions.keys() - GRANTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    actions = S3Root.server.recording.actions if hasattr(S3Root, "server") else Counter()
+    actions = _actions()
     terminalreporter.section("requests to S3, by IAM action")
     for action, n in sorted(actions.items()):
         told = "" if action in GRANTED else "   NOT GRANTED"

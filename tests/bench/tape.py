@@ -9,6 +9,7 @@ Does not do: merging (the captures are one recording each).
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +84,8 @@ class Tape:
         """Book hash after all events up to `us`; None where no subscription tells."""
         for epoch in self.epochs[ticker]:
             if epoch.span[0] <= us <= epoch.span[1]:
-                times = [row[0] for row in epoch.rows]
-                return int(epoch.rows[int(np.searchsorted(times, us, side="right")) - 1][3])
+                at = bisect.bisect_right(epoch.rows, us, key=lambda row: row[0])
+                return epoch.rows[at - 1][3]
         return None
 
 

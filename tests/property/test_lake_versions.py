@@ -12,35 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kalshilake import Lake, open_lake, paths, tables, write
-from kalshilake.store import Body, LocalStore
+from kalshilake.store import LocalStore
 from kalshilake.verify import verify
 from marketdata.errors import LakeError, StorageError
+from tests.lake_deaths import Dying, tree
 from tests.lake_world import START
 
 Rows = dict[str, str]  # market -> title; a market is one row of the table of markets
 HOURS = 3
-
-
-class Mortal(LocalStore):
-    """A store whose process dies before its n-th effect."""
-
-    def __init__(self, root: Path, effects: int | None) -> None:
-        super().__init__(root)
-        self._left = effects
-
-    def _effect(self) -> None:
-        if self._left is not None:
-            if not self._left:
-                raise StorageError("killed")
-            self._left -= 1
-
-    def put(self, key: str, body: Body) -> None:
-        self._effect()
-        super().put(key, body)
-
-    def put_if_absent(self, key: str, body: bytes) -> bool:
-        self._effect()
-        return super().put_if_absent(key, body)
 
 
 @dataclass(frozen=True)
@@ -113,29 +92,21 @@ def read(lake: Lake) -> Rows:
     return dict(zip(names, titles, strict=True))
 
 
-def everything(root: Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(root).as_posix(): p.read_bytes()
-        for p in root.rglob("*")
-        if p.is_file() and ".tmp" not in p.parts
-    }
-
-
 def play(root: Path, model: Model, step: Step) -> None:
     """One step, perhaps dying in it and doing it again, and then once more for nothing."""
     changed = model.change(step)
     if step.dies is not None:
         try:
-            export(Mortal(root, step.dies), changed)
+            export(Dying(root, step.dies), changed)
         except StorageError:
             for version, rows in model.answers.items():  # between death and restart
                 assert read(open_lake(root, version)) == rows
     number = export(LocalStore(root), changed)
     model.hours.update(changed)
     model.answers[number] = {k: v for rows in model.hours.values() for k, v in rows.items()}
-    before = everything(root)
+    before = tree(root)
     assert export(LocalStore(root), changed) == number
-    assert everything(root) == before, "done twice it changed something"
+    assert tree(root) == before, "done twice it changed something"
     model.pinned.append(open_lake(root))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from kalshilake import encode, paths, write
 from kalshilake.schema import TABLES
 from kalshilake.store import Body, LocalStore, pieces
 from marketdata.errors import LakeError, StorageError
+from tests.lake_deaths import Dying, tree
 from tests.lake_rows import HOUR
 from tests.lake_rows import delta_rows as rows
 
@@ -95,7 +95,7 @@ def test_an_hour_that_is_written_by_way_of_a_file_is_the_same(
     again = [write.write_hour(large, SPEC.name, HOUR, table, watermark_us=0) for _ in range(2)]
     assert again == [one, one]
     assert one.bytes > 10_000
-    assert dict(tree(tmp_path / "memory")) == dict(tree(tmp_path / "file"))
+    assert tree(tmp_path / "memory") == tree(tmp_path / "file")
 
 
 class Forgetful(LocalStore):
@@ -177,33 +177,6 @@ def test_a_writer_that_always_loses_gives_up_with_a_reason(tmp_path: Path) -> No
         write.commit_version(Taken(tmp_path), [record], watermark_us=5)
 
 
-class Dying(LocalStore):
-    """Dies at the n-th effect on the disk."""
-
-    def __init__(self, root: Path, lives: int) -> None:
-        super().__init__(root)
-        self.lives = lives
-
-    def _live(self) -> None:
-        if self.lives == 0:
-            raise StorageError("killed")
-        self.lives -= 1
-
-    def put(self, key: str, body: Body) -> None:
-        self._live()
-        super().put(key, body)
-
-    def put_if_absent(self, key: str, body: bytes) -> bool:
-        self._live()
-        return super().put_if_absent(key, body)
-
-
-def tree(root: Path) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and ".tmp" not in path.parts:
-            yield path.relative_to(root).as_posix(), path.read_bytes()
-
-
 def test_dying_at_any_effect_and_repeating_gives_the_lake_of_an_undisturbed_writer(
     tmp_path: Path,
 ) -> None:
@@ -215,7 +188,7 @@ def test_dying_at_any_effect_and_repeating_gives_the_lake_of_an_undisturbed_writ
             write.commit_version(store, [record], watermark_us=n)
 
     export(LocalStore(tmp_path / "whole"))
-    want = list(tree(tmp_path / "whole"))
+    want = list(tree(tmp_path / "whole").items())
     assert len(want) == 5  # object, record, two versions, one superseded object
     for lives in range(7):
         root = tmp_path / f"died{lives}"
@@ -227,10 +200,10 @@ def test_dying_at_any_effect_and_repeating_gives_the_lake_of_an_undisturbed_writ
             export(LocalStore(root))
         else:
             listed = {o.key: o.sha256 for o in head.version.objects}
-            body = dict(tree(root))
+            body = tree(root)
             for key, sha in listed.items():  # the newest version is readable before the restart
                 kept = body.get(paths.superseded_key(sha), body[key])
                 assert hashlib.sha256(kept).hexdigest() == sha
             record = write.write_hour(LocalStore(root), SPEC.name, HOUR, rows(60), watermark_us=60)
             write.commit_version(LocalStore(root), [record], watermark_us=60)
-        assert list(tree(root)) == want
+        assert list(tree(root).items()) == want
