@@ -8,6 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from dedup.export import Exporter
@@ -91,12 +92,14 @@ def test_wrong_settings_are_told_on_stderr(
 
 
 def test_the_interpreter_is_set_up_for_many_objects_and_a_quick_change_of_threads() -> None:
-    before = gc.get_threshold(), sys.getswitchinterval()
+    before, pool = (gc.get_threshold(), sys.getswitchinterval()), pa.default_memory_pool()
     try:
         tune()
+        assert pa.default_memory_pool().backend_name == "system"
         assert gc.get_threshold()[0] == GC_OBJECTS
         assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
     finally:
+        pa.set_memory_pool(pool)
         gc.set_threshold(*before[0])
         sys.setswitchinterval(before[1])
 

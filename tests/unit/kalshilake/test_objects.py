@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from kalshilake import objects, open_lake, write
-from kalshilake.objects import ObjectReader, _keep
+from kalshilake.objects import Kept, ObjectReader
 from kalshilake.store import LocalStore
 from marketdata.errors import LakeError
 from tests import lake_tamper as tamper
@@ -31,7 +30,6 @@ def test_only_row_groups_that_can_hold_the_answer_are_read(
     pristine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A day of one market must not cost a day of all markets."""
-    monkeypatch.setattr(objects, "KEPT_OBJECT_BYTES", 0)
     lake = open_lake(pristine)
     record = max(lake.records("orderbook_deltas"), key=lambda o: o.row_groups)
     assert record.row_groups >= 4
@@ -117,30 +115,72 @@ def test_footers_are_kept_up_to_a_limit(pristine: Path, monkeypatch: pytest.Monk
     assert lake.deltas(on_gap="ignore").num_rows > 0
 
 
-def test_a_small_object_is_read_once_and_kept_up_to_a_limit(
+def test_row_groups_are_read_once_and_kept_up_to_a_limit(
     pristine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ladder every second of an hour must not decode the hour's keyframes every second."""
-    monkeypatch.setattr(objects, "OBJECTS_KEPT", 2)
+    records = [o for o in open_lake(pristine).objects if o.rows][:3]
+    sizes = [ObjectReader(LocalStore(pristine)).read(o).nbytes for o in records]
+    monkeypatch.setattr(objects, "ROWS_KEPT_BYTES", sum(sizes[1:]))
     store = Counting(pristine)
     reader = ObjectReader(store)
-    records = [o for o in open_lake(pristine).objects if o.rows][:3]
     for record in (*records, *records[1:], *records[1:]):
         reader.read(record)
     assert store.opened == 3
+    assert reader._rows.weight == sum(sizes[1:])
     reader.read(records[0])
     assert store.opened == 4
-    assert len(reader._objects) == 2
+    assert reader._rows.weight <= sum(sizes[1:])
+
+
+def test_what_is_large_is_not_kept(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads a day is not one who looks at the same book again."""
+    monkeypatch.setattr(objects, "KEPT_BYTES", 10)
+    store = Counting(pristine)
+    reader = ObjectReader(store)
+    record = next(o for o in open_lake(pristine).objects if o.rows)
+    assert reader.read(record).equals(reader.read(record))
+    assert store.opened == 2
+    assert len(reader._rows) == 0
+
+
+def test_other_columns_and_other_groups_are_other_answers(pristine: Path) -> None:
+    """What is kept of one question must not answer another one."""
+    record = max(open_lake(pristine).records("orderbook_deltas"), key=lambda o: o.row_groups)
+    fresh = ObjectReader(LocalStore(pristine)).read
+    reader = ObjectReader(LocalStore(pristine))
+    markets = sorted(set(fresh(record)["market_ticker"].to_pylist()))
+    questions = [
+        {"columns": columns, "markets": chosen, "to_us": to_us}
+        for columns in (None, ["price"], ["delta", "price"])
+        for chosen in (None, markets[:1], markets[1:2], markets)
+        for to_us in (objects.MAX_US, (record.min_us + record.max_us) // 2)
+    ]
+    for question in questions * 2:
+        assert reader.read(record, **question).equals(fresh(record, **question)), question
+
+
+def test_a_value_that_replaces_another_one_weighs_once() -> None:
+    """Or the limit would be reached by one key alone."""
+    kept = Kept[int](10, lambda n: n)
+    for n in (4, 6, 5):
+        kept.put("a", n)
+    assert (kept.weight, len(kept), kept.get("a")) == (5, 1, 5)
+    kept.put("b", 5)
+    assert kept.get("a") == 5  # used now: "b" is the older one
+    kept.put("c", 1)
+    assert (kept.get("b"), kept.get("a"), kept.get("c"), kept.weight) == (None, 5, 1, 6)
 
 
 def test_what_is_kept_may_be_used_by_many_threads() -> None:
     """One thread puts a thing away while another one, which had it, makes it the newest."""
-    kept: OrderedDict[str, int] = OrderedDict()
+    kept = Kept[int](2)
 
     def use(first: int) -> None:
         for n in range(3_000):
-            _keep(kept, str((first + n) % 7), n, 2)
+            kept.get(str((first + n) % 7))
+            kept.put(str((first + n) % 7), n)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(use, range(4)))
-    assert len(kept) == 2
+    assert (len(kept), kept.weight) == (2, 2)

@@ -46,3 +46,48 @@ def test_freed_memory_goes_back_to_the_machine() -> None:
     assert answer == "True"
     assert freed > 100_000_000
     assert given_back("keep")[0] < 10_000_000  # the control: by itself it stays
+
+
+APART = """
+import os, sys, threading
+from runtime.memory import large_blocks_apart
+
+answer = large_blocks_apart() if sys.argv[1] == "apart" else None
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+before, kept = resident(), []
+
+def work():
+    for size in (1 << 21, 1 << 22, 1 << 23):
+        bytes(bytearray(size))  # freed: from now on blocks of this size come from the heap
+    for n in range(20):
+        large = [b"x" * (3 << 20) for _ in range(6)]
+        kept.append(b"y" * 2_000)  # small, and stays: behind the large ones
+        del large[n % 3 :]
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+print(resident() - before, answer)
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallopt"), reason="only the GNU C library has mallopt"
+)
+def test_large_blocks_are_gone_when_they_are_freed() -> None:
+    """Arrays of rows between small objects that stay."""
+
+    def resident(how: str) -> tuple[int, str]:
+        run = [sys.executable, "-c", APART, how]
+        said = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
+        return int(said[0]), said[1]
+
+    size, answer = resident("apart")
+    assert answer == "True"
+    assert size < 8_000_000
+    assert resident("as it comes")[0] > 16_000_000  # the control

@@ -20,6 +20,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -32,6 +33,7 @@ import pyarrow.parquet as pq
 
 from kalshilake import paths
 from kalshilake.manifest import ObjectRecord, canonical
+from kalshilake.row_groups import row_groups
 from kalshilake.schema import (
     COMPRESSION,
     COMPRESSION_LEVEL,
@@ -121,10 +123,36 @@ def encode_into(file: IO[bytes], spec: TableSpec, hour_us: int, rows: Parts) -> 
         LakeError: rows that do not fit the table or its hour, or parts that are not in order.
     """
     seen = _Seen()
-    prints: list[bytes] = []
+    prints: list[Future[bytes]] = []
     sink = _Hashing(file)
+    with _beside() as beside, _writer(spec, sink) as writer:
+        for group in row_groups(_in_order(spec, hour_us, rows, seen), ROW_GROUP_ROWS):
+            prints.append(beside.submit(fingerprint, group))
+            writer.write_table(_coded(spec, group), row_group_size=ROW_GROUP_ROWS)
+            prints[-1].result()  # one group at a time is in memory
+        certificate = {
+            "table": spec.name,
+            "hour_us": hour_us,
+            "rows": seen.rows,
+            "schema": SCHEMA_VERSION,
+            "body_bytes": sink.written,
+            "body_sha256": sink.sha256.hexdigest(),
+        }
+        writer.add_key_value_metadata({CERTIFICATE: canonical(certificate).decode().strip()})
+    wanted = [each.result() for each in prints]
+    _read_back(spec, file, wanted, seen.rows, paths.object_key(spec.name, hour_us))
+    return _record(spec, hour_us, seen, file, sink, len(prints))
+
+
+def _beside() -> ThreadPoolExecutor:
+    """A thread for hashing, which holds no lock, while this one encodes or decodes."""
+    return ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
+
+
+def _writer(spec: TableSpec, sink: _Hashing) -> pq.ParquetWriter:
+    """The writer of an object with everything that fixes its physical form."""
     schema = _coded(spec, spec.schema.empty_table()).schema
-    with pq.ParquetWriter(
+    return pq.ParquetWriter(
         sink,
         schema,
         compression=COMPRESSION,
@@ -140,21 +168,7 @@ def encode_into(file: IO[bytes], spec: TableSpec, hour_us: int, rows: Parts) -> 
         sorting_columns=pq.SortingColumn.from_ordering(
             schema, [(k, "ascending") for k in spec.key]
         ),
-    ) as writer:
-        for group in _groups(_in_order(spec, hour_us, rows, seen)):
-            writer.write_table(_coded(spec, group), row_group_size=ROW_GROUP_ROWS)
-            prints.append(fingerprint(group))
-        certificate = {
-            "table": spec.name,
-            "hour_us": hour_us,
-            "rows": seen.rows,
-            "schema": SCHEMA_VERSION,
-            "body_bytes": sink.written,
-            "body_sha256": sink.sha256.hexdigest(),
-        }
-        writer.add_key_value_metadata({CERTIFICATE: canonical(certificate).decode().strip()})
-    _read_back(spec, file, prints, seen.rows, paths.object_key(spec.name, hour_us))
-    return _record(spec, hour_us, seen, file, sink, len(prints))
+    )
 
 
 def _record(
@@ -250,27 +264,6 @@ def _check_coverage(rows: pa.Table, hour_us: int) -> None:
         raise LakeError(f"coverage status {min(unknown)!r} is unknown")
 
 
-def _groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Row groups of ROW_GROUP_ROWS rows, the last one shorter, wherever the parts ended."""
-    held: list[pa.Table] = []
-    rows = 0
-    for part in parts:
-        held.append(part)
-        rows += part.num_rows
-        if rows < ROW_GROUP_ROWS:
-            continue
-        together = pa.concat_tables(held)
-        whole = rows - rows % ROW_GROUP_ROWS
-        for at in range(0, whole, ROW_GROUP_ROWS):
-            yield together.slice(at, ROW_GROUP_ROWS).combine_chunks()
-        rest = together.slice(whole)
-        # A copy: a slice would keep all of what it was cut from.
-        held = [rest.take(pa.array(np.arange(rest.num_rows)))] if rest.num_rows else []
-        rows -= whole
-    if rows:
-        yield pa.concat_tables(held).combine_chunks()
-
-
 def _coded(spec: TableSpec, rows: pa.Table) -> pa.Table:
     """Text columns as dictionaries in order of first appearance: half the cost of plain text."""
     for i, field in enumerate(rows.schema):
@@ -288,13 +281,20 @@ def _coded(spec: TableSpec, rows: pa.Table) -> pa.Table:
 def _read_back(spec: TableSpec, file: IO[bytes], prints: list[bytes], count: int, key: str) -> None:
     """Decode what was encoded and compare: an encoder's bug must not become an archive's."""
     source = pa.PythonFile(file, mode="r")
-    with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+    with _beside() as beside, pq.ParquetFile(source, page_checksum_verification=True) as parquet:
         if parquet.num_row_groups != len(prints) or parquet.metadata.num_rows != count:
             raise LakeError(f"{key}: {parquet.metadata.num_rows} of {count} rows read back")
-        for number, wanted in enumerate(prints):
-            found = parquet.read_row_group(number).replace_schema_metadata(None)
-            if found.schema != spec.schema or fingerprint(found) != wanted:
+        before: Future[bytes] | None = None  # the group before this one is hashed meanwhile
+        for number in range(len(prints) + 1):
+            found: Future[bytes] | None = None
+            if number < len(prints):
+                group = parquet.read_row_group(number).replace_schema_metadata(None)
+                if group.schema != spec.schema:
+                    raise LakeError(f"{key}: {group.schema} read back")
+                found = beside.submit(fingerprint, group)
+            if before is not None and before.result() != prints[number - 1]:
                 raise LakeError(f"{key}: rows read back differ from the rows written")
+            before = found
         certificate = (parquet.metadata.metadata or {}).get(CERTIFICATE.encode())
     if certificate is None or json.loads(certificate)["rows"] != count:
         raise LakeError(f"{key}: the object does not certify its {count} rows")

@@ -1,7 +1,7 @@
 """Reading single objects: the pinned bytes or nothing.
 
 Purpose: opens an object as a version lists it, checks its footer against the manifest, every page
-against its checksum, and reads only row groups whose statistics can hold what is asked for.
+against its checksum, and reads only the columns and row groups that can hold what is asked for.
 
 Invariants:
     L-14 rows come from the very bytes that the pinned version lists: from the object, or from
@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,15 +30,15 @@ from kalshilake.store import Store
 from marketdata.errors import LakeError
 
 FOOTERS_KEPT: Final = 2_048
-OBJECTS_KEPT: Final = 16
-KEPT_OBJECT_BYTES: Final = 512 * 1024  # some 10 MB decoded
+ROWS_KEPT_BYTES: Final = 160 * 1024 * 1024  # of all answers that are kept, decoded
+KEPT_BYTES: Final = 16 * 1024 * 1024  # of one: more is no place where books begin
 MAX_US: Final = 2**62
-_KEEPING: Final = threading.Lock()
 
 T = TypeVar("T")
 
-
-_Groups = tuple[tuple[str, str, int, int], ...]  # first, last market; min, max time in us
+_Group = tuple[str, str, int, int]  # first, last market; min, max time in us
+_Groups = tuple[_Group, ...]
+_Question = tuple[Sequence[str] | None, int, int]  # markets (None: all), from, to
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,43 @@ class _Footer:
     groups: _Groups
 
 
+class Kept(Generic[T]):
+    """What was used last, up to a limit of weight. Threads may share it."""
+
+    def __init__(self, at_most: int, weight: Callable[[T], int] = lambda _: 1) -> None:
+        self._at_most, self._weight = at_most, weight
+        self._held: OrderedDict[Hashable, T] = OrderedDict()
+        self._lock = threading.Lock()
+        self.weight = 0
+
+    def get(self, key: Hashable) -> T | None:
+        """The value, now the one that was used last; None: not kept."""
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+            return self._held.get(key)
+
+    def put(self, key: Hashable, value: T) -> None:
+        """Remember it, and forget what was not used for longest."""
+        with self._lock:
+            if key in self._held:
+                self.weight -= self._weight(self._held.pop(key))
+            self._held[key] = value
+            self.weight += self._weight(value)
+            while self.weight > self._at_most:
+                self.weight -= self._weight(self._held.popitem(last=False)[1])
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
 class ObjectReader:
-    """Reads objects of one store; keeps footers, and small objects that were read lately."""
+    """Reads objects of one store; keeps footers, and row groups that were read lately."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._footers: OrderedDict[str, _Footer] = OrderedDict()
-        self._objects: OrderedDict[str, tuple[_Groups, pa.Table]] = OrderedDict()
+        self._footers = Kept[_Footer](FOOTERS_KEPT)
+        self._rows = Kept[pa.Table](ROWS_KEPT_BYTES, lambda rows: int(rows.nbytes))
 
     def read(
         self,
@@ -76,50 +106,59 @@ class ObjectReader:
             or not _may_hold(record.first_market, record.last_market, markets)
         ):
             return schema.empty_table().select(names)
-        if record.bytes <= KEPT_OBJECT_BYTES:
-            groups, rows = self._kept(record)
-            rows = rows.select(wanted)
-        else:
-            groups, rows = self._read(record, wanted, (markets, from_us, to_us))
+        groups, rows = self._read(record, tuple(wanted), (markets, from_us, to_us))
         if rows.num_rows == 0:
             return schema.empty_table().select(names)
         return _matching(rows, spec.time, markets, from_us, to_us, groups).select(names)
 
-    def _kept(self, record: ObjectRecord) -> tuple[_Groups, pa.Table]:
-        """A small object whole, from memory if it was read lately: many books begin in it."""
-        found = self._objects.get(record.sha256)
-        if found is None:
-            found = self._read(record, spec_of(record.table).schema.names, None)
-        _keep(self._objects, record.sha256, found, OBJECTS_KEPT)
-        return found
-
     def _read(
-        self,
-        record: ObjectRecord,
-        wanted: Sequence[str],
-        question: tuple[Sequence[str] | None, int, int] | None,
+        self, record: ObjectRecord, wanted: tuple[str, ...], question: _Question
     ) -> tuple[_Groups, pa.Table]:
-        """(row groups that can hold the answer, their rows); without a question all of them."""
+        """(row groups that can hold the answer, their rows): from memory where they were read
+        lately, because many books begin in the same ones."""
+        footer = self._footers.get(record.sha256)
+        source = None
+        if footer is None:
+            source, footer, _ = self._open(record)
+        try:
+            chosen = tuple(i for i, g in enumerate(footer.groups) if _can(g, question))
+            groups = tuple(footer.groups[i] for i in chosen)
+            kept = (record.sha256, chosen, wanted)
+            rows = self._rows.get(kept)
+            if rows is None:
+                if source is None:
+                    source, footer, _ = self._open(record)
+                rows = self._decoded(record, source, footer, chosen, wanted)
+                if rows.nbytes <= KEPT_BYTES:
+                    self._rows.put(kept, rows)
+        finally:
+            if source is not None:
+                source.close()
+        return groups, rows
+
+    @staticmethod
+    def _decoded(
+        record: ObjectRecord,
+        source: pa.NativeFile,
+        footer: _Footer,
+        chosen: tuple[int, ...],
+        wanted: tuple[str, ...],
+    ) -> pa.Table:
+        """Some columns of some row groups, every page checked."""
         schema = pa.schema([spec_of(record.table).schema.field(n) for n in wanted])
-        source, footer, _ = self._open(record)
-        with source:
-            chosen = [
-                i for i, g in enumerate(footer.groups) if question is None or _can(g, question)
-            ]
-            if not chosen:
-                return (), schema.empty_table()
-            try:
-                with pq.ParquetFile(
-                    source, metadata=footer.metadata, page_checksum_verification=True
-                ) as parquet:
-                    # One group: starting threads costs more than it saves.
-                    rows = parquet.read_row_groups(
-                        chosen, columns=list(wanted), use_threads=len(chosen) > 1
-                    )
-            except (OSError, pa.ArrowException) as e:
-                raise LakeError(f"{record.key}: altered or damaged ({e})") from e
-        rows = rows.select(wanted).cast(schema).replace_schema_metadata(None)
-        return tuple(footer.groups[i] for i in chosen), rows
+        if not chosen:
+            return schema.empty_table()
+        try:
+            with pq.ParquetFile(
+                source, metadata=footer.metadata, page_checksum_verification=True, pre_buffer=True
+            ) as parquet:
+                # One group: starting threads costs more than it saves.
+                rows = parquet.read_row_groups(
+                    chosen, columns=list(wanted), use_threads=len(chosen) > 1
+                )
+        except (OSError, pa.ArrowException) as e:
+            raise LakeError(f"{record.key}: altered or damaged ({e})") from e
+        return rows.select(wanted).cast(schema).replace_schema_metadata(None)
 
     def pinned_key(self, record: ObjectRecord) -> str:
         """Where the bytes of `record` lie now. Raises LakeError if they lie nowhere."""
@@ -153,17 +192,8 @@ class ObjectReader:
         found = self._footers.get(record.sha256)
         if found is None:
             found = _parse_footer(record, tail)
-        _keep(self._footers, record.sha256, found, FOOTERS_KEPT)
+            self._footers.put(record.sha256, found)
         return found
-
-
-def _keep(kept: OrderedDict[str, T], key: str, value: T, at_most: int) -> None:
-    """Remember the value as the newest. Readers in other threads may take any other away."""
-    with _KEEPING:
-        kept[key] = value
-        kept.move_to_end(key)
-        while len(kept) > at_most:
-            kept.popitem(last=False)
 
 
 def _parse_footer(record: ObjectRecord, tail: bytes) -> _Footer:
@@ -182,7 +212,7 @@ def _parse_footer(record: ObjectRecord, tail: bytes) -> _Footer:
     return _Footer(metadata, tuple(groups))
 
 
-def _can(group: tuple[str, str, int, int], question: tuple[Sequence[str] | None, int, int]) -> bool:
+def _can(group: _Group, question: _Question) -> bool:
     """Whether a row group's statistics allow an answer in it."""
     (first, last, low, high), (markets, from_us, to_us) = group, question
     return low < to_us and high >= from_us and _may_hold(first, last, markets)

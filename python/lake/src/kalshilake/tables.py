@@ -273,6 +273,8 @@ def sort_order(table: pa.Table, key: tuple[str, ...]) -> npt.NDArray[np.intp]:
     Raises LakeError if two rows have equal keys: an order that depends on the input is no order.
     """
     columns = [_ranks(table.column(name)) for name in key]
+    if _ascend(columns):
+        return np.arange(table.num_rows)
     order = np.lexsort(columns[::-1])
     if len(order) > 1:
         same = np.ones(len(order) - 1, np.bool_)
@@ -284,6 +286,14 @@ def sort_order(table: pa.Table, key: tuple[str, ...]) -> npt.NDArray[np.intp]:
             seen = {name: str(table.column(name)[first]) for name in key}
             raise LakeError(f"{int(same.sum())} rows repeat a key, the first is {seen}")
     return order
+
+
+def _ascend(columns: list[Ints]) -> bool:
+    """Whether each row comes after the one before it, by the first column that differs."""
+    after = np.zeros(max(len(columns[0]) - 1, 0), np.bool_)
+    for column in reversed(columns):
+        after = (column[1:] > column[:-1]) | ((column[1:] == column[:-1]) & after)
+    return bool(after.all())
 
 
 def _ranks(column: pa.ChunkedArray) -> Ints:
