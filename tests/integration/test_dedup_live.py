@@ -7,7 +7,9 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,6 +118,45 @@ async def test_live_rows_come_early_and_go_when_the_tape_has_them(
         closed = await rig.conn.fetch("SELECT reason, windows FROM window_closing")
         assert {r["reason"] for r in closed} == {"watermark"}
         assert sum(r["windows"] for r in closed) == rig.pipeline.publisher.standing.windows
+
+
+async def test_live_rows_go_on_while_an_hour_is_exported(
+    postgres_server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """A busy hour takes a minute or more: nobody sees the tape, or the live rows, stand still."""
+    newest = "SELECT coalesce(max(exchange_ts), 'epoch') > $1 FROM live_delta"
+    async with running(postgres_server, tmp_path) as rig:
+        export, held, go_on = rig.pipeline.exporter.export, asyncio.Event(), asyncio.Event()
+
+        async def slow(*given: Any, **more: Any) -> Any:
+            held.set()
+            await go_on.wait()
+            return await export(*given, **more)
+
+        rig.pipeline.exporter.export = slow  # type: ignore[method-assign]
+        writing = asyncio.create_task(rig.write(8))
+        async with asyncio.timeout(30):
+            await held.wait()
+        windows = rig.pipeline.publisher.standing.windows
+        for _ in range(3):
+            now = datetime.now(UTC)
+
+            async def is_there(since: datetime = now) -> bool:
+                return bool(await rig.conn.fetchval(newest, since))
+
+            await rig.until(is_there, 5)
+        assert rig.pipeline.publisher.standing.windows == windows, "the export has production"
+        assert not writing.done(), "there is nothing to see if nothing is written"
+        go_on.set()
+        await writing
+        await rig.writer.finish()
+
+        async def all_on_the_tape() -> bool:
+            return await rig.count("SELECT count(*) FROM orderbook_delta") == rig.writer.stream.made
+
+        await rig.until(all_on_the_tape)
+        assert await rig.count(TWICE) == 0
+        assert rig.pipeline.live.told()["contradicted"] == 0
 
 
 async def test_a_wrong_live_row_is_counted_and_taken_back(

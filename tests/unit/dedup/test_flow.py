@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
 from dedup import flow
 from dedup.arbitrate import Arbiter
-from dedup.flow import Publishing, close_windows, take
+from dedup.flow import Publishing, close_windows, reading_on, take
 from dedup.output import WindowOutput
 from dedup.readers import GathererReader
 from marketdata.rows import GathererBatch
@@ -234,6 +235,101 @@ async def test_batches_of_a_gatherer_are_absorbed_in_order_and_each_once() -> No
     assert hears.asked == {0, 1, 2}
     for task in tasks:
         task.cancel()
+
+
+class Endless(Answers):
+    """A reader whose database always has another batch of four changes."""
+
+    async def read(self) -> GathererBatch | None:
+        await asyncio.sleep(0.001)
+        self.state = "reading"
+        hand = Hand(self.index)
+        hand.start(0)
+        hand.snap("A", {100_000: 5})
+        for n in range(4):
+            hand.delta(100 + n, "A", 10_000, 100)
+        return hand.commit()
+
+
+class Hears:
+    """An arbiter that only takes."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def absorb(self, batch: GathererBatch) -> None:
+        self.rows += len(batch.deltas)
+
+    def nothing_new(self, gatherer: int) -> None:
+        """Nobody asks."""
+
+
+async def beside(
+    work: Coroutine[Any, Any, str], hears: Any, readers: list[GathererReader]
+) -> tuple[str, int]:
+    """(outcome, rows that were told of) of a work beside these readers."""
+    tasks: flow.Reads = {}
+    told = [0]
+
+    def absorbed(batch: GathererBatch) -> None:
+        told[0] += len(batch.deltas)
+
+    try:
+        async with asyncio.timeout(10):
+            return await reading_on(work, hears, readers, tasks, 60, absorbed), told[0]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_reading_goes_on_beside_an_export_and_ends_with_it() -> None:
+    hears = Hears()
+
+    async def work() -> str:
+        while hears.rows < 40:  # noqa: ASYNC110 (would wait for ever if nothing was read)
+            await asyncio.sleep(0.001)
+        return "done"
+
+    outcome, told = await beside(work(), hears, [Endless(0, []), Endless(1, [])])
+    assert outcome == "done"
+    assert told == hears.rows
+
+
+async def test_reading_beside_an_export_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "READ_ON_ROWS", 24)
+    hears = Hears()
+
+    async def work() -> str:
+        await asyncio.sleep(0.2)
+        return "done"
+
+    outcome, _ = await beside(work(), hears, [Endless(0, [])])
+    assert (outcome, hears.rows) == ("done", 24)
+
+
+async def test_an_export_that_fails_is_heard_of_and_a_reader_that_fails_ends_it() -> None:
+    async def failing() -> str:
+        raise ConnectionResetError("cut")
+
+    with pytest.raises(ConnectionResetError):
+        await beside(failing(), Hears(), [Answers(0, [])])
+    ended = asyncio.Event()
+
+    async def endless() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return ""
+
+    class Broken(Hears):
+        def absorb(self, batch: GathererBatch) -> None:
+            raise ValueError("planted")
+
+    with pytest.raises(ValueError, match="planted"):
+        await beside(endless(), Broken(), [Endless(0, [])])
+    assert ended.is_set()
 
 
 async def test_a_stop_ends_the_waiting() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pyarrow as pa
 import pytest
@@ -52,7 +52,7 @@ def test_parts_are_not_seen(lengths: list[int], widths: list[int]) -> None:
     """INV L-20: the same groups from any parts."""
     table = rows(lengths)
     edges = [0, *(e for e in accumulate(widths) if e < table.num_rows), table.num_rows]
-    parts = [table.slice(a, b - a) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    parts = [table.slice(a, b - a) for a, b in pairwise(edges) if b > a]
     made = list(row_groups(parts, MOST, LEAST))
     assert [g.num_rows for g in made] == sizes(lengths)
     if made:

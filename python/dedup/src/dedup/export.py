@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -45,7 +46,6 @@ META_TRIES_MAX: Final = 20
 log = logs.get("export")
 
 _ROW_TABLES: Final[Mapping[str, Callable[[Connection, int, Mapping[int, str]], Any]]] = {
-    "orderbook_deltas": hour_parts.delta_parts,
     "orderbook_snapshots": hours.snapshot_table,
     "trades": hours.trade_table,
     "tickers": hours.ticker_table,
@@ -64,9 +64,13 @@ def _give_back() -> None:
 
 
 class Exporter:
-    """Keeps the lake level with production, between publications and on their connection."""
+    """Keeps the lake level with production, between publications and on their connection.
+
+    `progress` is called, on the event loop, whenever a part of an hour is done.
+    """
 
     def __init__(self, store: Store, meta_dsns: Sequence[str]) -> None:
+        self.progress: Callable[[], None] = lambda: None
         self._store = store
         self._meta_dsns = list(meta_dsns)
         self._dirty: dict[int, tuple[bool, bool]] = {}
@@ -273,7 +277,7 @@ class Exporter:
             known_ns = await self._known_ns(conn, hour, received_ns_max)
             versions = await repair_store.versions_of(conn, hour)
             seen = self._seen or await seen_at(conn, hour)
-            tables = [*_ROW_TABLES, "markets"] if rows_dirty else []
+            tables = ["orderbook_deltas", *_ROW_TABLES, "markets"] if rows_dirty else []
             for table in (*tables, "coverage"):
                 rows = await self._table(conn, table, hour, closed_to_us, known_ns, names)
                 if not rows.num_rows:
@@ -363,6 +367,10 @@ class Exporter:
         names: Mapping[int, str],
     ) -> pa.Table | hour_parts.HourParts:
         """The rows of one object."""
+        self.progress()
+        if table == "orderbook_deltas":
+            soon = partial(asyncio.get_running_loop().call_soon_threadsafe, self.progress)
+            return await hour_parts.delta_parts(conn, hour, names, soon)
         if table == "coverage":
             return records_table(table, await self._coverage(conn, hour, closed_to_us))
         if table == "markets":

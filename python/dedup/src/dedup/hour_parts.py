@@ -17,7 +17,7 @@ import asyncio
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Final, cast
 
@@ -60,10 +60,16 @@ class _Slice:
 
 
 class HourParts:
-    """An hour's changes; iterating gives Arrow tables that follow each other."""
+    """An hour's changes; iterating gives Arrow tables that follow each other.
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    `progress` is called before each, in the thread that goes through them.
+    """
+
+    def __init__(
+        self, names: Mapping[int, str], progress: Callable[[], object] = lambda: None
+    ) -> None:
         self._names = names
+        self._progress = progress
         self._order = {ticker: rank for rank, ticker in enumerate(sorted(names.values()))}
         self._slices: list[_Slice] = []
         self._file: BinaryIO | None = None
@@ -117,6 +123,7 @@ class HourParts:
         for part in self._slices:
             totals[part.ranks] += np.diff(part.starts)
         for low, high, alone in _ranges(totals.tolist()):
+            self._progress()
             pieces: list[Rows] = []
             held = 0
             for part in self._slices:
@@ -146,17 +153,27 @@ def _ranges(totals: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
         yield low, len(totals), tickers == 1
 
 
-async def delta_parts(conn: Connection, hour_us: int, names: Mapping[int, str]) -> HourParts:
-    """orderbook_deltas of the hour. Run it while nobody writes to the hour."""
+async def delta_parts(
+    conn: Connection,
+    hour_us: int,
+    names: Mapping[int, str],
+    progress: Callable[[], object] = lambda: None,
+) -> HourParts:
+    """orderbook_deltas of the hour. Run it while nobody writes to the hour.
+
+    `progress` is called for each slice and each part, from any thread: an hour may take minutes.
+    """
     async with hours.by_time(conn, tape_rows.DELTA_COPY.table):
-        return await _sliced(conn, hour_us, names)
+        return await _sliced(conn, hour_us, HourParts(names, progress), progress)
 
 
-async def _sliced(conn: Connection, hour_us: int, names: Mapping[int, str]) -> HourParts:
-    made = HourParts(names)
+async def _sliced(
+    conn: Connection, hour_us: int, made: HourParts, progress: Callable[[], object]
+) -> HourParts:
     at_us, width_us = hour_us, SLICE_FIRST_US
     adding = asyncio.create_task(asyncio.sleep(0))  # one slice is sorted while the next is read
     while at_us < hour_us + HOUR_US:
+        progress()
         to_us = min(at_us + width_us, hour_us + HOUR_US)
         # After a quiet stretch the slices are long, and a burst may lie in the next one.
         most = SLICE_MAX_ROWS + 1 if width_us > SLICE_MIN_US else None

@@ -5,6 +5,8 @@ What holds:
   run beside them (flow).
 - Windows that may close are published together up to PUBLISH_ROWS, never across a moment of
   export, so what an export sees does not depend on how far reading got.
+- An export has production to itself: a crash in it begins again from the same rows. Reading and the
+  live path go on beside it (flow.reading_on).
 - A lake that refuses does not stop the merge: exports are tried again and /health says so.
 - Whoever finds that production moved on without us starts again from what is there.
 - Of several mergers of a tape only the first exports (shards); the others wait for it.
@@ -27,7 +29,7 @@ from dedup.archive import Archive
 from dedup.closings import by_reason
 from dedup.exchange_seen import ExchangeWatch
 from dedup.export import Exporter, export_hour_of
-from dedup.flow import Publishing, Reads, close_windows, take
+from dedup.flow import Publishing, Reads, close_windows, reading_on, take
 from dedup.invariants import Invariants
 from dedup.live_path import LivePath
 from dedup.output import ArbiterSettings, WindowOutput
@@ -120,7 +122,9 @@ class Pipeline:
             on=settings.live and settings.merge == "runs", shard=share.number, owns=share.owns,
         )  # fmt: skip
         self.readers: list[GathererReader] = []
+        self._reads: Reads = {}
         self.publishing = Publishing(self._publish, 0, self._plan)
+        exporter.progress = progress
         self.invariants = Invariants()
         self.tally = Tally()
         self.exchange = ExchangeWatch(metrics)
@@ -203,24 +207,24 @@ class Pipeline:
         await self._close_readers()
         await self.live.begin(standing)
         self.readers = [self._reader(g, standing) for g in range(len(self._settings.gatherer_dsns))]
-        tasks: Reads = {}
+        self._reads = {}
         try:
-            await self._export(final=False)
+            await self._export(arbiter, final=False)
             while not self._stopping.is_set() and not self.finished:
-                await self._take(arbiter, tasks)
+                await self._take(arbiter)
                 over = self._settings.final and all(r.state == "ended" for r in self.readers)
                 self._leave_out_silent(arbiter)
                 await self._close_windows(arbiter, final=over)
                 await (self.publishing.settled() if over else self.publishing.heard())
-                await self._export(final=over)
+                await self._export(arbiter, final=over)
                 self._report()
                 self.finished = over and self.together.done and not self._hours_waiting()
                 self._progress()
         finally:
             await self.publishing.abandon()
-            for task in tasks:
+            for task in self._reads:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._reads, return_exceptions=True)
 
     def _arbiter(self, standing: Standing) -> Arbiter:
         chosen = arbiter_settings(self._settings)
@@ -256,10 +260,10 @@ class Pipeline:
             elif self.readers[g].silent_s() >= patience_s:
                 arbiter.leave_out(g)
 
-    async def _take(self, arbiter: Arbiter, tasks: Reads) -> None:
+    async def _take(self, arbiter: Arbiter) -> None:
         """Wait for at least one reader, give the arbiter everything that has arrived."""
         patience_s = float(self._settings.patience_s)
-        await take(arbiter, self.readers, tasks, patience_s, self.tally.read, self._stopping)
+        await take(arbiter, self.readers, self._reads, patience_s, self.tally.read, self._stopping)
 
     async def _close_windows(self, arbiter: Arbiter, *, final: bool) -> None:
         """Publish every window that may close; export whenever that passes a moment of export."""
@@ -268,7 +272,7 @@ class Pipeline:
             self.publishing,
             final=final,
             due=lambda before, after: export_hour_of(after) > export_hour_of(before),
-            export=lambda: self._export(final=False),
+            export=lambda: self._export(arbiter, final=False),
         )
         self.waiting_for = list(arbiter.waiting_for)
 
@@ -360,7 +364,7 @@ class Pipeline:
                 )
                 log.error("invariant broken", invariant=name, events=seen - before[name])
 
-    async def _export(self, *, final: bool) -> None:
+    async def _export(self, arbiter: Arbiter, *, final: bool) -> None:
         """Export if a moment of export has passed; a lake that refuses is tried again later."""
         if time.monotonic() - self._export_tried_s < EXPORT_RETRY_S:
             return
@@ -379,8 +383,15 @@ class Pipeline:
                 async with self.together.by_itself(conn):
                     if not self.together.share.alone:  # what is dirty now stays so until noted
                         await self.exporter.look_again(conn)
-                    await self.exporter.export(
-                        conn, level.closed_to_us, level.received_ns_max, names, final=final
+                    await reading_on(
+                        self.exporter.export(
+                            conn, level.closed_to_us, level.received_ns_max, names, final=final
+                        ),
+                        arbiter,
+                        self.readers,
+                        self._reads,
+                        float(self._settings.patience_s),
+                        self.tally.read,
                     )
         except (StorageError, LakeError, *_BROKEN) as error:
             if conn.is_closed():

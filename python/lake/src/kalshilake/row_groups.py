@@ -57,9 +57,7 @@ def _starts(rows: pa.Table) -> list[int]:
     return [0, *(np.flatnonzero(indices[1:] != indices[:-1]) + 1).tolist()]
 
 
-def ends(
-    starts: Sequence[int], rows: int, most: int, least: int, *, whole: bool
-) -> Iterator[int]:
+def ends(starts: Sequence[int], rows: int, most: int, least: int, *, whole: bool) -> Iterator[int]:
     """The end of each group of these rows. `starts`: where each market begins, ascending from 0.
 
     Unless these are all rows (`whole`), ends that rows after them may still change are left out.

@@ -32,7 +32,7 @@ def large_blocks_apart() -> bool:
     asked = (
         (_MMAP_THRESHOLD, LARGE_BYTES), (_TRIM_THRESHOLD, TRIM_BYTES), (_ARENA_MAX, ARENAS),
     )  # fmt: skip
-    return mallopt is not None and all([mallopt(name, value) for name, value in asked])
+    return mallopt is not None and all(mallopt(name, value) for name, value in asked)
 
 
 def give_back() -> bool:
