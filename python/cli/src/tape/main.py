@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 from tape.book import book
 from tape.capture import capture
 from tape.coverage import coverage
+from tape.ddl import ddl
 from tape.demo import demo
 from tape.doctor import doctor
 from tape.exchange import exchange
@@ -52,6 +53,7 @@ commands = (
     bars,
     markets,
     sql,
+    ddl,
     export,
     plot,
     replay,

@@ -375,7 +375,7 @@ class Pipeline:
         if not self.exporter.hours_waiting and final:
             return
         await self.publishing.settled()  # an export has the connection and the tape to itself
-        began_s = time.monotonic()
+        began_s, patience_s = time.monotonic(), float(self._settings.patience_s)
         conn = await self.publisher.connection()
         try:
             with broken_once_failed(conn):
@@ -390,7 +390,7 @@ class Pipeline:
                         arbiter,
                         self.readers,
                         self._reads,
-                        float(self._settings.patience_s),
+                        patience_s,
                         self.tally.read,
                     )
         except (StorageError, LakeError, *_BROKEN) as error:

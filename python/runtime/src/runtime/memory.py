@@ -16,7 +16,7 @@ from typing import Final
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 _ARENA_MAX: Final = -8
-LARGE_BYTES: Final = 1 << 20
+LARGE_BYTES: Final = 1 << 17
 TRIM_BYTES: Final = 16 << 20
 ARENAS: Final = 2
 
