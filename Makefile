@@ -29,6 +29,7 @@ help:
 	@echo "make lake-s3     the lake's tests on S3 instead of a directory, every request recorded (about two minutes)"
 	@echo "make pg-matrix   the database tests on PostgreSQL 15, 16, and 17 with TimescaleDB (as root)"
 	@echo "make thirdparty  clients that others wrote, against the simulated exchange (about a minute)"
+	@echo "make spark       books, bars and the verifier on a local Spark; needs Java (about three minutes)"
 	@echo "make thirdparty-exports  files of tape export, read by the programs they are for (about three minutes)"
 	@echo "make lock        resolve the dependencies again"
 
@@ -47,7 +48,7 @@ demo: setup
 	$(BIN)/tape demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" --ignore tests/nix --ignore tests/onhost --ignore tests/aarch64 --ignore tests/thirdparty $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/nix --ignore tests/onhost --ignore tests/aarch64 --ignore tests/thirdparty --ignore tests/spark $(ARGS)
 
 check: setup
 	$(BIN)/ruff check python tests
@@ -100,3 +101,4 @@ clean:
 -include tests/bench/lake.mk
 -include tests/acceptance/trials.mk
 -include tests/lake_on_s3.mk
+-include tests/spark/spark.mk

@@ -49,7 +49,7 @@ def test_groups_end_with_markets(lengths: list[int], want: list[int]) -> None:
 
 @given(LENGTHS, st.lists(st.integers(1, 40), max_size=8))
 def test_parts_are_not_seen(lengths: list[int], widths: list[int]) -> None:
-    """INV L-20: the same groups from any parts."""
+    """INV L-36: the same groups from any parts."""
     table = rows(lengths)
     edges = [0, *(e for e in accumulate(widths) if e < table.num_rows), table.num_rows]
     parts = [table.slice(a, b - a) for a, b in pairwise(edges) if b > a]

@@ -47,7 +47,7 @@ def connect(lake: Lake, start: Moment | None = None, end: Moment | None = None) 
     connection: duckdb.DuckDBPyConnection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     for name in TABLES:
-        paths = _local_paths(lake, name)
+        paths = local_paths(lake, name)
         if paths:
             listed = ", ".join("'" + p.replace("'", "''") + "'" for p in paths)
             source = f"read_parquet([{listed}], hive_partitioning = false)"
@@ -64,7 +64,7 @@ def scan(lake: Lake, table: str) -> pl.LazyFrame:
     """A Polars LazyFrame over the objects of one table; from S3 the rows are read at once."""
     import polars as pl  # noqa: PLC0415
 
-    paths = _local_paths(lake, table)
+    paths = local_paths(lake, table)
     if paths:
         return pl.scan_parquet(paths, hive_partitioning=False)
     frame = pl.from_arrow(_arrow(lake, table, None, None))
@@ -80,7 +80,7 @@ def to_pandas(rows: pa.Table) -> pd.DataFrame:
     return frame
 
 
-def _local_paths(lake: Lake, table: str) -> list[str]:
+def local_paths(lake: Lake, table: str) -> list[str]:
     """Files of the pinned version, in time order; none for a store that is no directory."""
     if not isinstance(lake.store, LocalStore):
         return []

@@ -5,7 +5,7 @@ every reader can leave out. So a group ends with a market once it has LEAST rows
 market that has so many itself; no group has more than `most` rows.
 
 Invariants:
-    L-20 where groups end depends on the rows in their order, not on the parts they came in.
+    L-36 where groups end depends on the rows in their order, not on the parts they came in.
 
 Does not do: sorting (encode).
 """

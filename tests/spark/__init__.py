@@ -1,0 +1,1 @@
+"""The lake on a local Spark."""
