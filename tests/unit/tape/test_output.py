@@ -8,7 +8,7 @@ import pytest
 
 from kalshilake.coverage import CoverageInterval
 from marketdata.errors import IncompleteTape, LakeError
-from tape.output import guarded, interval_row, letters, print_rows, witnesses
+from tape.output import fitted, guarded, interval_row, letters, print_rows, witnesses
 
 
 def raiser(error: Exception):
@@ -65,6 +65,33 @@ def test_rows_are_json_lines_csv_or_a_table_that_cuts_nothing(
     for how in ({"as_json": True, "as_csv": False}, {"as_json": False, "as_csv": True}):
         print_rows([], **how)
         assert capsys.readouterr().out == ""
+
+
+ROWS = [
+    {"market": "KX-LONG-NAME", "at": "21:52:00", "price": "0.5100", "size": n, "coverage": None}
+    for n in (7, 100)
+]
+
+
+def test_a_table_that_fits_is_left_alone() -> None:
+    assert fitted(ROWS, 46) == (ROWS, [])
+    assert fitted([], 10) == ([], [])
+
+
+def test_on_a_narrow_terminal_no_value_is_cut() -> None:
+    """What is the same in all rows is told once, the rest is left out by name."""
+    rows, notes = fitted([*ROWS, {**ROWS[0], "at": "21:53:00"}], 45)
+    assert [list(row) for row in rows] == [["at", "size"]] * 3
+    assert notes == ["in all rows: market KX-LONG-NAME, price 0.5100, coverage (none)"]
+    rows, notes = fitted([ROWS[0]], 30)
+    assert [list(row) for row in rows] == [["market", "at", "price"]]
+    assert notes == ["too wide: size, coverage (--json, --csv or a wider terminal)"]
+
+
+def test_rows_that_are_all_the_same_are_shown_all_the_same() -> None:
+    rows, notes = fitted([ROWS[0]] * 3, 30)
+    assert [list(row) for row in rows] == [["market", "at", "price"]] * 3
+    assert len(notes) == 1
 
 
 def test_witnesses_count_gatherers_from_one() -> None:

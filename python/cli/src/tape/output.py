@@ -29,6 +29,7 @@ EXIT_REFUSED: Final = 2
 EXIT_INCOMPLETE: Final = 3
 PLAIN_COLUMNS: Final = 100  # width of output that goes to no terminal
 WIDEST: Final = 1_000  # a table in a pipe is as wide as it needs to be
+CELL_GAP: Final = 2  # between the columns of a table
 SHOWN_INTERVALS: Final = 20
 WITNESSES: Final = 16  # bits of `sources`
 
@@ -74,13 +75,54 @@ def print_rows(
             writer.writerows(rows)
         return
     rows = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+    notes: list[str] = []
+    if sys.stdout.isatty():
+        rows, notes = fitted(rows, terminal().width)
     table = Table(box=None, pad_edge=False)
     for name in rows[0] if rows else ():
         numeric = isinstance(rows[0][name], (int, float)) or name in {"price", "count", "size"}
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*("" if v is None else escape(str(v)) for v in row.values()))
-    Console(width=None if sys.stdout.isatty() else WIDEST, highlight=False).print(table)
+        table.add_row(*(escape(_text(v)) for v in row.values()))
+    console = Console(width=None if sys.stdout.isatty() else WIDEST, highlight=False)
+    for note in notes:
+        console.print(f"[dim]{escape(note)}[/dim]")
+    console.print(table)
+
+
+def fitted(
+    rows: Sequence[Mapping[str, Any]], width: int
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """(rows that fit into so many columns of a terminal, what is told above them).
+
+    A value that is cut is no value: what is the same in all rows is told once, and columns that
+    still do not fit are named, from the right.
+    """
+    notes: list[str] = []
+    widths = (
+        {k: max(len(k), *(len(_text(row[k])) for row in rows)) for k in rows[0]} if rows else {}
+    )
+
+    def wide(names: Iterable[str]) -> bool:
+        return sum(widths[n] + CELL_GAP for n in names) - CELL_GAP > width
+
+    kept = list(widths)
+    if wide(kept) and len(rows) > 1:
+        same = [k for k in kept if len({_text(row[k]) for row in rows}) == 1]
+        if len(same) < len(kept):
+            kept = [k for k in kept if k not in same]
+            told = [f"{k} {_text(rows[0][k]) or '(none)'}" for k in same]
+            notes += ["in all rows: " + ", ".join(told)] if told else []
+    left = []
+    while len(kept) > 1 and wide(kept):
+        left.append(kept.pop())
+    if left:
+        notes.append(f"too wide: {', '.join(reversed(left))} (--json, --csv or a wider terminal)")
+    return [{k: row[k] for k in kept} for row in rows], notes
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def interval_row(found: CoverageInterval) -> dict[str, Any]:

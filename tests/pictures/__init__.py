@@ -1,0 +1,1 @@
+"""The pictures of docs/ that show recorded data."""
