@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from kalshilake import open_lake
@@ -41,6 +42,29 @@ def test_hftbacktest_gets_its_array(run, lake: Path, world: World, tmp_path: Pat
         data = held["data"]
     assert (code, said) == (0, f"{len(data)} events of {ticker} in {out}\n")
     assert data.tobytes() == events(open_lake(lake), ticker, on_gap="ignore").tobytes()
+
+
+def test_nautilus_gets_its_catalog(run, lake: Path, world: World, tmp_path: Path) -> None:
+    """Several markets in one folder; a second time, and where a file stands, it is refused."""
+    how = ["--format", "nautilus", "--on-gap", "ignore"]
+    for market in world.markets:
+        out = tmp_path / "catalog"
+        code, said, _ = run("export", lake, market.ticker, *how, "--out", out)
+        n = sum(
+            pq.read_metadata(path).num_rows
+            for kind in ("order_book_delta", "trade_tick")
+            for path in (out / "data" / kind).glob(f"{market.ticker}.KALSHI/*.parquet")
+        )
+        assert (code, said) == (0, f"{n} events of {market.ticker} in {out}\n")
+    files = sorted(p.name for p in (tmp_path / "catalog" / "data" / "binary_option").iterdir())
+    assert files == [f"{m.ticker}.KALSHI" for m in world.markets]
+    code, _, err = run("export", lake, world.markets[0].ticker, *how, "--out", tmp_path / "catalog")
+    assert code == 2
+    assert "has files" in err
+    (tmp_path / "file").write_text("mine")
+    code, _, err = run("export", lake, world.markets[0].ticker, *how, "--out", tmp_path / "file")
+    assert (code, (tmp_path / "file").read_text()) == (2, "mine")
+    assert "cannot be made" in err
 
 
 @pytest.mark.parametrize("kind", ["csv", "hftbacktest"])
@@ -92,4 +116,4 @@ def test_the_commands_of_the_document_are_true(
         code, _, err = run(*(told.get(word, word) for word in words[:-1]), out)
         assert (code, err) == (0, "")
         assert out.stat().st_size > 100
-    assert len(commands) == 3
+    assert len(commands) == 4

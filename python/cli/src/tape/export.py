@@ -10,19 +10,20 @@ import typer
 from kalshilake import open_lake
 from kalshilake.exports.csv_text import export_csv
 from kalshilake.exports.hftbacktest import export_hftbacktest
+from kalshilake.exports.nautilus import export_nautilus
 from marketdata.errors import TapeError
 from tape.output import guarded, terminal
 from tape.series import Every, From, LakeAt, OnGap, To, Version
 from tape.trades import gap_choice
 
-FORMATS: Final = ("csv", "hftbacktest")
+FORMATS: Final = ("csv", "hftbacktest", "nautilus")
 
 
 def export(
     lake: LakeAt,
     market: Annotated[str, typer.Argument(help="ticker of the market")],
-    out: Annotated[Path, typer.Option(help="the file to make; one that exists is not touched")],
-    kind: Annotated[str, typer.Option("--format", help="csv or hftbacktest")] = "csv",
+    out: Annotated[Path, typer.Option(help="the file to make, or a catalog's folder")],
+    kind: Annotated[str, typer.Option("--format", help="csv, hftbacktest or nautilus")] = "csv",
     start: From = None,
     end: To = None,
     table: Annotated[str, typer.Option(help="of CSV: deltas, trades, tickers or books")] = "deltas",
@@ -32,7 +33,8 @@ def export(
     on_gap: OnGap = "raise",
     version: Version = None,
 ) -> None:
-    """Write one market to a CSV file, or to the event array that hftbacktest reads."""
+    """Write one market to a CSV file, to the event array that hftbacktest reads, or into a catalog
+    of nautilus_trader. A file that exists is not touched."""
 
     def run() -> None:
         if kind not in FORMATS:
@@ -44,7 +46,8 @@ def export(
                 table=table, times=times, every=every, depth=depth, on_gap=choice,
             )  # fmt: skip
         else:
-            n = export_hftbacktest(opened, market, out, start, end, on_gap=choice)
+            write = {"hftbacktest": export_hftbacktest, "nautilus": export_nautilus}[kind]
+            n = write(opened, market, out, start, end, on_gap=choice)
         terminal().print(
             f"{n} {table if kind == 'csv' else 'events'} of {market} in {out}", soft_wrap=True
         )
