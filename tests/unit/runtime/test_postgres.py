@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import uuid
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -12,6 +18,8 @@ import pytest
 from marketdata.errors import StorageError
 from runtime import postgres
 from runtime.embedded import EmbeddedPostgres, free_port
+from runtime.pgcopy import CopyLayout
+from runtime.postgres import TRANSIENT, connect, copy_in, or_lost
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -202,3 +210,88 @@ async def test_two_clusters_have_different_identities(cluster: EmbeddedPostgres)
         finally:
             await a.close()
             await b.close()
+
+
+class Stuck:
+    """A server whose backend does not take what is written, and is then killed."""
+
+    def __init__(self, server: EmbeddedPostgres, conn: asyncpg.Connection, pid: int) -> None:
+        self.server, self.conn, self.pid = server, conn, pid
+
+    async def die(self) -> None:
+        """When the driver waits to be allowed to write on."""
+        async with asyncio.timeout(10):
+            while self.conn._protocol.writing_allowed.is_set():  # noqa: ASYNC110 (no event)
+                await asyncio.sleep(0.02)
+        os.kill(self.pid, signal.SIGKILL)
+
+
+@asynccontextmanager
+async def stuck() -> AsyncIterator[Stuck]:
+    async with EmbeddedPostgres() as server:
+        conn = await connect(server.dsn())
+        await conn.execute("CREATE TABLE wide (body bytea)")
+        pid = await conn.fetchval("SELECT pg_backend_pid()")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield Stuck(server, conn, pid)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            conn.terminate()
+
+
+def much(conn: asyncpg.Connection) -> Coroutine[Any, Any, Any]:
+    """More than any buffer on the way holds."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield bytes(1 << 20)
+
+    return conn.copy_to_table("wide", source=chunks(), format="binary")
+
+
+async def test_a_copy_over_a_line_that_is_lost_ends() -> None:
+    """A server killed while it did not take what was written."""
+    async with stuck() as made:
+        layout = CopyLayout("wide", [("body", "bytea")])
+        copying = asyncio.ensure_future(copy_in(made.conn, layout, bytes(1 << 26)))
+        await made.die()
+        async with asyncio.timeout(10):
+            with pytest.raises(TRANSIENT):
+                await copying
+
+
+async def test_whatever_writes_much_ends_with_its_connection() -> None:
+    async with stuck() as made:
+        writing = asyncio.ensure_future(or_lost(made.conn, much(made.conn)))
+        await made.die()
+        async with asyncio.timeout(10):
+            with pytest.raises(TRANSIENT):
+                await writing
+
+
+async def test_the_driver_alone_waits_for_ever() -> None:
+    """The control: without it the same does not end. If this fails, the driver was mended."""
+    async with stuck() as made:
+        writing = asyncio.ensure_future(much(made.conn))
+        await made.die()
+        done, _ = await asyncio.wait({writing}, timeout=4)
+        assert not done
+        assert made.conn.is_closed()
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+
+async def test_what_ends_by_itself_is_left_alone(dsn: str) -> None:
+    """The outcome, its own error, and no listener left behind."""
+    conn = await connect(dsn)
+
+    async def fails() -> None:
+        raise ValueError("planted")
+
+    assert await or_lost(conn, conn.fetchval("SELECT 7")) == 7
+    with pytest.raises(ValueError, match="planted"):
+        await or_lost(conn, fails())
+    assert not conn._termination_listeners
+    await conn.close()

@@ -35,7 +35,7 @@ from marketdata.rows import MERGED_ROW, DeltaFlag
 from runtime import logs
 from runtime.partitions import Partitions
 from runtime.pgcopy import unpack_rows
-from runtime.postgres import Connection, copy_out
+from runtime.postgres import Connection, copy_out, or_lost
 
 CHUNK_ROWS: Final = 100_000
 CHUNK_PLACES: Final = 2_000
@@ -151,7 +151,8 @@ async def place(conn: Connection, partitions: Partitions, hour_us: int) -> int:
         for day in sorted({row[0] // DAY_US for row in made}):
             at = day * DAY_US
             await partitions.ensure(conn, "orderbook_snapshot", at, at, "day")
-        await conn.executemany(_INSERT, [(moment(us), *rest) for us, *rest in made])
+        rows = [(moment(us), *rest) for us, *rest in made]
+        await or_lost(conn, conn.executemany(_INSERT, rows))
         written += len(made)
     if unproven:
         log.warning("keyframes could not be proven and were left out", hour=hour_us, count=unproven)

@@ -39,7 +39,15 @@ from marketdata.share import Share
 from runtime import logs
 from runtime.partitions import Partitions
 from runtime.pgcopy import CopyLayout, pack_rows, pack_values
-from runtime.postgres import TRANSIENT, Connection, commit_once, connect, copy_in, migrate
+from runtime.postgres import (
+    TRANSIENT,
+    Connection,
+    commit_once,
+    connect,
+    copy_in,
+    migrate,
+    or_lost,
+)
 
 MERGER_LOCK: Final = 0x4B54_4D52  # "KTMR"
 EXPORT_LOCK: Final = 0x4B54_4558  # "KTEX": shared by commits, alone in an export
@@ -331,7 +339,9 @@ async def _write_late_trades(conn: Connection, made: Publication) -> None:
 
 async def _insert(conn: Connection, table: str, columns: str, rows: Sequence[Any]) -> None:
     if rows:
-        await conn.copy_records_to_table(table, records=rows, columns=columns.split())
+        await or_lost(
+            conn, conn.copy_records_to_table(table, records=rows, columns=columns.split())
+        )
 
 
 async def _write_evidence(conn: Connection, made: Publication) -> None:

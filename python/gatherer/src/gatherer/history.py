@@ -23,7 +23,7 @@ import asyncpg
 
 from marketdata import rest_bodies
 from marketdata.errors import StorageError
-from runtime.postgres import TRANSIENT, Connection, backoff_s, connect, migrate
+from runtime.postgres import TRANSIENT, Connection, backoff_s, connect, migrate, or_lost
 
 PENDING_ROWS_MAX: Final = 500_000
 """Rows waiting for the database; past it a round's rows are left to the next one."""
@@ -178,7 +178,7 @@ class History:
             for kind, insert in _INSERT.items():
                 values = [_values(row) for row in rows if row.kind == kind]
                 if values:
-                    await connection.executemany(insert, values)
+                    await or_lost(connection, connection.executemany(insert, values))
         for row in rows:
             self._newest[row.kind][row.name] = row.content_hash
             waiting = self._pending[(row.kind, row.name)]

@@ -7,6 +7,7 @@ What holds:
   (wrong password, no such database) it says at once.
 - Migrations go forward only, each in its own transaction, under one advisory lock; an applied file
   whose bytes changed is refused.
+- What writes much ends soon after its connection is lost (`or_lost`).
 - `commit_once` repeats a transaction whose outcome is unknown; the caller's unique key makes the
   repetition harmless.
 
@@ -20,7 +21,7 @@ import asyncio
 import hashlib
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -37,6 +38,7 @@ RETRY_BASE_S: Final = 0.1
 RETRY_CAP_S: Final = 5.0
 CONNECT_TIMEOUT_S: Final = 10.0
 COPY_CHUNK_BYTES: Final = 1024 * 1024
+LOST_S: Final = 1.0  # in which the driver tells of a lost connection by itself
 MIGRATION_LOCK: Final = 0x4B54_4D49  # "KTMI"
 CHUNK_INTERVALS: Final = {"gatherer_hot": "1 hour"}  # of hypertables; else a day
 STATEMENT_CACHE: Final = 100
@@ -245,10 +247,44 @@ async def copy_in(connection: Connection, layout: CopyLayout, *parts: bytes | by
                 yield view[begin : begin + COPY_CHUNK_BYTES]
         yield TRAILER
 
-    status = await connection.copy_to_table(
-        layout.table, source=chunks(), columns=layout.names, format="binary"
+    status = await or_lost(
+        connection,
+        connection.copy_to_table(
+            layout.table, source=chunks(), columns=layout.names, format="binary"
+        ),
     )
     return int(status.split()[-1])
+
+
+async def or_lost(connection: Connection, work: Coroutine[Any, Any, T]) -> T:
+    """The outcome of something that writes much over a connection.
+
+    A server that was killed while it did not take what we wrote leaves the driver waiting for ever:
+    it waits to be allowed to write on, and nobody allows that on a line that is gone (asyncpg 0.32,
+    `copy_in` and `executemany`; `connection_lost` tells only who waits for an answer).
+
+    Raises:
+        ConnectionResetError: the connection was lost, and the driver did not say so by itself.
+    """
+    lost = asyncio.Event()
+
+    def gone(_: Connection) -> None:
+        lost.set()
+
+    connection.add_termination_listener(gone)
+    doing, watching = asyncio.ensure_future(work), asyncio.ensure_future(lost.wait())
+    try:
+        await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            await asyncio.wait({doing}, timeout=LOST_S)
+        if not doing.done():
+            raise ConnectionResetError("the connection was lost while much was written over it")
+        return doing.result()
+    finally:
+        connection.remove_termination_listener(gone)
+        for each in (doing, watching):
+            each.cancel()
+        await asyncio.gather(doing, watching, return_exceptions=True)
 
 
 async def copy_out(connection: Connection, query: str, *args: Any) -> bytearray:
