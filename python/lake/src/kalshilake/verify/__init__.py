@@ -91,21 +91,29 @@ def verify(
     by_hour = {(str(e["table"]), int(e["hour_us"])): e for e in entries.values()}
     for table in ("trades", "tickers", "markets"):
         for hour in hours[share[0] :: share[1]]:
-            load(place, report, by_hour.get((table, hour)))
+            plain = load(place, report, by_hour.get((table, hour)))
+            for _ in plain.groups() if plain else ():
+                pass
     ahead = _frames(load_keyframes(place, report, by_hour, hours[:1]), share)
     for i, hour in enumerate(hours):
         following = _frames(load_keyframes(place, report, by_hour, hours[i + 1 : i + 2]), share)
         tape.keyframes(ahead)
         tape.keyframes(following, ahead=True)
-        deltas = _rows(load(place, report, by_hour.get(("orderbook_deltas", hour))), share)
-        events = tape.absorb(deltas[0], deltas[1]) if deltas else {}
-        cover = _rows(load(place, report, by_hour.get(("coverage", hour))), share)
-        if cover:
-            claims.check(cover[0], cover[1], hour, events)
+        cover = load(place, report, by_hour.get(("coverage", hour)))
+        told = cover.table() if cover else None
+        if cover and told is not None:
+            rows = _rows(told, share)
+            claims.check(cover.key, rows, hour)
             if coverage:
-                claims.join(cover[1])
-        elif deltas:
-            report.found(deltas[0], "its hour has deltas and no coverage")
+                claims.join(rows)
+        deltas = load(place, report, by_hour.get(("orderbook_deltas", hour)))
+        if deltas:
+            groups = (_rows(group, share) for group in deltas.groups())
+            for market, events in tape.absorb(deltas.key, groups):
+                if cover and told is not None:
+                    claims.hold(cover.key, market, events)
+            if told is None:
+                report.found(deltas.key, "its hour has deltas and no coverage")
         ahead = following
     tape.finish()
     report.coverage = claims.coverage()
@@ -116,16 +124,13 @@ def _owned(market: str, share: tuple[int, int]) -> bool:
     return zlib.crc32(market.encode()) % share[1] == share[0]
 
 
-def _rows(
-    loaded: tuple[str, pa.Table] | None, share: tuple[int, int]
-) -> tuple[str, pa.Table] | None:
-    """The rows of the markets of a share."""
-    if loaded is None or share[1] == 1:
-        return loaded
-    key, rows = loaded
+def _rows(rows: pa.Table, share: tuple[int, int]) -> pa.Table:
+    """Those of the markets of a share."""
+    if share[1] == 1 or not rows.num_rows:
+        return rows
     names = rows.column(0).to_pylist()
     mine = {name for name in set(names) if _owned(name, share)}
-    return key, rows.filter(pa.array([name in mine for name in names], pa.bool_()))
+    return rows.filter(pa.array([name in mine for name in names], pa.bool_()))
 
 
 def _frames(frames: list[Any], share: tuple[int, int]) -> list[Any]:

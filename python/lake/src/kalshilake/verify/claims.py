@@ -20,8 +20,6 @@ REPAIRED: Final = 1 << 24  # epochs from here on were added by a repair
 STATUSES: Final = frozenset({"complete", "gap", "dark", "ambiguous", "disputed", "unproven"})
 CHANNELS: Final = frozenset({"orderbook", "trade", "ticker"})
 
-Events = dict[str, list[tuple[int, int, int]]]  # (time, epoch, flags) by market, in time order
-
 
 class Claims:
     """Coverage of all hours, one after the other."""
@@ -29,10 +27,12 @@ class Claims:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._before: dict[str, tuple[Any, ...]] = {}  # order-book row a market ended its hour with
+        self._complete: dict[str, list[tuple[Any, ...]]] = {}  # of this hour, by market
         self._joined: dict[tuple[str, str], list[Stretch]] = {}
 
-    def check(self, key: str, rows: pa.Table, hour: int, events: Events) -> None:
-        """One hour's rows; `events` are those of the hour."""
+    def check(self, key: str, rows: pa.Table, hour: int) -> None:
+        """One hour's rows."""
+        self._complete = {}
         names = ("market_ticker", "channel", "from_ts", "to_ts", "status", "sources", "epoch")
         last: tuple[Any, ...] | None = None
         ended: dict[str, tuple[Any, ...]] = {}
@@ -46,12 +46,18 @@ class Claims:
             if channel == "orderbook":
                 self._check_joint(key, last if same else self._before.get(market), row)
                 if row[4] == "complete":
-                    self._check_events(key, row, events.get(market, []))
+                    self._complete.setdefault(market, []).append(row)
                 ended[market] = row
             last = row
-        for market in sorted(events.keys() - ended.keys()):
-            self._report.found(key, f"{market} has events in this hour and no order-book coverage")
         self._before = ended
+
+    def hold(self, key: str, market: str, events: list[tuple[int, int, int]]) -> None:
+        """A market's events (time, epoch, flags; in time order) of the hour that was checked last,
+        against what it says of them."""
+        if events and market not in self._before:
+            self._report.found(key, f"{market} has events in this hour and no order-book coverage")
+        for row in self._complete.get(market, []):
+            self._check_events(key, row, events)
 
     def join(self, rows: pa.Table) -> None:
         """One hour's rows, behind those of the hours before."""

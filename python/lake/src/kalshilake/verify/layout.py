@@ -1,5 +1,7 @@
 """One object: its bytes, its certificate, its columns, the order of its rows; columns as values.
 
+Rows are read a row group at a time: a busy hour has many millions of them.
+
 Does not do: what rows mean together (replay, claims).
 """
 
@@ -8,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
@@ -55,8 +59,43 @@ FORMAT: Final[dict[str, tuple[list[tuple[str, str]], list[str], str]]] = {
 }  # fmt: skip
 
 
-def load(place: Place, report: Report, entry: dict[str, Any] | None) -> tuple[str, pa.Table] | None:
-    """(key, rows) of a listed object whose bytes and layout were checked; None if unusable."""
+@dataclass(slots=True)
+class Loaded:
+    """A listed object whose bytes and columns were checked."""
+
+    report: Report
+    key: str
+    entry: dict[str, Any]
+    raw: bytes
+    schema: pa.Schema
+    whole: bool = False  # all rows went by
+
+    def groups(self) -> Iterator[pa.Table]:
+        """Its rows, a row group at a time; what is wrong with them is told as they go by."""
+        _, order, time = FORMAT[str(self.entry["table"])]
+        seen = _Seen(self.report, self.key, self.entry)
+        try:
+            source = pa.BufferReader(self.raw)
+            with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+                for number in range(parquet.num_row_groups):
+                    rows = parquet.read_row_group(number).combine_chunks()
+                    rows = rows.replace_schema_metadata(None)
+                    seen.add(rows, order, time)
+                    yield rows
+        except (OSError, pa.ArrowException) as e:
+            _unreadable(self.report, self.key, e)
+            return
+        self.whole = True
+        seen.finish()
+
+    def table(self) -> pa.Table | None:
+        """All rows at once, of an object that has few; None where they cannot all be read."""
+        groups = [self.schema.empty_table(), *self.groups()]
+        return pa.concat_tables(groups).combine_chunks() if self.whole else None
+
+
+def load(place: Place, report: Report, entry: dict[str, Any] | None) -> Loaded | None:
+    """A listed object, its bytes and columns checked; None if unusable."""
     if entry is None:
         return None
     key = str(entry["key"])
@@ -73,17 +112,72 @@ def load(place: Place, report: Report, entry: dict[str, Any] | None) -> tuple[st
     if hashlib.sha256(raw[-int(entry["footer_bytes"]) :]).hexdigest() != entry["footer_sha256"]:
         report.found(key, "the SHA-256 of its footer is not the one in the list")
     try:
-        with pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True) as parquet:
-            meta = parquet.metadata
-            _check_certificate(report, key, raw, meta, entry)
-            rows = parquet.read().combine_chunks()
+        with pq.ParquetFile(pa.BufferReader(raw)) as parquet:
+            meta, schema = parquet.metadata, parquet.schema_arrow
     except (OSError, pa.ArrowException) as e:
-        report.found(key, f"cannot be read as Parquet ({str(e).splitlines()[0]})")
+        _unreadable(report, key, e)
         return None
-    report.rows += rows.num_rows
-    if not _check_layout(report, key, rows, entry, meta.num_row_groups):
+    _check_certificate(report, key, raw, meta, entry)
+    report.rows += meta.num_rows
+    columns, _, _ = FORMAT[str(entry["table"])]
+    seen = [(f.name, f"{f.type}{'?' if f.nullable else ''}") for f in schema]
+    if seen != columns:
+        wrong = sorted({n for n, _ in set(seen) ^ set(columns)}) or ["their order"]
+        report.found(key, f"columns are not those of the format: {', '.join(wrong)}")
         return None
-    return key, rows
+    if (meta.num_rows, meta.num_row_groups) != (entry["rows"], entry["row_groups"]):
+        report.found(
+            key,
+            f"has {meta.num_rows} rows in {meta.num_row_groups} row groups where the list says "
+            f"{entry['rows']} in {entry['row_groups']}",
+        )
+    return Loaded(report, key, entry, raw, schema.remove_metadata())
+
+
+def _unreadable(report: Report, key: str, error: Exception) -> None:
+    report.found(key, f"cannot be read as Parquet ({str(error).splitlines()[0]})")
+
+
+class _Seen:
+    """What is known of an object's rows once they went by."""
+
+    def __init__(self, report: Report, key: str, entry: dict[str, Any]) -> None:
+        self._report, self._key, self._entry = report, key, entry
+        self._last: tuple[Any, ...] | None = None
+        self._told = False  # that rows are out of order
+        self._times: tuple[int, int] | None = None
+        self._first = self._final = ""
+
+    def add(self, rows: pa.Table, order: list[str], time: str) -> None:
+        """The next row group."""
+        if not rows.num_rows:
+            return
+        keys = list(zip(*(plain(rows.column(c)) for c in order), strict=True))
+        if not self._told:
+            before = [] if self._last is None else [self._last]
+            for above, below in itertools.pairwise(before + keys):
+                if not above < below:
+                    text = f"rows repeat a key or are out of order at {below[:2]}"
+                    self._report.found(self._key, text)
+                    self._told = True
+                    break
+        times = plain(rows.column(time))
+        low, high = min(times), max(times)
+        if self._times is None:
+            self._times, self._first = (low, high), str(rows.column(0)[0])
+        self._times = min(self._times[0], low), max(self._times[1], high)
+        self._last, self._final = keys[-1], str(rows.column(0)[-1])
+
+    def finish(self) -> None:
+        """No more rows."""
+        if self._times is None:
+            return
+        (low, high), entry, hour = self._times, self._entry, int(self._entry["hour_us"])
+        if low < hour or high >= hour + HOUR_US:
+            self._report.found(self._key, "holds rows outside its hour")
+        told = (entry["min_us"], entry["max_us"], entry["first_market"], entry["last_market"])
+        if told != (low, high, self._first, self._final):
+            self._report.found(self._key, "its times or markets are not those in the list")
 
 
 def _check_certificate(
@@ -100,39 +194,6 @@ def _check_certificate(
         return
     if told != (entry["table"], entry["hour_us"], entry["rows"], entry["schema"]):
         report.found(key, "certifies another table, hour, schema or number of rows than the list")
-
-
-def _check_layout(
-    report: Report, key: str, rows: pa.Table, entry: dict[str, Any], groups: int
-) -> bool:
-    columns, order, time = FORMAT[str(entry["table"])]
-    seen = [(f.name, f"{f.type}{'?' if f.nullable else ''}") for f in rows.schema]
-    if seen != columns:
-        wrong = sorted({n for n, _ in set(seen) ^ set(columns)}) or ["their order"]
-        report.found(key, f"columns are not those of the format: {', '.join(wrong)}")
-        return False
-    if rows.num_rows != entry["rows"] or groups != entry["row_groups"]:
-        report.found(
-            key,
-            f"has {rows.num_rows} rows in {groups} row groups where the list says "
-            f"{entry['rows']} in {entry['row_groups']}",
-        )
-    if not rows.num_rows:
-        return True
-    keys = list(zip(*(plain(rows.column(c)) for c in order), strict=True))
-    for above, below in itertools.pairwise(keys):
-        if not above < below:
-            report.found(key, f"rows repeat a key or are out of order at {below[:2]}")
-            break
-    times = plain(rows.column(time))
-    low, high, hour = min(times), max(times), int(entry["hour_us"])
-    if low < hour or high >= hour + HOUR_US:
-        report.found(key, "holds rows outside its hour")
-    first, last = str(rows.column(0)[0]), str(rows.column(0)[-1])
-    told = (entry["min_us"], entry["max_us"], entry["first_market"], entry["last_market"])
-    if told != (low, high, first, last):
-        report.found(key, "its times or markets are not those in the list")
-    return True
 
 
 def plain(column: Any) -> list[Any]:

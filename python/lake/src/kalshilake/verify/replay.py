@@ -7,6 +7,7 @@ Does not do: coverage (claims).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ RIM_US: Final = 1_000_000  # a keyframe's time is inferred: this near the waterm
 
 Level = tuple[int, int]  # (side, price in micro-dollars)
 Event = tuple[int, int, int, int, int, str]  # seq, flags, side, price, delta, key of its object
+Moments = list[tuple[int, int, int]]  # time, epoch, flags
 
 
 @dataclass(slots=True)
@@ -70,31 +72,49 @@ class Tape:
         if ahead or found:
             self._taken |= {k.key for _, _, k, _ in found}
 
-    def absorb(self, key: str, rows: pa.Table) -> dict[str, list[tuple[int, int, int]]]:
-        """Replay an hour's deltas; gives (time, epoch, flags) of each event by market."""
+    def absorb(self, key: str, groups: Iterable[pa.Table]) -> Iterator[tuple[str, Moments]]:
+        """Replay an hour's deltas; gives (time, epoch, flags) of each event, market by market."""
         names = ("market_ticker", "exchange_ts", "epoch", "market_seq", "flags", "kind", "side",
                  "price", "delta")  # fmt: skip
-        columns = [plain(rows.column(n)) for n in names]
-        seen: dict[str, list[tuple[int, int, int]]] = {}
-        fresh: dict[tuple[str, int], list[Event]] = {}
-        for market, us, epoch, seq, flags, kind, side, price, delta in zip(*columns, strict=True):
-            reset = kind == "reset"
-            if reset != bool(flags & RESET) or reset != (side is None) or (
-                not reset and (kind != "delta" or side not in ("yes", "no"))
-            ):  # fmt: skip
-                self._report.found(key, f"{market}: event {seq} of epoch {epoch} has a wrong kind")
-                continue
-            seen.setdefault(market, []).append((us, epoch, flags))
-            event = (seq, flags, int(side == "no"), price or 0, delta or 0, key)
-            fresh.setdefault((market, epoch), []).append(event)
         waiting = {name for name, chain in self._chains.items() if chain.waiting}
-        for name in sorted(waiting | fresh.keys()):
+        visited: set[tuple[str, int]] = set()
+        current: str | None = None
+        seen: Moments = []
+        fresh: dict[tuple[str, int], list[Event]] = {}
+        for rows in groups:
+            columns = [plain(rows.column(n)) for n in names]
+            for market, us, epoch, seq, flags, kind, side, price, delta in zip(
+                *columns, strict=True
+            ):
+                if market != current:
+                    if current is not None:
+                        visited |= self._replay(key, fresh)
+                        yield current, seen
+                    current, seen, fresh = market, [], {}
+                reset = kind == "reset"
+                if reset != bool(flags & RESET) or reset != (side is None) or (
+                    not reset and (kind != "delta" or side not in ("yes", "no"))
+                ):  # fmt: skip
+                    text = f"{market}: event {seq} of epoch {epoch} has a wrong kind"
+                    self._report.found(key, text)
+                    continue
+                seen.append((us, epoch, flags))
+                event = (seq, flags, int(side == "no"), price or 0, delta or 0, key)
+                fresh.setdefault((market, epoch), []).append(event)
+        if current is not None:
+            visited |= self._replay(key, fresh)
+            yield current, seen
+        self._replay(key, {name: [] for name in waiting - visited})
+
+    def _replay(self, key: str, fresh: dict[tuple[str, int], list[Event]]) -> set[tuple[str, int]]:
+        """The events of some chains in the hour of this object; these chains."""
+        for name in sorted(fresh):
             chain = self._chains.setdefault(name, Chain())
             held = bool(chain.waiting)
-            self._extend(name, chain, fresh.get(name, []))
+            self._extend(name, chain, fresh[name])
             if held and chain.waiting and chain.waiting[0][5] != key:
                 self._skip_hole(name, chain)  # an hour later nothing can fill it any more
-        return seen
+        return set(fresh)
 
     def finish(self) -> None:
         """No hour follows: what still waits is missing something."""
@@ -218,20 +238,26 @@ def load_keyframes(
     place: Place, report: Report, by_hour: dict[tuple[str, int], dict[str, Any]], hours: list[int]
 ) -> list[tuple[str, int, Key, int]]:
     """(market, epoch, keyframe, its book_hash) of these hours."""
-    made = []
+    made: list[tuple[str, int, Key, int]] = []
     for hour in hours:
         loaded = load(place, report, by_hour.get(("orderbook_snapshots", hour)))
         if loaded is None:
             continue
-        key, rows = loaded
-        names = ("market_ticker", "exchange_ts", "epoch", "market_seq", "book_hash")
-        sides = [side_levels(rows.column(side)) for side in ("yes", "no")]
-        columns = [plain(rows.column(n)) for n in names]
-        for market, us, epoch, seq, book_hash, yes, no in zip(*columns, *sides, strict=True):
-            levels = {(s, p): q for s, side in enumerate((yes, no)) for p, q in side}
-            if len(levels) != len(yes) + len(no) or yes != sorted(yes) or no != sorted(no) or any(
-                q <= 0 for q in levels.values()
-            ):  # fmt: skip
-                report.found(key, f"{market}: levels are not ascending, or not above zero")
-            made.append((market, epoch, Key(seq, us, levels, key), book_hash))
+        for rows in loaded.groups():
+            made += _keyframes_of(report, loaded.key, rows)
+    return made
+
+
+def _keyframes_of(report: Report, key: str, rows: pa.Table) -> list[tuple[str, int, Key, int]]:
+    names = ("market_ticker", "exchange_ts", "epoch", "market_seq", "book_hash")
+    sides = [side_levels(rows.column(side)) for side in ("yes", "no")]
+    columns = [plain(rows.column(n)) for n in names]
+    made = []
+    for market, us, epoch, seq, book_hash, yes, no in zip(*columns, *sides, strict=True):
+        levels = {(s, p): q for s, side in enumerate((yes, no)) for p, q in side}
+        if len(levels) != len(yes) + len(no) or yes != sorted(yes) or no != sorted(no) or any(
+            q <= 0 for q in levels.values()
+        ):  # fmt: skip
+            report.found(key, f"{market}: levels are not ascending, or not above zero")
+        made.append((market, epoch, Key(seq, us, levels, key), book_hash))
     return made
