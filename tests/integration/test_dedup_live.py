@@ -38,14 +38,19 @@ HOLES = (
 class Rig:
     """Three gatherers that write at a steady rate, and a deduplicator that reads them."""
 
-    def __init__(self, made: Pipeline, writer: HotWriter, conn: Connection) -> None:
-        self.pipeline, self.writer, self.conn = made, writer, conn
+    def __init__(self, made: list[Pipeline], writer: HotWriter, conn: Connection) -> None:
+        self.pipelines, self.writer, self.conn = made, writer, conn
 
-    async def write(self, seconds: float) -> None:
-        """Events of this second in this second."""
+    @property
+    def pipeline(self) -> Pipeline:
+        """The only merger, or the first."""
+        return self.pipelines[0]
+
+    async def write(self, seconds: float, over: asyncio.Event | None = None) -> None:
+        """Events of this second in this second, for so long or until it is over."""
         until = time.monotonic() + seconds
         stream = self.writer.stream
-        while time.monotonic() < until:
+        while time.monotonic() < until and not (over is not None and over.is_set()):
             due = (time.time_ns() // 1_000 - stream.start_us) * RATE // 1_000_000 - stream.made
             if due > 0:
                 await self.writer.write(stream.next(due))
@@ -62,23 +67,29 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def running(server: EmbeddedPostgres, folder: Path) -> AsyncIterator[Rig]:
+async def running(server: EmbeddedPostgres, folder: Path, mergers: int = 1) -> AsyncIterator[Rig]:
     hot = [await fresh_database(server, "gatherer_hot") for _ in range(3)]
     production = await fresh_database(server, "production")
     writer = HotWriter(HotStream(20, RATE, start_us=time.time_ns() // 1_000), hot)
     await writer.open()
     made = Recordings(Stream([], [], []), hot, [], [])
-    chosen = settings(
-        made, production, folder / "lake", final=False, window_ms=1_000, grace_ms=1_000, poll_ms=50
-    )
-    working = pipeline(chosen)
-    task = asyncio.create_task(working.run())
+    working = [
+        pipeline(
+            settings(
+                made, production, folder / "lake", final=False, window_ms=1_000, grace_ms=1_000,
+                poll_ms=50, merge_shards=mergers, merge_shard=n if mergers > 1 else 0,
+            )
+        )
+        for n in range(1, mergers + 1)
+    ]  # fmt: skip
+    tasks = [asyncio.create_task(each.run()) for each in working]
     conn = await connect(production)
     try:
         yield Rig(working, writer, conn)
     finally:
-        await working.stop()
-        await asyncio.wait_for(task, 30)
+        for each in working:
+            await each.stop()
+        await asyncio.wait_for(asyncio.gather(*tasks), 30)
         await conn.close()
         await writer.close()
 
@@ -120,12 +131,14 @@ async def test_live_rows_come_early_and_go_when_the_tape_has_them(
         assert sum(r["windows"] for r in closed) == rig.pipeline.publisher.standing.windows
 
 
+@pytest.mark.parametrize("mergers", [1, 2])
 async def test_live_rows_go_on_while_an_hour_is_exported(
-    postgres_server: EmbeddedPostgres, tmp_path: Path
+    postgres_server: EmbeddedPostgres, tmp_path: Path, mergers: int
 ) -> None:
-    """A busy hour takes a minute or more: nobody sees the tape, or the live rows, stand still."""
-    newest = "SELECT coalesce(max(exchange_ts), 'epoch') > $1 FROM live_delta"
-    async with running(postgres_server, tmp_path) as rig:
+    """A busy hour takes a minute or more: the live rows do not stand still meanwhile, neither those
+    of the merger that exports nor those of the one that waits for it."""
+    newest = f"SELECT count(DISTINCT shard) = {mergers} FROM live_delta WHERE exchange_ts > $1"
+    async with running(postgres_server, tmp_path, mergers) as rig:
         export, held, go_on = rig.pipeline.exporter.export, asyncio.Event(), asyncio.Event()
 
         async def slow(*given: Any, **more: Any) -> Any:
@@ -134,20 +147,23 @@ async def test_live_rows_go_on_while_an_hour_is_exported(
             return await export(*given, **more)
 
         rig.pipeline.exporter.export = slow  # type: ignore[method-assign]
-        writing = asyncio.create_task(rig.write(8))
-        async with asyncio.timeout(30):
-            await held.wait()
-        windows = rig.pipeline.publisher.standing.windows
-        for _ in range(3):
-            now = datetime.now(UTC)
+        writing = asyncio.create_task(rig.write(120, go_on))
+        try:
+            async with asyncio.timeout(60):
+                await held.wait()
+            await asyncio.sleep(0.5)  # the other has come to this moment, too
+            windows = [each.publisher.standing.windows for each in rig.pipelines]
+            for _ in range(3):
+                now = datetime.now(UTC)
 
-            async def is_there(since: datetime = now) -> bool:
-                return bool(await rig.conn.fetchval(newest, since))
+                async def is_there(since: datetime = now) -> bool:
+                    return bool(await rig.conn.fetchval(newest, since))
 
-            await rig.until(is_there, 5)
-        assert rig.pipeline.publisher.standing.windows == windows, "the export has production"
-        assert not writing.done(), "there is nothing to see if nothing is written"
-        go_on.set()
+                await rig.until(is_there)
+            stood = [each.publisher.standing.windows for each in rig.pipelines]
+            assert stood == windows, "the export has production"
+        finally:
+            go_on.set()
         await writing
         await rig.writer.finish()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,12 @@ async def test_a_closed_hour_has_every_table(production: str, lake: Path) -> Non
     """What production has of the hour is in the lake, and a version lists it."""
     line = await Line(production, lake).open()
     await line.publish(window_output(0, ["A", "B"]), window_output(1, ["A", "C"], 4))
+    told: list[str] = []
+    line.exporter.progress = lambda: told.append(threading.current_thread().name)
     commit = await line.export()
     assert commit.version.version == 1
+    assert len(told) >= 7, "each table feeds the watchdog, the changes with each slice and part"
+    assert set(told) == {threading.current_thread().name}, "on the event loop, nowhere else"
     assert commit.version.watermark_us == T0 + 2 * WINDOW_US
     rows = {o.table: o.rows for o in commit.version.objects}
     coverage = rows.pop("coverage")

@@ -99,10 +99,14 @@ async def test_an_hour_of_production_is_read_whole(
     for rows in (inside, borders):
         rows["market_seq"] += len(inside) * (rows is borders)
         await copy_in(conn, tape_rows.DELTA_COPY, pack_rows(tape_rows.DELTA_COPY, rows))
-    made = await delta_parts(conn, T0, NAMES)
+    parts_done: list[int] = []
+    made = await delta_parts(conn, T0, NAMES, lambda: parts_done.append(1))
+    slices = len(parts_done)
+    assert slices > 10, "each slice is told: an hour may take minutes"
     whole = await hours.hour_rows(conn, tape_rows.DELTA_COPY, T0, MERGED_ROW)
     assert made.num_rows == len(whole) == 1_502
     assert encode(SPEC, T0, made) == encode(SPEC, T0, deltas_table(whole, NAMES))
+    assert len(parts_done) > slices, "and each part of rows, wherever it is made"
     empty = await delta_parts(conn, T0 + 5 * HOUR_US, NAMES)
     assert (empty.num_rows, list(empty)) == (0, [])
     await conn.close()

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from gatherer import history as module
-from gatherer.history import History, history_row
+from gatherer.history import History, HistoryRow, history_row
 from runtime.embedded import EmbeddedPostgres
 
 
@@ -52,6 +52,24 @@ async def test_history_keeps_one_row_for_each_content_over_restarts(dsn: str) ->
     assert await connection.fetchval("SELECT count(*) FROM event_history") == 1
     assert await connection.fetchval("SELECT count(*) FROM series_history") == 1
     await connection.close()
+
+
+async def test_a_stop_in_the_middle_of_a_write_is_heard(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write ends with nothing left, and takes back the word that there is something to do."""
+    history, values = History(dsn), module._values
+
+    def stopped_meanwhile(row: HistoryRow) -> Any:
+        history._stopping.set()
+        history._wake.set()
+        return values(row)
+
+    monkeypatch.setattr(module, "_values", stopped_meanwhile)
+    task = asyncio.create_task(history.run())
+    history.offer(history_row("market", "A", "active", _market("A"), 1))
+    await asyncio.wait_for(task, 20)
+    assert (history.pending, history.rows_written) == (0, 1)
 
 
 async def test_rows_wait_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

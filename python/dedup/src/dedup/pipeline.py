@@ -369,13 +369,16 @@ class Pipeline:
         if time.monotonic() - self._export_tried_s < EXPORT_RETRY_S:
             return
         standing = self.publisher.standing
-        level = await self._level(standing, final=final)
+        asked = self._level(standing, final=final)
+        if not self.together.share.alone:  # others may have to be waited for
+            asked = self._reading_on(arbiter, asked)
+        level = await asked
         if level is None or (not final and not self.exporter.due(level.closed_to_us)):
             return
         if not self.exporter.hours_waiting and final:
             return
         await self.publishing.settled()  # an export has the connection and the tape to itself
-        began_s, patience_s = time.monotonic(), float(self._settings.patience_s)
+        began_s = time.monotonic()
         conn = await self.publisher.connection()
         try:
             with broken_once_failed(conn):
@@ -383,16 +386,10 @@ class Pipeline:
                 async with self.together.by_itself(conn):
                     if not self.together.share.alone:  # what is dirty now stays so until noted
                         await self.exporter.look_again(conn)
-                    await reading_on(
-                        self.exporter.export(
-                            conn, level.closed_to_us, level.received_ns_max, names, final=final
-                        ),
-                        arbiter,
-                        self.readers,
-                        self._reads,
-                        patience_s,
-                        self.tally.read,
+                    work = self.exporter.export(
+                        conn, level.closed_to_us, level.received_ns_max, names, final=final
                     )
+                    await self._reading_on(arbiter, work)
         except (StorageError, LakeError, *_BROKEN) as error:
             if conn.is_closed():
                 raise  # production went, not the lake: begun again from it, this export comes first
@@ -405,6 +402,13 @@ class Pipeline:
         told = self.exporter.told()
         self._health.set("lake", "degraded" if told else "ok", told)
         self._metrics.histogram("export_seconds").observe(time.monotonic() - began_s)
+
+    async def _reading_on(self, arbiter: Arbiter, work: Coroutine[Any, Any, T]) -> T:
+        """The outcome of something that nothing is decided beside; readers and live path go on."""
+        patience_s = float(self._settings.patience_s)
+        return await reading_on(
+            work, arbiter, self.readers, self._reads, patience_s, self.tally.read
+        )
 
     async def _names(self, conn: asyncpg.Connection) -> Mapping[int, str]:
         """The tickers of all markets of the tape."""

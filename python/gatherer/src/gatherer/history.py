@@ -155,7 +155,8 @@ class History:
             self._note("")
             while not self._stopping.is_set():
                 await self._write(connection)
-                await self._wake.wait()
+                if not self._stopping.is_set():  # a stop may have come while it wrote
+                    await self._wake.wait()
             while self._pending:
                 await self._write(connection)
         finally:
