@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pyarrow as pa
 import pytest
 from moto import mock_aws
 
 from kalshilake import paths, tables
+from kalshilake.objects import ObjectReader
+from kalshilake.row_groups import row_groups
 from kalshilake.s3 import S3Store
 from kalshilake.store import LocalStore, StoredObject, open_store
 from kalshilake.write import commit_version, load_head, write_hour
 from marketdata.errors import LakeError, StorageError
+from marketdata.rows import MERGED_ROW
+from tests.lake_rows import HOUR
 
 
 @pytest.fixture
@@ -114,3 +120,36 @@ def test_an_hour_and_a_version_are_written_as_to_a_directory(store: S3Store) -> 
     assert head.version.objects == (record,)
     with store.open(record.key) as f:
         assert isinstance(f, pa.NativeFile)
+
+
+def test_one_of_many_markets_is_read_with_few_bytes_and_few_requests(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies together is one request, and what nobody asked for is none."""
+    monkeypatch.setattr("kalshilake.encode.row_groups", partial(row_groups, least=500))
+    markets, each = 20, 2_000
+    rows = np.zeros(markets * each, MERGED_ROW)
+    rows["market_id"] = np.repeat(np.arange(1, markets + 1), each)
+    rows["epoch"], rows["sources"] = 1, 7
+    rows["market_seq"] = np.tile(np.arange(1, each + 1), markets)
+    rows["exchange_us"] = HOUR + rows["market_seq"] * 1_000 + rows["market_id"]
+    rows["received_ns"] = rows["exchange_us"] * 1_000
+    rng = np.random.default_rng(3)
+    rows["price"] = 10_000 * rng.integers(1, 99, len(rows))
+    rows["delta"] = rng.integers(1, 10**6, len(rows))
+    names = {n: f"KX-{n:03}" for n in range(1, markets + 1)}
+    made = tables.deltas_table(rows, names)
+    record = write_hour(store, "orderbook_deltas", HOUR, made, watermark_us=HOUR + 1)
+    assert record.row_groups == markets
+    asked: list[int] = []
+    ranged = S3Store._range
+
+    def counted(self: S3Store, key: str, offset: int, length: int, how: dict[str, str]) -> bytes:
+        asked.append(length)
+        return ranged(self, key, offset, length, how)
+
+    monkeypatch.setattr(S3Store, "_range", counted)
+    found = ObjectReader(store).read(record, markets=["KX-007"])
+    assert found.num_rows == each
+    assert sum(asked) < record.bytes / markets * 1.5 + record.footer_bytes
+    assert len(asked) <= 3, "the footer, and the row group"

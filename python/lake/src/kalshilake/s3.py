@@ -24,7 +24,6 @@ from kalshilake.store import Body, StoredObject, check_key, check_size, pieces
 from marketdata.errors import LakeError, StorageError
 
 ATTEMPTS: Final = 8
-READ_AHEAD_BYTES: Final = 1 << 20
 _ABSENT: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 _TAKEN: Final = frozenset({"PreconditionFailed", "412"})
 
@@ -124,7 +123,11 @@ class S3Store:
             self._refused(prefix, e)
 
     def open(self, key: str) -> pa.NativeFile:
-        """Ranged reads of one state of the object: one that was replaced meanwhile is refused."""
+        """Ranged reads of one state of the object: one that was replaced meanwhile is refused.
+
+        Each read is one request for just these bytes: whoever reads much at once says so
+        (`pre_buffer` of pyarrow joins what lies together).
+        """
         try:
             head = self._client.head_object(Bucket=self._bucket, Key=self._full(key))
         except (ClientError, BotoCoreError) as e:
@@ -134,7 +137,7 @@ class S3Store:
             lambda offset, length: self._range(key, offset, length, condition),
             int(head["ContentLength"]),
         )
-        return pa.PythonFile(io.BufferedReader(reader, READ_AHEAD_BYTES), mode="r")
+        return pa.PythonFile(reader, mode="r")
 
     def _full(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -148,7 +151,7 @@ class S3Store:
 
 
 class _RangeReader(io.RawIOBase):
-    """Random reading by ranged gets; the buffer above it makes small reads cheap."""
+    """Random reading by ranged gets."""
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
         super().__init__()
