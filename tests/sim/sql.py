@@ -174,6 +174,7 @@ class SimConnection:
         self.tx: Tx | None = None
         self.broken = False
         self.committing = False  # a COMMIT is on its way
+        self.listeners: list[Callable[[Any], None]] = []
         server.connections.append(self)
         process.on_death.append(self._died)
 
@@ -329,6 +330,13 @@ class SimConnection:
         rows = [tuple(row) for row in records]
         await self._ask("records", f"COPY {table}", (table, rows, tuple(columns)))
 
+    def add_termination_listener(self, callback: Callable[[Any], None]) -> None:
+        self.listeners.append(callback)
+
+    def remove_termination_listener(self, callback: Callable[[Any], None]) -> None:
+        if callback in self.listeners:
+            self.listeners.remove(callback)
+
     def is_closed(self) -> bool:
         return self.broken
 
@@ -337,6 +345,9 @@ class SimConnection:
 
     def terminate(self) -> None:
         self.broken = True
+        listeners, self.listeners = self.listeners, []
+        for each in listeners:
+            each(self)
         self.drop_transaction(self.server.rng.choice((0.0, 0.0, 0.3, 2.0)))
         if self in self.server.connections:
             self.server.connections.remove(self)
