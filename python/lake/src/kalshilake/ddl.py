@@ -64,8 +64,12 @@ def projection(location: str) -> dict[str, str]:
         found[f"projection.{key}.range"] = f"{first},{last}"
         if digits != len(str(first)):
             found[f"projection.{key}.digits"] = str(digits)
-    template = "/".join(f"{key}=${{{key}}}" for key in PARTITIONS)
-    return {**found, "storage.location.template": f"{location}{template}/"}
+    return {**found, "storage.location.template": _template(location)}
+
+
+def _template(location: str) -> str:
+    """The folder of a partition, with its keys as `${key}`."""
+    return location + "/".join(f"{key}=${{{key}}}" for key in PARTITIONS) + "/"
 
 
 def ddl(engine: str, lake: str, schema: str = "kalshi") -> str:
@@ -107,13 +111,12 @@ def _trino(spec: TableSpec, location: str, schema: str) -> str:
         if digits != len(str(first)):
             projected += f", partition_projection_digits = {digits}"
         columns.append(f"  {_quoted(key)} integer WITH ({projected})")
-    template = location + "/".join(f"{key}=${{{key}}}" for key in PARTITIONS) + "/"
     keys = ", ".join(f"'{key}'" for key in PARTITIONS)
     return (
         f"CREATE TABLE IF NOT EXISTS hive.{schema}.{spec.name} (\n" + ",\n".join(columns) + "\n)\n"
         f"WITH (\n  external_location = '{location}',\n  format = 'PARQUET',\n"
         f"  partitioned_by = ARRAY[{keys}],\n  partition_projection_enabled = true,\n"
-        f"  partition_projection_location_template = '{template}'\n);"
+        f"  partition_projection_location_template = '{_template(location)}'\n);"
     )
 
 

@@ -123,13 +123,13 @@ def encode_into(file: IO[bytes], spec: TableSpec, hour_us: int, rows: Parts) -> 
         LakeError: rows that do not fit the table or its hour, or parts that are not in order.
     """
     seen = _Seen()
-    prints: list[Future[bytes]] = []
+    prints: list[bytes] = []
     sink = _Hashing(file)
     with _beside() as beside, _writer(spec, sink) as writer:
         for group in row_groups(_in_order(spec, hour_us, rows, seen), ROW_GROUP_ROWS):
-            prints.append(beside.submit(fingerprint, group))
+            hashed = beside.submit(fingerprint, group)
             writer.write_table(_coded(spec, group), row_group_size=ROW_GROUP_ROWS)
-            prints[-1].result()  # one group at a time is in memory
+            prints.append(hashed.result())  # one group at a time is in memory
         certificate = {
             "table": spec.name,
             "hour_us": hour_us,
@@ -139,8 +139,7 @@ def encode_into(file: IO[bytes], spec: TableSpec, hour_us: int, rows: Parts) -> 
             "body_sha256": sink.sha256.hexdigest(),
         }
         writer.add_key_value_metadata({CERTIFICATE: canonical(certificate).decode().strip()})
-    wanted = [each.result() for each in prints]
-    _read_back(spec, file, wanted, seen.rows, paths.object_key(spec.name, hour_us))
+    _read_back(spec, file, prints, seen.rows, paths.object_key(spec.name, hour_us))
     return _record(spec, hour_us, seen, file, sink, len(prints))
 
 

@@ -52,7 +52,7 @@ class Stretch:
     ends: Ints  # how many of them each moment has
 
 
-def _named(lake: Lake, market: Markets) -> list[str]:
+def named(lake: Lake, market: Markets) -> list[str]:
     """The markets that are asked for, in order."""
     if market is None:
         return lake.coverage_map().markets
@@ -125,7 +125,7 @@ def books(
     if depth < 1:
         raise LakeError(f"a depth of {depth} shows nothing", hint="1 is the best level only")
     step, parts = step_us(every), []
-    for name in _named(lake, market):
+    for name in named(lake, market):
         spans = spans_of(lake, name, start, end, on_gap)
         for span, epoch, times in _groups(lake, name, spans, step, on_gap):
             if epoch is None:
@@ -241,7 +241,7 @@ def quotes(
 ) -> pa.Table:
     """See `Lake.quotes`."""
     parts = [QUOTES.empty_table()]
-    for name in _named(lake, market):
+    for name in named(lake, market):
         spans = spans_of(lake, name, start, end, "column" if on_gap == "ignore" else on_gap)
         for span in spans:
             if span.status == "complete":

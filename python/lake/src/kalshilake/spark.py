@@ -26,7 +26,7 @@ from kalshilake.ddl import hive_type
 from kalshilake.moments import Every, Moment
 from kalshilake.read import Lake, Markets, OnGap, open_lake
 from kalshilake.schema import LEVELS, TIME, spec_of
-from kalshilake.series import BOOKS
+from kalshilake.series import BOOKS, named
 from kalshilake.verify import verify as verify_alone
 from marketdata.errors import LakeError
 
@@ -153,10 +153,7 @@ def _spread(
 ) -> Any:
     """What `ask` gives of each market."""
     lake = open_lake(location, version)
-    if market is None:
-        names = lake.coverage_map().markets
-    else:
-        names = [market] if isinstance(market, str) else sorted(set(market))
+    names = named(lake, market)
     if not names:
         return session.createDataFrame([], _ddl(schema))
     tasks = session.createDataFrame([(n,) for n in names], "market_ticker string")

@@ -36,7 +36,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kalshilake.exports.stretches import ProvenStretch, stretches
+from kalshilake.exports.stretches import ProvenStretch, of_yes, stretches
 from kalshilake.exports.target import known, new_file
 from kalshilake.moments import Moment
 from kalshilake.read import Lake, OnGap
@@ -190,12 +190,12 @@ def _depth_rows(found: ProvenStretch) -> list[Rows]:
     at = found.from_us
     levels = [(side, price, size) for side in (0, 1) for price, size in found.base.levels(side)]
     side, price, size = np.array(levels, np.int64).reshape(-1, 3).T
-    snapshot = Rows.of(SNAPSHOT | _SIDES[side], at, at, _of_yes(side, price), size)
+    snapshot = Rows.of(SNAPSHOT | _SIDES[side], at, at, of_yes(side, price), size)
     changes = Rows.of(
         DEPTH | _SIDES[found.side],
         found.exchange_us,
         found.received_us,
-        _of_yes(found.side, found.price),
+        of_yes(found.side, found.price),
         found.size,
     )
     resets = np.flatnonzero(found.reset)
@@ -217,7 +217,3 @@ def _trade_rows(lake: Lake, market: str, a: int, b: int, on_gap: OnGap) -> Rows:
         units_of(found.column("yes_price")),
         units_of(found.column("count")),
     )
-
-
-def _of_yes(side: Ints, price: Ints) -> Ints:
-    return np.where(side == 1, PRICE_SCALE - price, price)

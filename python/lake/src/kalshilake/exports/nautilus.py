@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kalshilake.exports.stretches import ProvenStretch, stretches
+from kalshilake.exports.stretches import ProvenStretch, of_yes, stretches
 from kalshilake.exports.target import known, new_file
 from kalshilake.moments import Moment
 from kalshilake.read import Lake, OnGap
@@ -157,11 +157,11 @@ def _book(found: ProvenStretch) -> list[dict[str, Ints]]:
     action = np.where(found.reset, CLEAR, np.where(gone, DELETE, UPDATE))
     return [
         _rows(CLEAR, NO_SIDE, 0, 0, clear, at, at),
-        _rows(ADD, _side_of_yes(side), _of_yes(side, price), size, flags, at, at),
+        _rows(ADD, _side_of_yes(side), of_yes(side, price), size, flags, at, at),
         _rows(
             action,
             np.where(found.reset, NO_SIDE, _side_of_yes(found.side)),
-            np.where(found.reset, 0, _of_yes(found.side, found.price)),
+            np.where(found.reset, 0, of_yes(found.side, found.price)),
             found.size,
             LAST,
             found.exchange_us,
@@ -172,10 +172,6 @@ def _book(found: ProvenStretch) -> list[dict[str, Ints]]:
 
 def _side_of_yes(side: Ints) -> Ints:
     return np.where(side == 1, SELL, BUY)
-
-
-def _of_yes(side: Ints, price: Ints) -> Ints:
-    return np.where(side == 1, PRICE_SCALE - price, price)
 
 
 def _decimals(*prices: Ints) -> int:

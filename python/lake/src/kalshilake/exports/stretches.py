@@ -33,6 +33,7 @@ from kalshilake.series import edges_of, spans_of, stretch_of
 from kalshilake.tables import times_us
 from marketdata.book import Book
 from marketdata.errors import LakeError
+from marketdata.units import PRICE_SCALE
 
 Ints = npt.NDArray[Any]
 
@@ -144,6 +145,11 @@ def sizes_after(base: Book, events: EpochEvents) -> Ints:
     if (size < 0).any():
         raise LakeError("a book has a level below zero", hint="tape verify tells where")
     return size
+
+
+def of_yes(side: Ints, price: Ints) -> Ints:
+    """Prices as those of YES: a bid for NO is an offer of YES at one dollar less its price."""
+    return np.where(side == 1, PRICE_SCALE - price, price)
 
 
 def _received(lake: Lake, market: str, epoch: int, events: EpochEvents) -> Ints:
