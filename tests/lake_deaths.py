@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kalshilake.store import Body, LocalStore
@@ -27,6 +28,11 @@ class Dying(LocalStore):
     def put_if_absent(self, key: str, body: bytes) -> bool:
         self._live()
         return super().put_if_absent(key, body)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:  # it may die between any two
+            self._live()
+            super().delete([key])
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -4,7 +4,8 @@ Every `LocalStore(path)` is an S3Store then, on a bucket of a server in this pro
 beside it holds the same objects, so that tests that look at files or change them go on working
 (what they changed is brought to the bucket before the next call). The verifier reads the bucket
 through pyarrow. Every request is recorded as the IAM action that it needs: one that the
-deduplicator's role does not have fails the run, and so does a run that made no request.
+deduplicator's role does not have fails the run, and so does a run that made no request. What only
+`tape compact` does, deleting, goes out under another key and must be that action and no other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import parse_qs
@@ -32,7 +33,9 @@ from kalshilake.store import Body, StoredObject
 
 BUCKET: Final = "kalshi-data-test"
 GRANTED: Final = frozenset({"s3:PutObject", "s3:GetObject", "s3:ListBucket"})
-OWNER, ROLE = "owner", "role"  # access keys: of the tests themselves, and of the product
+DELETES: Final = frozenset({"s3:DeleteObject"})
+# Access keys: of the tests themselves, of the services, and of whoever may delete.
+OWNER, ROLE, COMPACTS = "owner", "role", "compacts"
 NATIVE: Final = stores.LocalStore
 HELPERS: Final = ("kalshilake.store", "tests.lake_world", "tests.lake_tamper", "tests.lake_rows")
 # Tests of a directory as a directory, and those that have an S3 of their own in this process.
@@ -50,6 +53,8 @@ def action_of(method: str, path: str, query: str) -> str:
         return "s3:GetObject"
     if is_object and plain and method == "PUT":
         return "s3:PutObject"
+    if not is_object and method == "POST" and asked == {"delete"}:
+        return "s3:DeleteObject"
     if not is_object and (method == "HEAD" or (method == "GET" and "list-type" in asked)):
         return "s3:ListBucket"
     return f"{method} {path}?{query}"
@@ -59,14 +64,14 @@ class Recording:
     """The server's application with every request of the role written down."""
 
     def __init__(self) -> None:
-        self.actions: Counter[str] = Counter()
+        self.actions: dict[str, Counter[str]] = {ROLE: Counter(), COMPACTS: Counter()}
         self._app = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        if f"Credential={ROLE}/" in environ.get("HTTP_AUTHORIZATION", ""):
-            self.actions[
-                action_of(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"])
-            ] += 1
+        for key, actions in self.actions.items():
+            if f"Credential={key}/" in environ.get("HTTP_AUTHORIZATION", ""):
+                told = (environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"])
+                actions[action_of(*told)] += 1
         made: Iterable[bytes] = self._app(environ, start)
         return made
 
@@ -81,6 +86,7 @@ class Server:
         self._thread.start()
         self.address = f"127.0.0.1:{self._server.server_port}"
         self.owner, self.role = self.client(OWNER), self.client(ROLE)
+        self.compacts = self.client(COMPACTS)
         self.owner.create_bucket(Bucket=BUCKET)
 
     def client(self, key: str) -> Any:
@@ -161,6 +167,14 @@ class S3Root(S3Store):
                 self._mirror(key)
             return won
 
+    def delete(self, keys: Sequence[str]) -> None:
+        with self.lock:
+            self.push()
+            S3Store(BUCKET, self.prefix, self.server.compacts).delete(keys)
+            for key in keys:
+                (self.root / key).unlink(missing_ok=True)
+                self.pushed[self.prefix].pop(key, None)
+
     def _mirror(self, key: str) -> None:
         reply = self.server.owner.get_object(Bucket=BUCKET, Key=f"{self.prefix}/{key}")
         path = self.root / key
@@ -222,22 +236,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [i for i in items if i not in left]
 
 
-def _actions() -> Counter[str]:
-    return S3Root.server.recording.actions if hasattr(S3Root, "server") else Counter()
+def _actions(key: str) -> Counter[str]:
+    return S3Root.server.recording.actions[key] if hasattr(S3Root, "server") else Counter()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    actions = _actions()
-    if session.exitstatus == 0 and (not actions or actions.keys() - GRANTED):
+    actions, deletes = _actions(ROLE), _actions(COMPACTS)
+    refused = actions.keys() - GRANTED | deletes.keys() - DELETES
+    if session.exitstatus == 0 and (not actions or refused):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    actions = _actions()
     terminalreporter.section("requests to S3, by IAM action")
-    for action, n in sorted(actions.items()):
-        told = "" if action in GRANTED else "   NOT GRANTED"
-        terminalreporter.write_line(f"{n:8,} {action}{told}")
-    if not actions:
+    for key, granted in ((ROLE, GRANTED), (COMPACTS, DELETES)):
+        for action, n in sorted(_actions(key).items()):
+            told = "" if action in granted else "   NOT GRANTED"
+            whom = "" if key == ROLE else "   (tape compact alone)"
+            terminalreporter.write_line(f"{n:8,} {action}{whom}{told}")
+    if not _actions(ROLE):
         terminalreporter.write_line("none at all: nothing was tested")

@@ -87,7 +87,7 @@ def replace_bytes(root: Path, key: str, body: bytes, fix: int) -> None:
 
     edit_version(newest(root), update, sealed=fix >= 2)
     if fix >= 3:
-        beside = root / key.replace(key.rpartition("/")[2], f"_manifest-{key[-13:-11]}.json")
+        beside = root / paths.hour_manifest_key(*paths.parse_object_key(key))
         record = json.loads(beside.read_bytes())
         record["object"].update(told)
         beside.write_bytes(canonical(record))
@@ -95,7 +95,7 @@ def replace_bytes(root: Path, key: str, body: bytes, fix: int) -> None:
 
 def rewrite(root: Path, key: str, edit: Edit, fix: int) -> None:
     """Read an object, change its rows, write it back as pyarrow would, or better."""
-    table, hour = paths.parse_object_key(key)
+    table, hour, _ = paths.parse_object_key(key)
     rows = edit(pq.read_table(root / key, partitioning=None))
     if fix < 4:
         sink = pa.BufferOutputStream()

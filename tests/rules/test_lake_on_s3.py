@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lake_on_s3 import GRANTED, action_of
+from tests.lake_on_s3 import DELETES, GRANTED, action_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,13 +26,15 @@ ROOT = Path(__file__).resolve().parents[2]
         ("PUT", "/b/lake/a.parquet", "partNumber=1", "PUT /b/lake/a.parquet?partNumber=1"),
         ("GET", "/b", "versions", "GET /b?versions"),
         ("PUT", "/b", "", "PUT /b?"),
+        ("POST", "/b", "delete", "s3:DeleteObject"),
     ],
 )
 def test_each_request_is_told_by_the_action_it_needs(
     method: str, path: str, query: str, action: str
 ) -> None:
     assert action_of(method, path, query) == action
-    assert (action in GRANTED) == action.startswith("s3:")
+    assert (action in GRANTED | DELETES) == action.startswith("s3:")
+    assert not GRANTED & DELETES
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,16 @@ def test_each_request_is_told_by_the_action_it_needs(
     [
         ("LocalStore(tmp_path).put('a', b'x')", 0, "1 s3:PutObject"),
         ("s3_server.role.delete_object(Bucket='kalshi-data-test', Key='a')", 1, "NOT GRANTED"),
+        (
+            "LocalStore(tmp_path).put('a', b'x'); LocalStore(tmp_path).delete(['a'])",
+            0,
+            "1 s3:DeleteObject   (tape compact alone)",
+        ),
+        (
+            "LocalStore(tmp_path).put('a', b'x'); s3_server.compacts.list_buckets()",
+            1,
+            "NOT GRANTED",
+        ),
         ("pass", 1, "nothing was tested"),
     ],
 )

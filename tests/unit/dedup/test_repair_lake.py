@@ -7,11 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dedup.repair_lake import Noted, listed_again, lost, record_of
-from kalshilake import paths
+from dedup.repair_lake import Noted, listed_again, lost, record_of, stored_body
+from kalshilake import compact, paths
 from kalshilake.store import LocalStore
 from kalshilake.tables import records_table
-from kalshilake.write import write_hour
+from kalshilake.write import commit_version, read_hour_record, write_hour
+from marketdata.errors import LakeError
 
 HOUR = 1_771_945_200_000_000
 
@@ -57,3 +58,22 @@ def test_no_list_of_other_bytes(store: LocalStore, tmp_path: Path) -> None:
     assert listed_again(store, [other]) is None
     (tmp_path / paths.hour_manifest_key("markets", HOUR)).write_bytes(b"{")
     assert listed_again(store, [found]) is None
+
+
+def test_an_hour_that_was_joined_with_others_is_not_lost(store: LocalStore, tmp_path: Path) -> None:
+    """Its bytes lie elsewhere then (kalshilake.compact); where they do not, it is lost indeed."""
+    day = HOUR // compact.US_PER_DAY * compact.US_PER_DAY
+    items = [written(store, day + n * paths.US_PER_HOUR) for n in range(3)]
+    records = [r for n in range(3) if (r := read_hour_record(store, "markets", items[n].hour_us))]
+    commit_version(store, records, watermark_us=day + 9 * compact.US_PER_DAY)
+    bodies = [store.get(item.key) for item in items]
+    assert compact.compact(store, day + compact.US_PER_DAY).removed == 3
+    assert lost(store, items) == []
+    assert [stored_body(store, item) for item in items] == bodies
+    assert [r.key for r in listed_again(store, items) or []] == [item.key for item in items]
+    (tmp_path / paths.superseded_key(items[1].sha256)).unlink()
+    assert lost(store, items) == [items[1]]
+    with pytest.raises(LakeError):
+        stored_body(store, items[1])
+    (tmp_path / paths.object_key("markets", day, 24)).unlink()
+    assert lost(store, items) == items, "a copy of former bytes alone is no object of the lake"

@@ -29,7 +29,7 @@ def forge(root: Path, edit, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Change coverage rows, written by a writer that does not look at them."""
     write_world(root, two_epochs())
     key = tamper.keys_of(root, "coverage")[0]
-    monkeypatch.setattr(encode, "_check_coverage", lambda rows, hour_us: None)
+    monkeypatch.setattr(encode, "_check_coverage", lambda rows: None)
 
     def change(rows: pa.Table) -> pa.Table:
         made = rows.to_pylist()

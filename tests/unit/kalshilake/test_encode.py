@@ -15,7 +15,7 @@ import pytest
 
 from kalshilake import encode as module
 from kalshilake import paths, tables
-from kalshilake.encode import encode, fingerprint
+from kalshilake.encode import encode
 from kalshilake.schema import ROW_GROUP_ROWS, TABLES
 from marketdata.errors import LakeError
 from tests.lake_rows import HOUR, capture_deltas
@@ -116,53 +116,6 @@ def _changed(table: pa.Table, name: str) -> pa.Table:
     return table.set_column(at, table.schema.field(name), pa.array(values, table.schema.types[at]))
 
 
-@pytest.mark.parametrize("name", SPEC.schema.names)
-def test_a_fingerprint_sees_every_column(name: str) -> None:
-    """The comparison of what was written with what is read must not pass over a column."""
-    table = rows(40)
-    if len(set(table.column(name).to_pylist())) == 1:  # the same everywhere: change it all
-        first = table.column(name)[0].as_py()
-        other = {int: lambda v: v + 1, str: lambda v: v + "x"}[type(first)](first)
-        at = table.schema.get_field_index(name)
-        column = pa.array([other] * 40, table.schema.types[at])
-        changed = table.set_column(at, table.schema.field(name), column)
-    else:
-        changed = _changed(table, name)
-    assert fingerprint(changed) != fingerprint(table)
-
-
-def test_a_fingerprint_is_of_the_values_only() -> None:
-    """However Arrow holds them: chunks, offsets, what stands under a null."""
-    table = rows(400)
-    again = pa.concat_tables([table.slice(0, 123), table.slice(123)])
-    assert fingerprint(again) == fingerprint(table)
-    padded = pa.concat_tables([rows(3), table]).slice(3)
-    assert fingerprint(padded) == fingerprint(table)
-    values = pa.array([None, b"b", None], pa.binary()).cast(pa.string())
-    other = pa.array(["", "b", "c"]).filter(pa.array([True, True, True]))
-    masked = pa.Array.from_buffers(
-        pa.string(), 3, [pa.py_buffer(bytes([0b010])), *other.buffers()[1:]]
-    )
-    one, two = (pa.table({"a": column}) for column in (values, masked))
-    assert one.equals(two)
-    assert fingerprint(one) == fingerprint(two)
-    assert fingerprint(one) != fingerprint(pa.table({"a": pa.array(["", "b", ""])}))
-
-
-def test_books_have_fingerprints_too() -> None:
-    """Lists of levels: another size, another split between two rows, none instead of empty."""
-    kind = pa.list_(pa.struct([("price", pa.int32()), ("size", pa.int64())]))
-
-    def made(books: list[list[tuple[int, int]] | None]) -> bytes:
-        named = [b and [{"price": p, "size": s} for p, s in b] for b in books]
-        return fingerprint(pa.table({"yes": pa.array(named, kind)}))
-
-    first = made([[(1, 5), (2, 6)], [(3, 7)]])
-    assert made([[(1, 5), (2, 6)], [(3, 7)]]) == first
-    assert len({first, made([[(1, 5)], [(2, 6), (3, 7)]]), made([[(1, 5), (2, 8)], [(3, 7)]])}) == 3
-    assert made([[], []]) != made([[], None])
-
-
 def _flip(table: pa.Table) -> pa.Table:
     return _changed(table, "price")
 
@@ -187,3 +140,22 @@ def test_coverage_in_parts_is_checked_as_one() -> None:
     two = tables.records_table("coverage", [{**base, "from_ts": HOUR + 5, "to_ts": HOUR + 20}])
     with pytest.raises(LakeError, match="overlaps"):
         encode(spec, HOUR, [one, two])
+
+
+@pytest.mark.parametrize("ticker", ["KX", "KX-{}"])
+def test_text_in_runs_is_coded_as_text_that_is_looked_up(ticker: str) -> None:
+    """Long runs, short ones, one value, none, nulls: the dictionary and its order are the same."""
+    rng = np.random.default_rng(1)
+    for length, values, run in (
+        (0, 1, 1),
+        (1, 1, 1),
+        (5_000, 1, 1),
+        (5_000, 4, 300),
+        (5_000, 3, 1),
+    ):
+        drawn = np.repeat(rng.integers(0, values, -(-length // run)), run)[:length]
+        column = pa.array([ticker.format(v) for v in drawn], pa.string())
+        for each in (column, pa.array([*column.to_pylist(), None], pa.string())):
+            assert module._run_coded(each).equals(each.dictionary_encode())
+    late = pa.array(["KX-A"] * 2_000 + [f"KX-{n}" for n in range(2_000)])  # short behind long ones
+    assert module._run_coded(late).equals(late.dictionary_encode())

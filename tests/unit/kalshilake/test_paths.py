@@ -23,8 +23,12 @@ def test_object_key_is_hive_partitioned_by_utc_day_and_named_by_the_hour() -> No
 def test_parse_object_key_is_the_inverse_and_refuses_every_other_name() -> None:
     """A key that is read as another hour would make a row vanish from the reads of its own."""
     key = paths.object_key("orderbook_deltas", HOUR)
-    assert paths.parse_object_key(key) == ("orderbook_deltas", HOUR)
+    assert paths.parse_object_key(key) == ("orderbook_deltas", HOUR, 1)
     for wrong in (
+        key.replace("-00.", "-24h."),  # 21 is no multiple of 24
+        key.replace("-00.", "-01h."),
+        key.replace("-00.", "-3h."),
+        key.replace("-00.", "-05h."),
         key.replace("T21", "T24"),
         key.replace("day=11", "day=12"),
         key.replace("orderbook_deltas", "orders"),
@@ -35,6 +39,21 @@ def test_parse_object_key_is_the_inverse_and_refuses_every_other_name() -> None:
     ):
         with pytest.raises(LakeError):
             paths.parse_object_key(wrong)
+
+
+def test_objects_of_several_hours_are_told_by_their_names() -> None:
+    """A name says which hours of a day it holds; a day is divided into equal parts."""
+    day = HOUR // (24 * paths.US_PER_HOUR) * (24 * paths.US_PER_HOUR)
+    for hours in paths.SPANS:
+        at = HOUR // (hours * paths.US_PER_HOUR) * (hours * paths.US_PER_HOUR)
+        key = paths.object_key("trades", at, hours)
+        assert paths.parse_object_key(key) == ("trades", at, hours)
+        assert key.endswith(f"-{hours:02d}h.parquet")
+    assert paths.hour_manifest_key("trades", day, 24).endswith("/day=11/_manifest-00-24h.json")
+    assert paths.object_key("trades", day) < paths.object_key("trades", day, 24)
+    for at, hours in ((HOUR, 24), (day, 48), (day, 5), (day, 0)):
+        with pytest.raises(LakeError, match="no part of a day"):
+            paths.object_key("trades", at, hours)
 
 
 def test_version_keys_sort_as_numbers_and_foreign_names_are_no_version() -> None:

@@ -153,3 +153,20 @@ def test_one_of_many_markets_is_read_with_few_bytes_and_few_requests(
     assert found.num_rows == each
     assert sum(asked) < record.bytes / markets * 1.5 + record.footer_bytes
     assert len(asked) <= 3, "the footer, and the row group"
+
+
+def test_delete_takes_away_what_is_there_and_minds_nothing_that_is_not(store: S3Store) -> None:
+    """More than one request has keys for, too."""
+    for n in range(1_003):
+        store.put(f"a/{n:04d}", b"x")
+    store.delete([*(f"a/{n:04d}" for n in range(1_001)), "a/never"])
+    assert [o.key for o in store.list("a/")] == ["a/1001", "a/1002"]
+
+
+def test_a_refused_delete_is_an_error(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 refuses single keys in an answer that is otherwise well."""
+    store.put("a", b"x")
+    refused = {"Errors": [{"Key": "some/lake/a", "Code": "AccessDenied"}]}
+    monkeypatch.setattr(store._client, "delete_objects", lambda **_: refused)
+    with pytest.raises(StorageError, match=r"a: .* refused: AccessDenied"):
+        store.delete(["a"])

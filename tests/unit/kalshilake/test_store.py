@@ -94,3 +94,13 @@ def test_open_store_takes_directories_and_refuses_other_schemes(tmp_path: Path) 
     assert open_store(tmp_path).location == str(tmp_path)
     with pytest.raises(LakeError, match="no place"):
         open_store("s4://bucket/x")
+
+
+def test_delete_takes_away_what_is_there_and_minds_nothing_that_is_not(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    for key in ("a/b", "a/c", "d"):
+        store.put(key, b"x")
+    store.delete(["a/b", "d", "never/there"])
+    assert [o.key for o in store.list("")] == ["a/c"]
+    with pytest.raises(LakeError, match="not a key inside"):
+        store.delete(["../a/c"])

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kalshilake import encode, paths, write
+from kalshilake import encode, joined, paths, write
 from kalshilake.schema import TABLES
 from kalshilake.store import Body, LocalStore, pieces
 from marketdata.errors import LakeError, StorageError
@@ -90,7 +90,7 @@ def test_an_hour_that_is_written_by_way_of_a_file_is_the_same(
     small = LocalStore(tmp_path / "memory")
     one = write.write_hour(small, SPEC.name, HOUR, table, watermark_us=0)
     monkeypatch.setattr(encode, "SPOOLED_BYTES", 1_000)
-    monkeypatch.setattr(write, "CHECK_BYTES", 1_000)
+    monkeypatch.setattr(joined, "CHECK_BYTES", 1_000)
     large = LocalStore(tmp_path / "file")
     again = [write.write_hour(large, SPEC.name, HOUR, table, watermark_us=0) for _ in range(2)]
     assert again == [one, one]

@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 
 from tape.book import book
 from tape.capture import capture
+from tape.compact import compact
 from tape.coverage import coverage
 from tape.ddl import ddl
 from tape.demo import demo
@@ -59,6 +60,7 @@ commands = (
     replay,
     verify,
     root,
+    compact,
     restore,
     repair,
 )

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dedup.publication import DAY_US
-from dedup.repair_lake import Noted, noted_objects
+from dedup.repair_lake import Noted, noted_objects, stored_body
 from kalshilake.store import Store
 from marketdata.errors import LakeError, StorageError
 from runtime import logs
@@ -143,7 +143,7 @@ class Archive:
     def _seen(self, noted: Noted) -> str:
         """What is wrong with an object; "" if nothing."""
         try:
-            body = self._store.get(noted.key)
+            body = stored_body(self._store, noted)
         except LakeError as error:
             return str(error)
         if hashlib.sha256(body).hexdigest() != noted.sha256:

@@ -15,7 +15,7 @@ hours that are exported again anyway (dedup.export).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,16 +57,49 @@ async def noted_objects(conn: Connection, *, since_newest_us: int | None = None)
 
 
 def lost(store: Store, noted: Sequence[Noted]) -> list[Noted]:
-    """Those that are not there whole: the object, or the commit record beside it."""
+    """Those that are not there whole: the object, or the commit record beside it. Of an hour that
+    was joined with others (kalshilake.compact) the object is what lies under superseded/."""
     sizes: dict[str, int] = {}
     for folder in sorted({item.key.rpartition("/")[0] for item in noted}):
         sizes.update((found.key, found.bytes) for found in store.list(f"{folder}/"))
+    joined = _joined_hours(sizes)
     return [
         item
         for item in noted
-        if sizes.get(item.key) != item.n_bytes
+        if _size(store, sizes, item, joined) != item.n_bytes
         or paths.hour_manifest_key(item.table, item.hour_us) not in sizes
     ]
+
+
+def _size(
+    store: Store, sizes: dict[str, int], item: Noted, joined: frozenset[tuple[str, int]]
+) -> int | None:
+    if item.key not in sizes and (item.table, item.hour_us) in joined:
+        return store.size(paths.superseded_key(item.sha256))
+    return sizes.get(item.key)
+
+
+def _joined_hours(keys: Iterable[str]) -> frozenset[tuple[str, int]]:
+    """(table, hour) of everything that objects of several hours among these hold."""
+    made: set[tuple[str, int]] = set()
+    for key in keys:
+        try:
+            table, hour_us, hours = paths.parse_object_key(key)
+        except LakeError:
+            continue  # a commit record
+        if hours > 1:
+            made.update((table, hour_us + n * paths.US_PER_HOUR) for n in range(hours))
+    return frozenset(made)
+
+
+def stored_body(store: Store, item: Noted) -> bytes:
+    """The bytes that were noted, wherever they lie. Raises LakeError."""
+    if store.size(item.key) is None:
+        folder = item.key.rpartition("/")[0]
+        keys = [found.key for found in store.list(f"{folder}/")]
+        if (item.table, item.hour_us) in _joined_hours(keys):
+            return store.get(paths.superseded_key(item.sha256))
+    return store.get(item.key)
 
 
 def listed_again(store: Store, noted: Sequence[Noted]) -> list[ObjectRecord] | None:

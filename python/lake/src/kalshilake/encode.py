@@ -1,15 +1,14 @@
-"""Rows of an hour as the bytes of one object, a row group at a time.
+"""Rows of an hour, or of some hours, as the bytes of one object, a row group at a time.
 
 Purpose: `encode` sorts, checks, encodes, reads back and compares. An hour may be one table or parts
 of it that follow each other in the table's order, so that a busy hour needs the memory of its
-largest part and not of all its rows.
+largest part and of two row groups, not of all its rows.
 
 Invariants:
     L-8  equal rows give equal bytes: any input order, any process, any time of day, any parts.
-    L-19 what was encoded was decoded again and is equal, row group by row group.
 
-Does not do: storing, choosing what an hour holds. Bytes depend on the version of pyarrow, which
-requirements.lock fixes; every object names it (`created_by`).
+Does not do: decoding and comparing (reread), storing, choosing what an hour holds. Bytes depend on
+the version of pyarrow, which requirements.lock fixes; every object names it (`created_by`).
 """
 
 from __future__ import annotations
@@ -17,14 +16,12 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Final, TypeAlias
+from typing import IO, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +30,10 @@ import pyarrow.parquet as pq
 
 from kalshilake import paths
 from kalshilake.manifest import ObjectRecord, canonical
+from kalshilake.reread import fingerprint, read_back, text_columns
 from kalshilake.row_groups import row_groups
 from kalshilake.schema import (
+    CERTIFICATE,
     COMPRESSION,
     COMPRESSION_LEVEL,
     DATA_PAGE_BYTES,
@@ -43,13 +42,15 @@ from kalshilake.schema import (
     STATUSES,
     TableSpec,
 )
-from kalshilake.tables import sort_order, times_us
+from kalshilake.tables import run_starts, sort_order, times_us
 from marketdata.errors import LakeError
 
-CERTIFICATE: Final = "kalshi_tape"  # key of the object's own metadata
 SPOOLED_BYTES: Final = 16 * 1024 * 1024
 TAIL_BYTES: Final = 8  # footer length and magic
+LONG_RUN: Final = 8  # equal values of a column on end, on average
+PROBED: Final = 1_024  # of a column, to see whether its runs are long
 
+T = TypeVar("T")
 Parts: TypeAlias = pa.Table | Iterable[pa.Table]
 
 
@@ -114,22 +115,33 @@ def encode(spec: TableSpec, hour_us: int, rows: Parts) -> tuple[bytes, ObjectRec
     return sink.getvalue(), record
 
 
-def encode_into(file: IO[bytes], spec: TableSpec, hour_us: int, rows: Parts) -> ObjectRecord:
+def encode_into(
+    file: IO[bytes],
+    spec: TableSpec,
+    hour_us: int,
+    rows: Parts,
+    hours: int = 1,
+    joins: Sequence[ObjectRecord] = (),
+) -> ObjectRecord:
     """Write the object's bytes into an empty file that can be read again; its record.
 
     `rows`: a table in any order, or parts that follow each other in the order of the table.
+    `hours`: how many of them, from `hour_us` on, the object joins, and `joins` the objects whose
+    rows these are; the certificate has their records.
 
     Raises:
-        LakeError: rows that do not fit the table or its hour, or parts that are not in order.
+        LakeError: rows that do not fit the table or its hours, or parts that are not in order.
     """
+    key = paths.object_key(spec.name, hour_us, hours)
+    end_us = hour_us + hours * paths.US_PER_HOUR
     seen = _Seen()
     prints: list[bytes] = []
     sink = _Hashing(file)
-    with _beside() as beside, _writer(spec, sink) as writer:
-        for group in row_groups(_in_order(spec, hour_us, rows, seen), ROW_GROUP_ROWS):
-            hashed = beside.submit(fingerprint, group)
-            writer.write_table(_coded(spec, group), row_group_size=ROW_GROUP_ROWS)
-            prints.append(hashed.result())  # one group at a time is in memory
+    with _writer(spec, sink) as writer:
+        groups = row_groups(_in_order(spec, (hour_us, end_us), rows, seen), ROW_GROUP_ROWS)
+        for coded, found in _one_ahead((_coded(spec, g), fingerprint(g)) for g in groups):
+            writer.write_table(coded, row_group_size=ROW_GROUP_ROWS)
+            prints.append(found)
         certificate = {
             "table": spec.name,
             "hour_us": hour_us,
@@ -138,14 +150,20 @@ def encode_into(file: IO[bytes], spec: TableSpec, hour_us: int, rows: Parts) -> 
             "body_bytes": sink.written,
             "body_sha256": sink.sha256.hexdigest(),
         }
+        if joins:
+            certificate["joins"] = [asdict(record) for record in joins]
         writer.add_key_value_metadata({CERTIFICATE: canonical(certificate).decode().strip()})
-    _read_back(spec, file, prints, seen.rows, paths.object_key(spec.name, hour_us))
-    return _record(spec, hour_us, seen, file, sink, len(prints))
+    read_back(spec, file, prints, seen.rows, key)
+    return _record(spec, key, hour_us, seen, file, sink, len(prints))
 
 
-def _beside() -> ThreadPoolExecutor:
-    """A thread for hashing, which holds no lock, while this one encodes or decodes."""
-    return ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items; the next one is made in another thread while one is used."""
+    with ThreadPoolExecutor(1, "prepare") as beside:
+        waiting = beside.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = beside.submit(next, items, None)
+            yield item
 
 
 def _writer(spec: TableSpec, sink: _Hashing) -> pq.ParquetWriter:
@@ -171,14 +189,20 @@ def _writer(spec: TableSpec, sink: _Hashing) -> pq.ParquetWriter:
 
 
 def _record(
-    spec: TableSpec, hour_us: int, seen: _Seen, file: IO[bytes], sink: _Hashing, row_groups: int
+    spec: TableSpec,
+    key: str,
+    hour_us: int,
+    seen: _Seen,
+    file: IO[bytes],
+    sink: _Hashing,
+    row_groups: int,
 ) -> ObjectRecord:
     """The record of an object from its rows and bytes."""
     file.seek(sink.written - TAIL_BYTES)
     footer_bytes = int.from_bytes(file.read(TAIL_BYTES - 4), "little") + TAIL_BYTES
     file.seek(sink.written - footer_bytes)
     return ObjectRecord(
-        key=paths.object_key(spec.name, hour_us),
+        key=key,
         table=spec.name,
         hour_us=hour_us,
         rows=seen.rows,
@@ -198,7 +222,9 @@ def _record(
 # -- order -----------------------------------------------------------------------------------------
 
 
-def _in_order(spec: TableSpec, hour_us: int, rows: Parts, seen: _Seen) -> Iterator[pa.Table]:
+def _in_order(
+    spec: TableSpec, span: tuple[int, int], rows: Parts, seen: _Seen
+) -> Iterator[pa.Table]:
     """The parts that have rows, each sorted, one behind the other."""
     parts: Iterable[pa.Table] = [rows] if isinstance(rows, pa.Table) else rows
     if spec.name == "coverage":  # its intervals are checked against each other
@@ -207,7 +233,7 @@ def _in_order(spec: TableSpec, hour_us: int, rows: Parts, seen: _Seen) -> Iterat
     for part in parts:
         if not part.num_rows:
             continue
-        ordered = _sorted(spec, hour_us, part)
+        ordered = _sorted(spec, span, part)
         first = _key(spec, ordered, 0)
         if last is not None and first < last:
             raise LakeError(f"parts of {spec.name} are not in order: {first} comes after {last}")
@@ -221,7 +247,7 @@ def _key(spec: TableSpec, rows: pa.Table, at: int) -> tuple[Any, ...]:
     return tuple(rows.column(name)[at].as_py() for name in spec.key)
 
 
-def _sorted(spec: TableSpec, hour_us: int, rows: pa.Table) -> pa.Table:
+def _sorted(spec: TableSpec, span: tuple[int, int], rows: pa.Table) -> pa.Table:
     if rows.schema.names != spec.schema.names:
         raise LakeError(f"{spec.name} has columns {spec.schema.names}, got {rows.schema.names}")
     plain = rows.cast(spec.schema).replace_schema_metadata(None)
@@ -229,32 +255,33 @@ def _sorted(spec: TableSpec, hour_us: int, rows: pa.Table) -> pa.Table:
         if not field.nullable and plain.column(field.name).null_count:
             raise LakeError(f"column {field.name} of {spec.name} may not be null")
     times = times_us(plain.column(spec.time))
-    outside = (times < hour_us) | (times >= hour_us + paths.US_PER_HOUR)
+    outside = (times < span[0]) | (times >= span[1])
     if outside.any():
         seen = paths.at(int(times[outside][0]))
         raise LakeError(
             f"{int(outside.sum())} rows of {spec.name} lie outside the hour "
-            f"{paths.at(hour_us):%Y-%m-%dT%H} (the first is of {seen:%Y-%m-%dT%H:%M:%S.%f})"
+            f"{paths.at(span[0]):%Y-%m-%dT%H} (the first is of {seen:%Y-%m-%dT%H:%M:%S.%f})"
         )
     if spec.name == "coverage":
-        _check_coverage(plain, hour_us)
+        _check_coverage(plain)
     order = sort_order(plain, spec.key)
     if not np.array_equal(order, np.arange(len(order))):
         plain = plain.take(pa.array(order))
     return plain.combine_chunks()
 
 
-def _check_coverage(rows: pa.Table, hour_us: int) -> None:
-    """An interval ends with its hour at the latest, so that one hour's object tells all of it."""
+def _check_coverage(rows: pa.Table) -> None:
+    """An interval ends with its hour at the latest, so that one hour's rows tell all of it."""
     start, end = times_us(rows.column("from_ts")), times_us(rows.column("to_ts"))
-    wrong = (end <= start) | (end > hour_us + paths.US_PER_HOUR)
+    hour = start - start % paths.US_PER_HOUR
+    wrong = (end <= start) | (end > hour + paths.US_PER_HOUR)
     if wrong.any():
         raise LakeError(f"{int(wrong.sum())} coverage intervals are empty or outlast their hour")
     names = [rows.column(c).to_pylist() for c in ("market_ticker", "channel")]
-    line: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for market, channel, a, b in zip(*names, start.tolist(), end.tolist(), strict=True):
-        line.setdefault((market, channel), []).append((a, b))
-    for (market, channel), spans in line.items():
+    line: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
+    for *of, a, b in zip(*names, hour.tolist(), start.tolist(), end.tolist(), strict=True):
+        line.setdefault(tuple(of), []).append((a, b))
+    for (market, channel, _), spans in line.items():
         spans.sort()
         if any(one[1] != two[0] for one, two in itertools.pairwise(spans)):
             raise LakeError(f"coverage of {market} {channel} overlaps or has a hole within an hour")
@@ -265,82 +292,25 @@ def _check_coverage(rows: pa.Table, hour_us: int) -> None:
 
 def _coded(spec: TableSpec, rows: pa.Table) -> pa.Table:
     """Text columns as dictionaries in order of first appearance: half the cost of plain text."""
-    for i, field in enumerate(rows.schema):
-        if field.name in spec.dictionary and pa.types.is_string(field.type):
-            coded = pc.dictionary_encode(rows.column(i))
-            rows = rows.set_column(
-                i, pa.field(field.name, coded.type, nullable=field.nullable), coded
-            )
+    for name in text_columns(spec):
+        at = rows.schema.get_field_index(name)
+        coded = _run_coded(rows.column(at).chunk(0))  # a row group is in one piece
+        field = pa.field(name, coded.type, nullable=rows.schema.field(at).nullable)
+        rows = rows.set_column(at, field, coded)
     return rows
 
 
-# -- reading back ----------------------------------------------------------------------------------
-
-
-def _read_back(spec: TableSpec, file: IO[bytes], prints: list[bytes], count: int, key: str) -> None:
-    """Decode what was encoded and compare: an encoder's bug must not become an archive's."""
-    source = pa.PythonFile(file, mode="r")
-    with _beside() as beside, pq.ParquetFile(source, page_checksum_verification=True) as parquet:
-        if parquet.num_row_groups != len(prints) or parquet.metadata.num_rows != count:
-            raise LakeError(f"{key}: {parquet.metadata.num_rows} of {count} rows read back")
-        before: Future[bytes] | None = None  # the group before this one is hashed meanwhile
-        for number in range(len(prints) + 1):
-            found: Future[bytes] | None = None
-            if number < len(prints):
-                group = parquet.read_row_group(number).replace_schema_metadata(None)
-                if group.schema != spec.schema:
-                    raise LakeError(f"{key}: {group.schema} read back")
-                found = beside.submit(fingerprint, group)
-            if before is not None and before.result() != prints[number - 1]:
-                raise LakeError(f"{key}: rows read back differ from the rows written")
-            before = found
-        certificate = (parquet.metadata.metadata or {}).get(CERTIFICATE.encode())
-    if certificate is None or json.loads(certificate)["rows"] != count:
-        raise LakeError(f"{key}: the object does not certify its {count} rows")
-
-
-def fingerprint(rows: pa.Table) -> bytes:
-    """SHA-256 over the values of a table: equal for equal rows, however Arrow holds them."""
-    digest = hashlib.sha256(str(rows.num_rows).encode())
-    for column in rows.combine_chunks().columns:
-        for chunk in column.chunks:  # at most one
-            _add(digest, chunk)
-    return digest.digest()
-
-
-def _add(digest: Any, array: pa.Array) -> None:
-    """The values of one array; what stands under a null is nobody's."""
-    kind = array.type
-    digest.update(f"{kind} {len(array)}".encode())
-    if array.null_count:
-        digest.update(np.packbits(np.asarray(array.is_null())).tobytes())
-    if pa.types.is_list(kind):
-        lengths = pc.fill_null(pc.list_value_length(array), 0)
-        digest.update(np.ascontiguousarray(lengths).tobytes())
-        _add(digest, array.flatten())
-        return
-    if pa.types.is_struct(kind):
-        for field in array.flatten():
-            _add(digest, field)
-        return
-    plain = array.fill_null(_nothing(kind)) if array.null_count else array
-    if pa.types.is_boolean(kind):
-        digest.update(np.packbits(np.asarray(plain)).tobytes())
-        return
-    _, first, *text = plain.buffers()
-    if text:
-        offsets = np.frombuffer(first, "<i4")[plain.offset : plain.offset + len(plain) + 1]
-        if len(plain):
-            digest.update(np.diff(offsets).tobytes())
-            digest.update(memoryview(text[0] or b"")[int(offsets[0]) : int(offsets[-1])])
-        return
-    width = kind.bit_width // 8
-    start = plain.offset * width
-    digest.update(memoryview(first or b"")[start : start + len(plain) * width])
-
-
-def _nothing(kind: pa.DataType) -> pa.Scalar:
-    """What takes a null's place."""
-    if pa.types.is_string(kind):
-        return pa.scalar("", kind)
-    return pa.scalar(Decimal(0) if pa.types.is_decimal(kind) else 0, kind)
+def _run_coded(column: pa.Array) -> pa.Array:
+    """dictionary_encode, which looks at each value; of values that come in long runs, at each run:
+    a fourth of the cost."""
+    few = len(column) // LONG_RUN
+    probe = column.slice(0, PROBED)
+    if column.null_count or len(run_starts(probe)) * LONG_RUN > len(probe):
+        return pc.dictionary_encode(column)
+    begins = run_starts(column)
+    if len(begins) > few:
+        return pc.dictionary_encode(column)
+    coded = pc.dictionary_encode(column.take(pa.array(begins)))
+    lengths = np.diff(np.append(begins, len(column)))
+    indices = np.repeat(np.asarray(coded.indices), lengths)
+    return pa.DictionaryArray.from_arrays(pa.array(indices), coded.dictionary, safe=False)

@@ -6,6 +6,7 @@ SHA-256 of the version before it, so a version's own SHA-256 fixes the whole his
 Invariants:
     L-4  `LakeVersion.decode(v.encode()) == v`, and equal versions have equal bytes.
     L-5  a version lists an object key at most once, in order.
+    L-37 objects of one table do not overlap: what a version lists holds each hour once.
     L-6  `seal` is the SHA-256 of the version's canonical JSON without it: a version that was
          edited by hand is found without its successor.
 
@@ -16,12 +17,13 @@ rewrites every later version consistently is found only by a SHA-256 kept elsewh
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from kalshilake.paths import object_key, parse_object_key
+from kalshilake.paths import US_PER_HOUR, parse_object_key
 from marketdata.errors import LakeError
 
 FORMAT: Final = 1
@@ -32,7 +34,8 @@ GENESIS: Final = "0" * 64  # `previous_sha256` of version 1
 class ObjectRecord:
     """One Parquet object. Times in us; `min_us`/`max_us` of the table's time column, inclusive
     (both are the hour's start in an object without rows). `footer_sha256` is that of the Parquet
-    footer with its length and magic: a reader checks it before it trusts statistics."""
+    footer with its length and magic: a reader checks it before it trusts statistics. How many hours
+    it holds is told by its name."""
 
     key: str
     table: str
@@ -48,6 +51,24 @@ class ObjectRecord:
     first_market: str
     last_market: str
     schema: int
+
+    @property
+    def hours(self) -> int:
+        """How many hours it holds: 1, or one of paths.SPANS."""
+        return int(self.key[-11:-9]) if self.key.endswith("h.parquet") else 1
+
+    @property
+    def end_us(self) -> int:
+        """First microsecond after its hours."""
+        return self.hour_us + self.hours * US_PER_HOUR
+
+    def covers(self, other: ObjectRecord) -> bool:
+        """Whether all hours of another object of the table are among the hours of this one."""
+        return (
+            self.table == other.table
+            and self.hour_us <= other.hour_us
+            and other.end_us <= self.end_us
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +119,16 @@ class LakeVersion:
         if keys != sorted(set(keys)):
             raise LakeError(f"{name}: objects out of order or listed twice")
         for record in self.objects:
-            if parse_object_key(record.key) != (record.table, record.hour_us):
+            if parse_object_key(record.key)[:2] != (record.table, record.hour_us):
                 raise LakeError(f"{name}: {record.key} is listed as another table or hour")
+        _check_hours(self.objects, name)
+
+
+def _check_hours(objects: Iterable[ObjectRecord], name: str) -> None:
+    """No hour of a table twice; `objects` ascend by key."""
+    for one, two in itertools.pairwise(objects):
+        if one.table == two.table and two.hour_us < one.end_us:
+            raise LakeError(f"{name}: {one.key} and {two.key} hold the same hours")
 
 
 def decode_record(body: Mapping[str, Any], name: str) -> ObjectRecord:
@@ -119,14 +148,20 @@ def decode_record(body: Mapping[str, Any], name: str) -> ObjectRecord:
 def next_version(
     head: tuple[LakeVersion, str] | None, records: Iterable[ObjectRecord], watermark_us: int
 ) -> LakeVersion | None:
-    """The version after `head` (version, its SHA-256), with `records` in place of equal keys.
+    """The version after `head` (version, its SHA-256), with `records` in place of equal keys, and
+    one that joins hours in place of the objects of these hours.
 
-    The watermark never goes back. None if nothing would change.
+    The watermark never goes back. None if nothing would change. Raises LakeError where an hour
+    would be there twice.
     """
     before, sha256 = head if head is not None else (LakeVersion(0, "", watermark_us, ()), GENESIS)
-    merged = {o.key: o for o in before.objects} | {o.key: o for o in records}
+    new = tuple(records)
+    joined = [r for r in new if r.hours > 1]
+    kept = [o for o in before.objects if not any(r.covers(o) for r in joined)]
+    merged = {o.key: o for o in kept} | {o.key: o for o in new}
     watermark = max(watermark_us, before.watermark_us)
     objects = tuple(merged[k] for k in sorted(merged))
+    _check_hours(objects, f"version {before.version + 1}")
     if head is not None and objects == before.objects and watermark == before.watermark_us:
         return None
     return LakeVersion(before.version + 1, sha256, watermark, objects)
@@ -140,12 +175,12 @@ def encode_hour(record: ObjectRecord, watermark_us: int, extra: Mapping[str, Any
 
 
 def decode_hour(raw: bytes, name: str) -> tuple[ObjectRecord, int, dict[str, Any]]:
-    """(record, watermark_us, extra) of an hour's commit record. Raises LakeError."""
+    """(record, watermark_us, extra) of an object's commit record. Raises LakeError."""
     body = _parse(raw, name)
     if body.get("format") != FORMAT:
         raise LakeError(f"{name}: format {body.get('format')!r} is not {FORMAT}")
     record = decode_record(body.get("object", {}), name)
-    if record.key != object_key(record.table, record.hour_us):
+    if parse_object_key(record.key) != (record.table, record.hour_us, record.hours):
         raise LakeError(f"{name}: names {record.key}, which is another object's name")
     return record, int(body.get("watermark_us", 0)), dict(body.get("extra") or {})
 

@@ -13,9 +13,10 @@ Does not do: coverage, joining hours (read).
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 
 from kalshilake import paths
 from kalshilake.manifest import ObjectRecord
-from kalshilake.schema import TIME, spec_of
+from kalshilake.schema import CERTIFICATE, TIME, spec_of
 from kalshilake.store import Store
 from marketdata.errors import LakeError
 
@@ -159,6 +160,28 @@ class ObjectReader:
         except (OSError, pa.ArrowException) as e:
             raise LakeError(f"{record.key}: altered or damaged ({e})") from e
         return rows.select(wanted).cast(schema).replace_schema_metadata(None)
+
+    def groups(self, record: ObjectRecord) -> Iterator[pa.Table]:
+        """All rows of an object, a row group at a time; nothing of it is kept in memory."""
+        names = tuple(spec_of(record.table).schema.names)
+        source, footer, _ = self._open(record)
+        try:
+            for number in range(len(footer.groups)):
+                yield self._decoded(record, source, footer, (number,), names)
+        finally:
+            source.close()
+
+    def certificate(self, record: ObjectRecord) -> dict[str, Any]:
+        """What the object says of itself in its footer. Raises LakeError."""
+        source, footer, _ = self._open(record)
+        source.close()
+        try:
+            told = json.loads((footer.metadata.metadata or {})[CERTIFICATE.encode()])
+        except (KeyError, ValueError):
+            told = None
+        if not isinstance(told, dict):
+            raise LakeError(f"{record.key}: carries no certificate")
+        return told
 
     def pinned_key(self, record: ObjectRecord) -> str:
         """Where the bytes of `record` lie now. Raises LakeError if they lie nowhere."""

@@ -60,7 +60,7 @@ def keyframe_near(lake: Lake, market: str, epoch: int, at_us: int) -> Keyframe:
     hour = paths.hour_of(at_us)
     records = lake.records("orderbook_snapshots")
     before = [o for o in reversed(records) if o.hour_us <= hour]
-    after = [o for o in records if o.hour_us >= hour]
+    after = [o for o in records if o.end_us > hour]
     for objects, later in ((before, False), (after, True)):
         for record in objects:
             rows = lake.reader.read(record, markets=[market])
@@ -69,7 +69,8 @@ def keyframe_near(lake: Lake, market: str, epoch: int, at_us: int) -> Keyframe:
             fits = np.flatnonzero((times > at_us) if later else (times <= at_us))
             if len(fits):
                 return _keyframe_at(mine, int(fits[0 if later else -1]))
-            if rows.num_rows and not mine.num_rows and record.hour_us != hour:
+            holds = record.hour_us <= hour < record.end_us
+            if rows.num_rows and not mine.num_rows and not holds:
                 break  # an epoch has no hole: past another epoch's keyframes it is over
     raise LakeError(f"{market}: epoch {epoch} has no keyframe, its book cannot be known")
 

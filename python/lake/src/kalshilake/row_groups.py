@@ -18,7 +18,8 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from kalshilake.tables import run_starts
 
 LEAST: Final = 16_384
 
@@ -52,9 +53,7 @@ def row_groups(parts: Iterable[pa.Table], most: int, least: int = LEAST) -> Iter
 
 def _starts(rows: pa.Table) -> list[int]:
     """Where each market begins."""
-    coded = pc.dictionary_encode(rows.column("market_ticker").combine_chunks())
-    indices = np.asarray(coded.indices)
-    return [0, *(np.flatnonzero(indices[1:] != indices[:-1]) + 1).tolist()]
+    return [int(at) for at in run_starts(rows.column("market_ticker").combine_chunks())]
 
 
 def ends(starts: Sequence[int], rows: int, most: int, least: int, *, whole: bool) -> Iterator[int]:

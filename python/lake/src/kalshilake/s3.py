@@ -2,7 +2,7 @@
 
 Purpose: put, conditional put, ranged get and list with exactly the rights the deduplicator's role
 has: s3:PutObject, s3:GetObject, s3:ListBucket. One put an object, no multipart upload: the role
-could not abort one.
+could not abort one. `delete` needs s3:DeleteObject, which only whoever compacts a lake has.
 
 Checked on both sides: every put carries a SHA-256 that S3 compares with what arrived.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 import boto3
@@ -24,6 +24,7 @@ from kalshilake.store import Body, StoredObject, check_key, check_size, pieces
 from marketdata.errors import LakeError, StorageError
 
 ATTEMPTS: Final = 8
+DELETE_KEYS: Final = 1_000  # in one request; S3 takes no more
 _ABSENT: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 _TAKEN: Final = frozenset({"PreconditionFailed", "412"})
 
@@ -138,6 +139,19 @@ class S3Store:
             int(head["ContentLength"]),
         )
         return pa.PythonFile(reader, mode="r")
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for at in range(0, len(keys), DELETE_KEYS):
+            some = [{"Key": self._full(key)} for key in keys[at : at + DELETE_KEYS]]
+            try:
+                reply = self._client.delete_objects(
+                    Bucket=self._bucket, Delete={"Objects": some, "Quiet": True}
+                )
+            except (ClientError, BotoCoreError) as e:
+                self._refused(keys[at], e)
+            for refused in reply.get("Errors", ()):
+                key = str(refused.get("Key"))
+                raise StorageError(f"{key}: {self.location} refused: {refused.get('Code')}")
 
     def _full(self, key: str) -> str:
         return self._prefix + check_key(key)

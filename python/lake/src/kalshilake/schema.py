@@ -25,6 +25,7 @@ ROW_GROUP_ROWS: Final = 131_072  # 65,536: 8.21 B a row; 262,144: twice the rows
 COMPRESSION: Final = "zstd"
 COMPRESSION_LEVEL: Final = 3
 DATA_PAGE_BYTES: Final = 1 << 20
+CERTIFICATE: Final = "kalshi_tape"  # key of an object's own metadata
 
 TIME: Final = pa.timestamp("us", tz="UTC")
 PRICE: Final = pa.decimal128(9, 6)  # dollars; unscaled = micro-dollars

@@ -1,7 +1,7 @@
 """Where a lake lies: a small interface, and the directory form of it.
 
-Purpose: put, put-if-absent, get, list over relative keys with `/`. Nothing here ever deletes: the
-deduplicator's role has no right to.
+Purpose: put, put-if-absent, get, list over relative keys with `/`. The deduplicator's role has no
+right to delete: `delete` is for `kalshilake.compact` alone, which a person runs who has it.
 
 Durability of LocalStore: `put` and `put_if_absent` return after the bytes and their directory
 entry are synced; a reader sees the old object or the new one, never a part. Unfinished writes lie
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Final, Protocol, TypeAlias
@@ -65,6 +65,9 @@ class Store(Protocol):
 
     def open(self, key: str) -> pa.NativeFile:
         """The object for random reading."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Take these objects away, durable on return; those that are not there are no error."""
 
 
 def check_size(body: Body) -> None:
@@ -172,6 +175,19 @@ class LocalStore:
             raise _absent(key, self.location) from None
         except OSError as e:
             raise StorageError(f"{key}: {e.strerror} under {self._root}") from e
+
+    def delete(self, keys: Sequence[str]) -> None:
+        folders = set()
+        for key in keys:
+            path = self._path(key)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as e:
+                raise StorageError(f"{key}: {e.strerror} under {self._root}") from e
+            folders.add(path.parent)
+        for folder in folders:
+            if folder.is_dir():
+                _sync_folder(folder)
 
     def _write_temporary(self, body: Body) -> Path:
         check_size(body)

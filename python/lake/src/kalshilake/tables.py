@@ -303,10 +303,21 @@ def _ranks(column: pa.ChunkedArray) -> Ints:
         return times_us(column)
     if not pa.types.is_string(column.type):
         return np.asarray(column)
-    coded = pc.dictionary_encode(column).combine_chunks()
-    if isinstance(coded, pa.ChunkedArray):
+    plain = column.combine_chunks()
+    if isinstance(plain, pa.ChunkedArray):  # without a chunk
         return np.zeros(0, np.int32)
+    begins = run_starts(plain)  # mostly it is sorted: few values to look up
+    coded = pc.dictionary_encode(plain.take(pa.array(begins)))
     names = [str(n).encode() for n in coded.dictionary]
     rank: Ints = np.empty(len(names), np.int32)
     rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names), dtype=np.int32)
-    return np.asarray(rank[np.asarray(coded.indices)])
+    of_run = rank[np.asarray(coded.indices)]
+    return np.asarray(np.repeat(of_run, np.diff(np.append(begins, len(plain)))))
+
+
+def run_starts(column: pa.Array) -> Ints:
+    """Where each run of equal values begins; the column has no nulls."""
+    if not len(column):
+        return np.zeros(0, np.int64)
+    other = pc.not_equal(column.slice(1), column.slice(0, len(column) - 1))
+    return np.append(0, np.flatnonzero(np.asarray(other)) + 1)

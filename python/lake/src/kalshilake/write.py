@@ -2,7 +2,7 @@
 
 Purpose: `write_hour` makes one object from the rows of an hour (encode), stores it and certifies
 it. `commit_version` adds records to the lake's list. Until a version lists it an object does not
-exist.
+exist. An hour that was joined with others (joined, compact) is written into the joined object.
 
 Invariants:
     L-9  whatever byte a writer dies at, the newest version stays readable, and repeating the
@@ -11,8 +11,7 @@ Invariants:
     L-10 of two writers that commit at once both find their records in the chain; no version is
          ever replaced.
 
-Does not do: sorting and encoding (encode), choosing what an hour holds, deleting, merging small
-objects.
+Does not do: sorting and encoding (encode), choosing what an hour holds, deleting.
 """
 
 from __future__ import annotations
@@ -24,19 +23,13 @@ from typing import Any, Final
 
 from kalshilake import paths
 from kalshilake.encode import Parts, encode_into, spooled
-from kalshilake.manifest import (
-    LakeVersion,
-    ObjectRecord,
-    decode_hour,
-    encode_hour,
-    next_version,
-)
+from kalshilake.joined import absorbed, joined_of, put_object, put_record, stored_sha256
+from kalshilake.manifest import LakeVersion, ObjectRecord, decode_hour, next_version
 from kalshilake.schema import spec_of
 from kalshilake.store import Store
 from marketdata.errors import LakeError
 
 COMMIT_ATTEMPTS: Final = 16
-CHECK_BYTES: Final = 8 * 1024 * 1024  # of an object that is read to be checked, in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,32 +59,29 @@ def write_hour(
     not fit the table, StorageError where the store refuses.
     """
     spec = spec_of(table)
-    key = paths.object_key(table, hour_us)
     with spooled() as body:
         record = encode_into(body, spec, hour_us, rows)
-        before = _stored_sha256(store, key)
-        if before != record.sha256:
-            if before is not None:
-                store.put_if_absent(paths.superseded_key(before), store.get(key))
-            store.put(key, body)
-            if _stored_sha256(store, key) != record.sha256:
-                raise LakeError(f"{key}: {store.location} gave back other bytes than were written")
-    commit = encode_hour(record, watermark_us, dict(extra or {}))
-    hour_key = paths.hour_manifest_key(table, hour_us)
-    if store.size(hour_key) is None or store.get(hour_key) != commit:
-        store.put(hour_key, commit)
+        if _is_joined(store, record):
+            kept = paths.superseded_key(record.sha256)
+            if stored_sha256(store, kept) != record.sha256:
+                store.put(kept, body)
+        else:
+            put_object(store, record, body)
+    put_record(store, record, watermark_us, dict(extra or {}))
     return record
 
 
-def _stored_sha256(store: Store, key: str) -> str | None:
-    """SHA-256 of the object as the store gives it, None where there is none."""
-    size = store.size(key)
-    if size is None:
-        return None
-    digest = hashlib.sha256()
-    for at in range(0, size, CHECK_BYTES):
-        digest.update(store.get_range(key, at, min(CHECK_BYTES, size - at)))
-    return digest.hexdigest()
+def _is_joined(store: Store, record: ObjectRecord) -> bool:
+    """Whether the newest version has this hour in an object of several hours: then its own object
+    would be a second one of the hour to engines that read all objects of a day.
+
+    Looked up in the version only where a commit record of several hours lies beside the hour.
+    """
+    beside = f"{record.key.rpartition('/')[0]}/_manifest-"
+    if not any(found.key.endswith("h.json") for found in store.list(beside)):
+        return False
+    head = load_head(store)
+    return head is not None and joined_of(head.version.objects, record) is not None
 
 
 def read_hour_record(store: Store, table: str, hour_us: int) -> ObjectRecord | None:
@@ -100,20 +90,32 @@ def read_hour_record(store: Store, table: str, hour_us: int) -> ObjectRecord | N
     return None if store.size(key) is None else decode_hour(store.get(key), key)[0]
 
 
-def commit_version(store: Store, records: Iterable[ObjectRecord], *, watermark_us: int) -> Commit:
+def commit_version(
+    store: Store,
+    records: Iterable[ObjectRecord],
+    *,
+    watermark_us: int,
+    joins: Iterable[ObjectRecord] = (),
+) -> Commit:
     """Add a version that lists `records` (in place of equal keys) and everything before.
 
     Nothing is written if nothing changes. A writer that loses the race for a number takes the
-    winner's version as its base and tries the next. LakeError after COMMIT_ATTEMPTS losses.
+    winner's version as its base and tries the next. An hour that is joined with others there
+    changes the joined object. `joins`: what records of several hours were made from; LakeError
+    where the version before lists other bytes of these hours. LakeError after COMMIT_ATTEMPTS
+    losses.
     """
-    wanted = tuple(records)
-    for record in wanted:
-        if store.size(record.key) != record.bytes:
-            raise LakeError(f"{record.key}: not in {store.location} as it was written")
+    wanted, made_from = tuple(records), {part.key: part for part in joins}
     for _ in range(COMMIT_ATTEMPTS):
         head = load_head(store)
+        objects = () if head is None else head.version.objects
+        listed = _listed(store, objects, wanted, watermark_us)
+        for record in listed:
+            if store.size(record.key) != record.bytes:
+                raise LakeError(f"{record.key}: not in {store.location} as it was written")
+            _check_joins(objects, record, made_from)
         made = next_version(
-            None if head is None else (head.version, head.sha256), wanted, watermark_us
+            None if head is None else (head.version, head.sha256), listed, watermark_us
         )
         if made is None:
             assert head is not None, "only an existing version can be unchanged"
@@ -125,6 +127,36 @@ def commit_version(store: Store, records: Iterable[ObjectRecord], *, watermark_u
         f"{COMMIT_ATTEMPTS} other writers committed to {store.location} meanwhile",
         hint="one deduplicator writes a lake",
     )
+
+
+def _listed(
+    store: Store,
+    objects: Iterable[ObjectRecord],
+    wanted: Iterable[ObjectRecord],
+    watermark_us: int,
+) -> list[ObjectRecord]:
+    """The records for a version: of hours that `objects` join, the joined objects, rewritten."""
+    joined = [o for o in objects if o.hours > 1]
+    plain: list[ObjectRecord] = []
+    changed: dict[str, tuple[ObjectRecord, list[ObjectRecord]]] = {}
+    for record in wanted:
+        into = joined_of(joined, record)
+        if into is None:
+            plain.append(record)
+        else:
+            changed.setdefault(into.key, (into, []))[1].append(record)
+    return plain + [absorbed(store, into, hours, watermark_us) for into, hours in changed.values()]
+
+
+def _check_joins(
+    objects: Iterable[ObjectRecord], record: ObjectRecord, made_from: Mapping[str, ObjectRecord]
+) -> None:
+    """What a version lists of the hours that are joined is what they were joined from."""
+    if record.hours == 1 or not made_from:
+        return
+    for listed in objects:
+        if record.covers(listed) and listed.hours == 1 and made_from.get(listed.key) != listed:
+            raise LakeError(f"{listed.key} changed while it was joined", hint="run it again")
 
 
 def load_head(store: Store) -> Commit | None:

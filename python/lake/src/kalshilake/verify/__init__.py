@@ -10,7 +10,8 @@ What is checked, and by what an edit is found, each time with the object's name:
              from the list; an object that changed must have left its old bytes in superseded/; the
              commit record beside each object. A removed entry, an edited version, an object that
              was rewritten with the list fixed up in one place.
-  layout     columns, order, repeated keys, rows outside their hour, counts, statistics.
+  layout     columns, order, repeated keys, rows outside their hour, counts, statistics; an object
+             that joins hours has as many rows of each as that hour's own object, which is kept.
   tape       market_seq without hole or repeat from 1 in each (market, epoch), over all hours; every
              keyframe's hash is that of its levels; keyframe + deltas = next keyframe, level by
              level; no level below zero. A removed row group, a removed or changed delta, even where
@@ -45,7 +46,7 @@ import pyarrow as pa
 
 from .claims import Claims
 from .layout import load
-from .lists import Place, check_strays, check_versions
+from .lists import Place, check_strays, check_versions, end_of
 from .replay import Tape, load_keyframes
 from .report import Finding, NoLakeError, Report, as_json, describe
 from .roots import DAY, Roots
@@ -86,38 +87,101 @@ def verify(
         report.found("manifest/", f"no version has the SHA-256 {sha256}: history was rewritten")
     entries = {str(e["key"]): e for e in head.get("objects", [])}
     check_strays(place, report, entries)
-    tape, claims = Tape(report), Claims(report)
-    hours = sorted({int(e["hour_us"]) for e in entries.values()})
-    by_hour = {(str(e["table"]), int(e["hour_us"])): e for e in entries.values()}
-    for table in ("trades", "tickers", "markets"):
-        for hour in hours[share[0] :: share[1]]:
-            plain = load(place, report, by_hour.get((table, hour)))
-            for _ in plain.groups() if plain else ():
-                pass
-    ahead = _frames(load_keyframes(place, report, by_hour, hours[:1]), share)
-    for i, hour in enumerate(hours):
-        following = _frames(load_keyframes(place, report, by_hour, hours[i + 1 : i + 2]), share)
+    claims = Claims(report)
+    spans = _spans(list(entries.values()))
+    for span in spans[share[0] :: share[1]]:
+        for name in ("trades", "tickers", "markets"):
+            for entry in span.get(name, []):
+                plain = load(place, report, entry)
+                for _ in plain.groups() if plain else ():
+                    pass
+    _replay(place, report, claims, spans, share, coverage=coverage)
+    report.coverage = claims.coverage()
+    return report
+
+
+def _replay(
+    place: Place,
+    report: Report,
+    claims: Claims,
+    spans: list[_Span],
+    share: tuple[int, int],
+    *,
+    coverage: bool,
+) -> None:
+    """Changes, keyframes and coverage, one stretch of hours after the other."""
+    tape = Tape(report)
+    ahead = _keyframes(place, report, spans[:1], share)
+    for i, span in enumerate(spans):
+        following = _keyframes(place, report, spans[i + 1 : i + 2], share)
         tape.keyframes(ahead)
         tape.keyframes(following, ahead=True)
-        cover = load(place, report, by_hour.get(("coverage", hour)))
-        told = cover.table() if cover else None
-        if cover and told is not None:
-            rows = _rows(told, share)
-            claims.check(cover.key, rows, hour)
+        told = _coverage(place, report, span.get("coverage", []))
+        if told is not None:
+            rows = _rows(told[1], share)
+            claims.check(told[0], rows)
             if coverage:
                 claims.join(rows)
-        deltas = load(place, report, by_hour.get(("orderbook_deltas", hour)))
-        if deltas:
+        for entry in span.get("orderbook_deltas", []):
+            deltas = load(place, report, entry)
+            if deltas is None:
+                continue
             groups = (_rows(group, share) for group in deltas.groups())
             for market, events in tape.absorb(deltas.key, groups):
-                if cover and told is not None:
-                    claims.hold(cover.key, market, events)
+                if told is not None:
+                    claims.hold(told[0], market, events)
             if told is None:
                 report.found(deltas.key, "its hour has deltas and no coverage")
         ahead = following
     tape.finish()
-    report.coverage = claims.coverage()
-    return report
+
+
+_Span = dict[str, list[dict[str, Any]]]  # table: its objects, in time order
+
+
+def _spans(entries: list[dict[str, Any]]) -> list[_Span]:
+    """Stretches of hours that no object reaches over the ends of, ascending: an hour each, or what
+    one object joins."""
+    made: list[_Span] = []
+    end_us = 0
+    for entry in sorted(entries, key=lambda e: int(e["hour_us"])):
+        if not made or int(entry["hour_us"]) >= end_us:
+            made.append({})
+        end_us = max(end_us, end_of(entry))
+        made[-1].setdefault(str(entry["table"]), []).append(entry)
+    return made
+
+
+def _keyframes(
+    place: Place, report: Report, spans: list[_Span], share: tuple[int, int]
+) -> list[Any]:
+    """Those of a share in these stretches: the market is what each begins with."""
+    found = [
+        frame
+        for span in spans
+        for frame in load_keyframes(place, report, span.get("orderbook_snapshots", []))
+    ]
+    return [frame for frame in found if _owned(frame[0], share)]
+
+
+def _coverage(
+    place: Place, report: Report, entries: list[dict[str, Any]]
+) -> tuple[str, pa.Table] | None:
+    """(name of the first object, all rows in order) of a stretch; None where not all was read."""
+    tables = []
+    for entry in entries:
+        loaded = load(place, report, entry)
+        rows = loaded.table() if loaded else None
+        if rows is None:
+            return None
+        tables.append(rows)
+    if not tables:
+        return None
+    rows = pa.concat_tables(tables).combine_chunks()
+    if len(tables) > 1:
+        order = [(name, "ascending") for name in ("market_ticker", "channel", "from_ts")]
+        rows = rows.sort_by(order)
+    return str(entries[0]["key"]), rows
 
 
 def _owned(market: str, share: tuple[int, int]) -> bool:
@@ -131,11 +195,6 @@ def _rows(rows: pa.Table, share: tuple[int, int]) -> pa.Table:
     names = rows.column(0).to_pylist()
     mine = {name for name in set(names) if _owned(name, share)}
     return rows.filter(pa.array([name in mine for name in names], pa.bool_()))
-
-
-def _frames(frames: list[Any], share: tuple[int, int]) -> list[Any]:
-    """The keyframes of the markets of a share: the market is what each begins with."""
-    return [frame for frame in frames if _owned(frame[0], share)]
 
 
 def cited_roots(texts: Iterable[str]) -> dict[str, str]:

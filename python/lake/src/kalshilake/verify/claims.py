@@ -27,23 +27,27 @@ class Claims:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._before: dict[str, tuple[Any, ...]] = {}  # order-book row a market ended its hour with
-        self._complete: dict[str, list[tuple[Any, ...]]] = {}  # of this hour, by market
+        self._complete: dict[str, list[tuple[Any, ...]]] = {}  # checked last, by market
+        self._hours: dict[str, set[int]] = {}  # with order-book rows, checked last, by market
         self._joined: dict[tuple[str, str], list[Stretch]] = {}
 
-    def check(self, key: str, rows: pa.Table, hour: int) -> None:
-        """One hour's rows."""
-        self._complete = {}
+    def check(self, key: str, rows: pa.Table) -> None:
+        """The rows of an hour, or of some hours that follow each other."""
+        self._complete, self._hours = {}, {}
         names = ("market_ticker", "channel", "from_ts", "to_ts", "status", "sources", "epoch")
         last: tuple[Any, ...] | None = None
         ended: dict[str, tuple[Any, ...]] = {}
         for row in zip(*(plain(rows.column(n)) for n in names), strict=True):
             market, channel = row[:2]
             same = last is not None and last[:2] == row[:2]
-            if same and last is not None and last[3] != row[2]:
+            hour = row[2] - row[2] % HOUR_US
+            within = same and last is not None and last[2] >= hour
+            if within and last is not None and last[3] != row[2]:
                 text = "intervals overlap or leave a hole between them"
                 self._report.found(key, f"{market} {channel}: {text}")
             self._check_row(key, row, hour)
             if channel == "orderbook":
+                self._hours.setdefault(market, set()).add(hour)
                 self._check_joint(key, last if same else self._before.get(market), row)
                 if row[4] == "complete":
                     self._complete.setdefault(market, []).append(row)
@@ -54,7 +58,8 @@ class Claims:
     def hold(self, key: str, market: str, events: list[tuple[int, int, int]]) -> None:
         """A market's events (time, epoch, flags; in time order) of the hour that was checked last,
         against what it says of them."""
-        if events and market not in self._before:
+        hours = self._hours.get(market, set())
+        if any(us - us % HOUR_US not in hours for us, _, _ in events):
             self._report.found(key, f"{market} has events in this hour and no order-book coverage")
         for row in self._complete.get(market, []):
             self._check_events(key, row, events)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +18,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .lists import HOUR_US, Place
+from .lists import ENTRY, HOUR_US, Place, end_of, hours_in
 from .report import Report
 
 _T, _P, _Q = "timestamp[us, tz=UTC]", "decimal128(9, 6)", "decimal128(18, 2)"
@@ -68,12 +69,13 @@ class Loaded:
     entry: dict[str, Any]
     raw: bytes
     schema: pa.Schema
+    joins: dict[int, int] | None = None  # of several hours: rows of each hour's own object
     whole: bool = False  # all rows went by
 
     def groups(self) -> Iterator[pa.Table]:
         """Its rows, a row group at a time; what is wrong with them is told as they go by."""
         _, order, time = FORMAT[str(self.entry["table"])]
-        seen = _Seen(self.report, self.key, self.entry)
+        seen = _Seen(self.report, self.key, self.entry, self.joins)
         try:
             source = pa.BufferReader(self.raw)
             with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
@@ -117,7 +119,7 @@ def load(place: Place, report: Report, entry: dict[str, Any] | None) -> Loaded |
     except (OSError, pa.ArrowException) as e:
         _unreadable(report, key, e)
         return None
-    _check_certificate(report, key, raw, meta, entry)
+    joins = _check_certificate(place, report, raw, meta, entry)
     report.rows += meta.num_rows
     columns, _, _ = FORMAT[str(entry["table"])]
     seen = [(f.name, f"{f.type}{'?' if f.nullable else ''}") for f in schema]
@@ -131,7 +133,7 @@ def load(place: Place, report: Report, entry: dict[str, Any] | None) -> Loaded |
             f"has {meta.num_rows} rows in {meta.num_row_groups} row groups where the list says "
             f"{entry['rows']} in {entry['row_groups']}",
         )
-    return Loaded(report, key, entry, raw, schema.remove_metadata())
+    return Loaded(report, key, entry, raw, schema.remove_metadata(), joins)
 
 
 def _unreadable(report: Report, key: str, error: Exception) -> None:
@@ -141,8 +143,11 @@ def _unreadable(report: Report, key: str, error: Exception) -> None:
 class _Seen:
     """What is known of an object's rows once they went by."""
 
-    def __init__(self, report: Report, key: str, entry: dict[str, Any]) -> None:
-        self._report, self._key, self._entry = report, key, entry
+    def __init__(
+        self, report: Report, key: str, entry: dict[str, Any], joins: dict[int, int] | None
+    ) -> None:
+        self._report, self._key, self._entry, self._joins = report, key, entry, joins
+        self._by_hour: Counter[int] = Counter()
         self._last: tuple[Any, ...] | None = None
         self._told = False  # that rows are out of order
         self._times: tuple[int, int] | None = None
@@ -163,6 +168,8 @@ class _Seen:
                     break
         times = plain(rows.column(time))
         low, high = min(times), max(times)
+        if self._joins is not None:
+            self._by_hour.update(t - t % HOUR_US for t in times)
         if self._times is None:
             self._times, self._first = (low, high), str(rows.column(0)[0])
         self._times = min(self._times[0], low), max(self._times[1], high)
@@ -170,10 +177,15 @@ class _Seen:
 
     def finish(self) -> None:
         """No more rows."""
+        for hour in sorted(set(self._joins or ()) | set(self._by_hour)):
+            have, had = self._by_hour[hour], (self._joins or {}).get(hour, 0)
+            if have != had:
+                text = f"holds {have} rows of an hour ({hour} us) whose own object had {had}"
+                self._report.found(self._key, text)
         if self._times is None:
             return
         (low, high), entry, hour = self._times, self._entry, int(self._entry["hour_us"])
-        if low < hour or high >= hour + HOUR_US:
+        if low < hour or high >= end_of(entry):
             self._report.found(self._key, "holds rows outside its hour")
         told = (entry["min_us"], entry["max_us"], entry["first_market"], entry["last_market"])
         if told != (low, high, self._first, self._final):
@@ -181,8 +193,10 @@ class _Seen:
 
 
 def _check_certificate(
-    report: Report, key: str, raw: bytes, meta: Any, entry: dict[str, Any]
-) -> None:
+    place: Place, report: Report, raw: bytes, meta: Any, entry: dict[str, Any]
+) -> dict[int, int] | None:
+    """Rows by hour of the objects that it joins; None for one hour's object."""
+    key = str(entry["key"])
     try:
         says = json.loads((meta.metadata or {})[b"kalshi_tape"])
         body = hashlib.sha256(raw[: says["body_bytes"]]).hexdigest()
@@ -191,9 +205,28 @@ def _check_certificate(
         told = (says["table"], says["hour_us"], says["rows"], says["schema"])
     except (KeyError, ValueError, TypeError):
         report.found(key, "carries no certificate: it was not written by the tape's writer")
-        return
+        return None
     if told != (entry["table"], entry["hour_us"], entry["rows"], entry["schema"]):
         report.found(key, "certifies another table, hour, schema or number of rows than the list")
+    return None if hours_in(entry) == 1 else _joins(place, report, key, says.get("joins"))
+
+
+def _joins(place: Place, report: Report, key: str, parts: Any) -> dict[int, int] | None:
+    """Rows by hour of the objects that one of several hours was made from, each still there."""
+    try:
+        odd = [p for p in parts if {n: type(v) for n, v in p.items()} != ENTRY]
+    except (TypeError, AttributeError):
+        odd = [parts]
+    if odd or not parts:
+        report.found(key, "does not say what objects it was joined from")
+        return None
+    for part in parts:
+        kept = f"superseded/{part['sha256']}.parquet"
+        if place.sizes.get(kept) != part["bytes"]:
+            report.found(key, f"was joined from {part['key']}, whose bytes are not in {kept}")
+        elif hashlib.sha256(place.read(kept)).hexdigest() != part["sha256"]:
+            report.found(kept, "does not hold the bytes that its name says")
+    return {int(part["hour_us"]): int(part["rows"]) for part in parts}
 
 
 def plain(column: Any) -> list[Any]:

@@ -6,6 +6,7 @@ Does not do: opening objects (layout).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -21,8 +22,10 @@ _TEXTS = ("key", "table", "sha256", "footer_sha256", "first_market", "last_marke
 _NUMBERS = ("hour_us", "rows", "bytes", "footer_bytes", "row_groups", "min_us", "max_us", "schema")
 ENTRY: Final = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_NUMBERS, int)  # of an object in a list
 _NAME = re.compile(
-    r"parquet/([a-z_]+)/year=(\d{4})/month=(\d\d)/day=(\d\d)/\1-\2\3\4T(\d\d)-00\.parquet"
+    r"parquet/([a-z_]+)/year=(\d{4})/month=(\d\d)/day=(\d\d)/"
+    r"\1-\2\3\4T(\d\d)-(?:00|(\d\d)h)\.parquet"
 )
+_RECORD = re.compile(r"parquet/[a-z_]+/year=.*/_manifest-\d\d(-\d\dh)?\.json")
 
 
 class Place:
@@ -97,7 +100,9 @@ def _version(report: Report, key: str, raw: bytes) -> dict[str, Any] | None:
         seal = body.pop("seal")
         plain = json.dumps(body, sort_keys=True, separators=(",", ":")).encode() + b"\n"
         odd = [e for e in body["objects"] if {n: type(v) for n, v in e.items()} != ENTRY]
-        listed = [(e["key"], _name_of(e["table"], e["hour_us"])) for e in body["objects"]]
+        listed = [
+            (e["key"], _name_of(e["table"], e["hour_us"], hours_in(e))) for e in body["objects"]
+        ]
         int(body["watermark_us"])
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         report.found(key, f"is not a version of a lake ({type(e).__name__}: {e})")
@@ -112,6 +117,9 @@ def _version(report: Report, key: str, raw: bytes) -> dict[str, Any] | None:
     for name, wanted in listed:
         if name != wanted:
             report.found(key, f"lists {name} as {wanted}")
+    for one, two in itertools.pairwise(body["objects"]):
+        if one["table"] == two["table"] and two["hour_us"] < end_of(one):
+            report.found(key, f"lists {one['key']} and {two['key']}, which hold the same hours")
     return dict(body)
 
 
@@ -119,11 +127,12 @@ def _succession(
     place: Place, report: Report, key: str, before: dict[str, Any], body: dict[str, Any]
 ) -> None:
     now = {e["key"]: e for e in body["objects"]}
+    joined = [e for e in body["objects"] if hours_in(e) > 1]
     for entry in before["objects"]:
         name, then = str(entry["key"]), str(entry["sha256"])
-        if name not in now:
+        if name not in now and not _is_among(entry, joined):
             report.found(name, f"was removed from the list by {key}")
-        elif now[name]["sha256"] != then:
+        elif name not in now or now[name]["sha256"] != then:
             kept = f"superseded/{then}.parquet"
             if kept not in place.sizes:
                 report.found(name, f"changed in {key}, but its former bytes are not in {kept}")
@@ -138,12 +147,10 @@ def check_strays(place: Place, report: Report, entries: dict[str, dict[str, Any]
     for key in sorted(place.sizes):
         if not key.startswith("parquet/"):
             continue
-        record = re.fullmatch(r"parquet/[a-z_]+/year=.*/_manifest-\d\d\.json", key)
         if key in entries:
-            beside = f"{key.rpartition('/')[0]}/_manifest-{key[-13:-11]}.json"
-            if beside not in place.sizes:
-                report.found(beside, "the commit record of an hour is absent")
-        elif record:
+            if _beside(key) not in place.sizes:
+                report.found(_beside(key), "the commit record of an hour is absent")
+        elif _RECORD.fullmatch(key):
             _check_record(place, report, key, entries)
         elif _NAME.fullmatch(key) and _is_in_flight(report, key):
             report.notes.append(f"{key}: written, not yet listed by a version")
@@ -160,14 +167,16 @@ def _check_record(
     except (ValueError, KeyError, TypeError) as e:
         report.found(key, f"is not the commit record of an hour ({type(e).__name__}: {e})")
         return
-    if f"{name.rpartition('/')[0]}/_manifest-{name[-13:-11]}.json" != key:
+    if _beside(name) != key:
         report.found(key, f"speaks of {name}, which it does not lie beside")
     elif name in entries and named != entries[name]:
         listed = entries[name]
         wrong = ", ".join(sorted(k for k in named | listed if named.get(k) != listed.get(k)))
         report.found(name, f"its commit record and the newest version differ in {wrong}")
     elif name not in entries and not _is_in_flight(report, name):
-        report.found(name, "has a commit record and is not listed by the newest version")
+        joined = [e for e in entries.values() if hours_in(e) > 1]
+        if set(named) != set(ENTRY) or not _is_among(named, joined):
+            report.found(name, "has a commit record and is not listed by the newest version")
 
 
 def _is_in_flight(report: Report, key: str) -> bool:
@@ -175,9 +184,40 @@ def _is_in_flight(report: Report, key: str) -> bool:
     return _hour_of_name(key) >= report.watermark_us // HOUR_US * HOUR_US
 
 
-def _name_of(table: str, hour_us: int) -> str:
+def hours_in(entry: dict[str, Any]) -> int:
+    """How many hours an object joins, by its name; 1 for any other name."""
+    found = _NAME.fullmatch(str(entry["key"]))
+    return int(found[6] or 1) if found else 1
+
+
+def end_of(entry: dict[str, Any]) -> int:
+    """First microsecond after the hours of an object."""
+    return int(entry["hour_us"]) + hours_in(entry) * HOUR_US
+
+
+def _is_among(entry: dict[str, Any], joined: list[dict[str, Any]]) -> bool:
+    """Whether the hours of an object are among those that another one of its table joins."""
+    return any(
+        e["table"] == entry["table"]
+        and e["hour_us"] <= entry["hour_us"]
+        and end_of(entry) <= end_of(e)
+        for e in joined
+    )
+
+
+def _beside(key: str) -> str:
+    """The commit record that belongs beside an object."""
+    folder, _, name = key.rpartition("/")
+    hour, _, length = name.removesuffix(".parquet").rpartition("T")[2].partition("-")
+    return f"{folder}/_manifest-{hour}.json" if length == "00" else (
+        f"{folder}/_manifest-{hour}-{length}.json")  # fmt: skip
+
+
+def _name_of(table: str, hour_us: int, hours: int) -> str:
     moment = pa.scalar(hour_us, pa.timestamp("us")).as_py()
-    return f"parquet/{table}/{moment:year=%Y/month=%m/day=%d}/{table}-{moment:%Y%m%dT%H}-00.parquet"
+    length = "00" if hours == 1 else f"{hours:02d}h"
+    folder = f"parquet/{table}/{moment:year=%Y/month=%m/day=%d}"
+    return f"{folder}/{table}-{moment:%Y%m%dT%H}-{length}.parquet"
 
 
 def _hour_of_name(key: str) -> int:

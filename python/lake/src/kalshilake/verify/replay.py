@@ -235,12 +235,12 @@ def _before(levels: dict[Level, int], events: list[Event]) -> tuple[dict[Level, 
 
 
 def load_keyframes(
-    place: Place, report: Report, by_hour: dict[tuple[str, int], dict[str, Any]], hours: list[int]
+    place: Place, report: Report, entries: Iterable[dict[str, Any]]
 ) -> list[tuple[str, int, Key, int]]:
-    """(market, epoch, keyframe, its book_hash) of these hours."""
+    """(market, epoch, keyframe, its book_hash) of these objects."""
     made: list[tuple[str, int, Key, int]] = []
-    for hour in hours:
-        loaded = load(place, report, by_hour.get(("orderbook_snapshots", hour)))
+    for entry in entries:
+        loaded = load(place, report, entry)
         if loaded is None:
             continue
         for rows in loaded.groups():
