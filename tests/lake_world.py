@@ -212,12 +212,18 @@ def world_tables(world: World) -> dict[str, pa.Table]:
         {"market_ticker": m.ticker, "event_ticker": m.ticker[:4], "first_seen": START, "body": "{}"}
         for m in world.markets
     ]
+    events = [
+        {"event_ticker": name, "series_ticker": "KX", "title": f"about {name}", "first_seen": START,
+         "mutually_exclusive": True, "body": "{}"}
+        for name in sorted({m.ticker[:4] for m in world.markets})
+    ]  # fmt: skip
     return {
         "orderbook_deltas": tables.deltas_table(*merged_rows(world)),
         "orderbook_snapshots": keyframe_table(world),
         "trades": trade_table(world),
         "coverage": tables.records_table("coverage", coverage_rows(world)),
         "markets": tables.records_table("markets", markets),
+        "events": tables.records_table("events", events),
     }
 
 

@@ -190,9 +190,7 @@ def test_a_compaction_that_loses_rows_or_former_bytes_would_be_found(
         play(root, model, export_all)
         with monkeypatch.context() as patch:
             real = joined.in_market_order
-            patch.setattr(
-                joined, "in_market_order", lambda streams: [p.slice(1) for p in real(streams)]
-            )
+            patch.setattr(joined, "in_market_order", lambda *a: [p.slice(1) for p in real(*a)])
             with pytest.raises(LakeError, match="not those of its hours"):
                 play(root, model, Compaction(1 << 30, None))
         play(root, model, Compaction(1 << 30, None))

@@ -224,7 +224,8 @@ async def test_markets_carry_what_the_gatherers_learned(
             json.dumps(body),
         )
         await conn.execute(
-            "INSERT INTO event_history VALUES ('EV', 1, '', $1)", json.dumps({"series_ticker": "S"})
+            "INSERT INTO event_history VALUES ('EV', 1, '', $1)",
+            json.dumps({"series_ticker": "S", "title": "Rain"}),
         )
         await conn.execute(  # learned after everything that the hour holds
             "INSERT INTO market_history VALUES ('A', $1, '', 'settled', '{}')", T0 * 1_000 * 2
@@ -242,13 +243,17 @@ async def test_markets_carry_what_the_gatherers_learned(
         ("A", "from 1", "S"),
         ("B", None, None),
     ]
+    (path,) = (lake / "parquet" / "events").rglob("*.parquet")
+    (event,) = pq.read_table(path).to_pylist()
+    assert (event["event_ticker"], event["series_ticker"], event["title"]) == ("EV", "S", "Rain")
+    assert event["first_seen"] == next(r["first_seen"] for r in rows if r["market_ticker"] == "A")
 
 
 async def test_metadata_that_cannot_be_read_hold_the_export_back(
     production: str, lake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half a table today and another tomorrow would be two answers to one question."""
-    monkeypatch.setattr("dedup.export.META_TRIES_MAX", 1)
+    monkeypatch.setattr("dedup.described.META_TRIES_MAX", 1)
     away = f"postgresql://postgres@127.0.0.1:{free_port()}/postgres"
     line = await Line(production, lake, [away]).open()
     await line.publish(window_output(0, ["A"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
-from dedup.metadata import Described, choose, event_of, market_record
+from dedup.metadata import Described, choose, event_of, event_record, market_record
 
 BODY = {
     "ticker": "A-1",
@@ -60,3 +60,22 @@ def test_odd_bodies_lose_fields_not_rows() -> None:
 def test_market_that_nobody_described_is_still_listed() -> None:
     """Its events are on the tape; the table must have it."""
     assert market_record("A-1", 7, None, {}) == {"market_ticker": "A-1", "first_seen": 7}
+
+
+def test_an_event_has_what_the_exchange_told() -> None:
+    """And what its market tells where it says nothing itself."""
+    body = {"title": "Rain", "sub_title": "in May", "category": "Weather", "series_ticker": "KX",
+            "mutually_exclusive": False, "strike_date": "2026-02-24T15:00:00Z",
+            "strike_period": "day"}  # fmt: skip
+    record = event_record("A", 7, "KY", Described("A", 5, json.dumps(body)))
+    assert (record["series_ticker"], record["title"], record["sub_title"]) == (
+        "KX", "Rain", "in May",
+    )  # fmt: skip
+    assert (record["mutually_exclusive"], record["strike_period"]) == (False, "day")
+    assert record["strike_ts"] == 1_771_945_200_000_000
+    assert json.loads(record["body"]) == body
+    odd = event_record("A", 7, "KY", Described("A", 5, '{"mutually_exclusive": "no", "title": 4}'))
+    assert (odd["series_ticker"], odd["mutually_exclusive"], odd["title"]) == ("KY", None, None)
+    assert event_record("A", 7, None, None) == {
+        "event_ticker": "A", "first_seen": 7, "series_ticker": None,
+    }  # fmt: skip

@@ -93,7 +93,7 @@ def test_rows_that_go_missing_on_the_way_are_seen(
     store = LocalStore(tmp_path)
     parts = hour_objects(store, [50, 60])
     real = joined.in_market_order
-    monkeypatch.setattr(joined, "in_market_order", lambda streams: list(real(streams))[:-1])
+    monkeypatch.setattr(joined, "in_market_order", lambda *a: list(real(*a))[:-1])
     with pytest.raises(LakeError, match="are not those of its hours"):
         join(store, parts)
     assert not (tmp_path / paths.object_key(SPEC.name, FIRST, 4)).exists()

@@ -34,7 +34,7 @@ def test_a_good_lake_is_found_good_and_everything_in_it_was_checked(
     epochs = [e for m in world.markets for e in m.epochs]
     assert report.events == sum(len(e.events) for e in epochs)
     assert report.keyframes == sum(len(e.keyframes) for e in epochs)
-    assert report.objects == 10
+    assert report.objects == 12
     assert report.versions == 2
     assert report.bytes == sum(p.stat().st_size for p in pristine.rglob("*.parquet"))
 

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-import asyncpg
 import pyarrow as pa
 
-from dedup import hour_parts, hours, keyframes, metadata, repair_lake, repair_store
+from dedup import hour_parts, hours, keyframes, repair_lake, repair_store
 from dedup.coverage_rows import coverage_records
+from dedup.described import DescribedHour, described_at
 from dedup.exchange_note import extra_of, seen_at, seen_now
 from dedup.proof import load_evidence
 from dedup.publication import DAY_US, HOUR_US, Publication
@@ -38,10 +38,9 @@ from marketdata.errors import LakeError, StorageError
 from runtime import logs
 from runtime.memory import give_back
 from runtime.partitions import Partitions
-from runtime.postgres import TRANSIENT, Connection, connect
+from runtime.postgres import Connection
 
 LAG_US: Final = 60_000_000
-META_TRIES_MAX: Final = 20
 
 log = logs.get("export")
 
@@ -81,6 +80,7 @@ class Exporter:
         self._head = 0  # newest version of the lake when it was opened
         self._exported_to_us = 0
         self._seen = ""  # of the exchange, at this moment of export
+        self._described: tuple[tuple[int, int], DescribedHour] | None = None  # asked for last
         self._partitions = Partitions()
         # Gone from production (dedup.retain), never exported again. One set for good: others add.
         self.dropped_days: set[int] = set()
@@ -277,7 +277,7 @@ class Exporter:
             known_ns = await self._known_ns(conn, hour, received_ns_max)
             versions = await repair_store.versions_of(conn, hour)
             seen = self._seen or await seen_at(conn, hour)
-            tables = ["orderbook_deltas", *_ROW_TABLES, "markets"] if rows_dirty else []
+            tables = ["orderbook_deltas", *_ROW_TABLES, "markets", "events"] if rows_dirty else []
             for table in (*tables, "coverage"):
                 rows = await self._table(conn, table, hour, closed_to_us, known_ns, names)
                 if not rows.num_rows:
@@ -373,8 +373,13 @@ class Exporter:
             return await hour_parts.delta_parts(conn, hour, names, soon)
         if table == "coverage":
             return records_table(table, await self._coverage(conn, hour, closed_to_us))
-        if table == "markets":
-            return await self._markets(conn, hour, known_ns)
+        if table in ("markets", "events"):
+            asked = (hour, known_ns)
+            if table == "markets" or self._described is None or self._described[0] != asked:
+                found = await described_at(conn, self._meta_dsns, hour, known_ns)
+                self._described = (asked, found)
+            described = self._described[1]
+            return described.markets if table == "markets" else described.events
         return await _ROW_TABLES[table](conn, hour, names)
 
     async def _coverage(
@@ -394,40 +399,6 @@ class Exporter:
                 totals[status] = totals.get(status, 0) + us
         self.coverage_us = totals
         return records
-
-    async def _markets(self, conn: Connection, hour: int, known_ns: int) -> pa.Table:
-        """The markets that first appeared in this hour."""
-        found = await conn.fetch(
-            "SELECT ticker, first_us FROM market WHERE first_us >= $1 AND first_us < $2"
-            " ORDER BY ticker",
-            hour,
-            hour + HOUR_US,
-        )
-        tickers = [r["ticker"] for r in found]
-        rows: list[metadata.Described] = []
-        event_rows: list[metadata.Described] = []
-        for dsn in self._meta_dsns if tickers else ():
-            meta = await connect(dsn, tries_max=META_TRIES_MAX)
-            try:
-                mine = await metadata.read_markets(meta, tickers)
-                rows += mine
-                wanted = sorted({e for d in mine if (e := metadata.event_of(d)) is not None})
-                event_rows += await metadata.read_events(meta, wanted)
-            except (*TRANSIENT, asyncpg.PostgresError) as error:
-                raise StorageError(f"market metadata cannot be read: {error}") from error
-            finally:
-                meta.terminate()
-        described = metadata.choose(rows, known_ns)
-        events = metadata.choose(event_rows, known_ns)
-        return records_table(
-            "markets",
-            [
-                metadata.market_record(
-                    r["ticker"], r["first_us"], described.get(r["ticker"]), events
-                )
-                for r in found
-            ],
-        )
 
     async def _note(
         self,

@@ -1,4 +1,4 @@
-"""What the gatherers learned about markets through REST, for the lake's `markets` table.
+"""What the gatherers learned through REST of markets and events, for the lake's tables.
 
 Purpose: read market and event history from the gatherers' second databases and choose, for each
 market, one description that does not depend on who is asked when.
@@ -83,6 +83,30 @@ def market_record(
         "body": described.body,
     }
     return record
+
+
+def event_record(
+    event_ticker: str, first_us: int, series: str | None, described: Described | None
+) -> dict[str, Any]:
+    """One row of the lake's `events` table; `first_us`: of the market that showed it. `series`: as
+    its market tells, where the event's own description does not."""
+    record: dict[str, Any] = {
+        "event_ticker": event_ticker, "first_seen": first_us, "series_ticker": series,
+    }  # fmt: skip
+    if described is None:
+        return record
+    body = json.loads(described.body)
+    exclusive = body.get("mutually_exclusive")
+    return record | {
+        "series_ticker": _text(body, "series_ticker") or series,
+        "title": _text(body, "title"),
+        "sub_title": _text(body, "sub_title"),
+        "category": _text(body, "category"),
+        "mutually_exclusive": exclusive if isinstance(exclusive, bool) else None,
+        "strike_ts": _time_us(body, "strike_date"),
+        "strike_period": _text(body, "strike_period"),
+        "body": described.body,
+    }
 
 
 def event_of(described: Described) -> str | None:

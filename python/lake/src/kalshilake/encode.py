@@ -67,7 +67,7 @@ class _Seen:
     def add(self, spec: TableSpec, part: pa.Table) -> None:
         """A part that has rows."""
         times = times_us(part.column(spec.time))
-        markets = part.column("market_ticker")
+        markets = part.column(spec.subject)
         low, high = int(times.min()), int(times.max())
         if not self.rows:
             self.first_market, self.min_us, self.max_us = markets[0].as_py(), low, high
@@ -138,7 +138,9 @@ def encode_into(
     prints: list[bytes] = []
     sink = _Hashing(file)
     with _writer(spec, sink) as writer:
-        groups = row_groups(_in_order(spec, (hour_us, end_us), rows, seen), ROW_GROUP_ROWS)
+        groups = row_groups(
+            _in_order(spec, (hour_us, end_us), rows, seen), ROW_GROUP_ROWS, subject=spec.subject
+        )
         for coded, found in _one_ahead((_coded(spec, g), fingerprint(g)) for g in groups):
             writer.write_table(coded, row_group_size=ROW_GROUP_ROWS)
             prints.append(found)

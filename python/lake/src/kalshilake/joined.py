@@ -84,7 +84,7 @@ def write_joined(
     """
     ordered = sorted(parts, key=lambda record: record.hour_us)
     reader = ObjectReader(store)
-    rows = in_market_order([reader.groups(part) for part in ordered])
+    rows = in_market_order([reader.groups(part) for part in ordered], spec_of(table).subject)
     with spooled() as body:
         record = encode_into(body, spec_of(table), hour_us, rows, hours, ordered)
         if record.rows != sum(part.rows for part in ordered):
@@ -119,13 +119,15 @@ def put_record(
 # -- order -----------------------------------------------------------------------------------------
 
 
-def in_market_order(streams: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
+def in_market_order(
+    streams: Sequence[Iterator[pa.Table]], subject: str = "market_ticker"
+) -> Iterator[pa.Table]:
     """The rows of objects whose hours follow each other, as parts for `encode_into`.
 
     Of each object one row group is in memory. Markets that all objects are done with go out
     together, unsorted; the one that the search for others stopped at, an object after the other.
     """
-    heads = [_Head(stream) for stream in streams]
+    heads = [_Head(stream, subject) for stream in streams]
     while waiting := [head for head in heads if head.rows is not None]:
         # Up to here, this name left out, no object can bring more than it holds now.
         bound = min(head.last for head in waiting)
@@ -140,8 +142,8 @@ def in_market_order(streams: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]
 class _Head:
     """What is next of one object's rows."""
 
-    def __init__(self, groups: Iterator[pa.Table]) -> None:
-        self._groups = groups
+    def __init__(self, groups: Iterator[pa.Table], subject: str) -> None:
+        self._groups, self._subject = groups, subject
         self.rows: pa.Table | None = None
         self._fill()
 
@@ -154,18 +156,18 @@ class _Head:
     @property
     def first(self) -> str:
         """Of its markets; there are rows."""
-        return str(self.rows.column("market_ticker")[0]) if self.rows is not None else ""
+        return str(self.rows.column(self._subject)[0]) if self.rows is not None else ""
 
     @property
     def last(self) -> str:
         """Of the markets it holds; there are rows."""
-        return str(self.rows.column("market_ticker")[-1]) if self.rows is not None else ""
+        return str(self.rows.column(self._subject)[-1]) if self.rows is not None else ""
 
     def take(self, bound: str, *, itself: bool) -> pa.Table:
         """The rows of markets before `bound` (`itself`: and of it) that it holds."""
         assert self.rows is not None, "only what has rows is asked"
         compare = pc.less_equal if itself else pc.less
-        inside = compare(self.rows.column("market_ticker"), bound)
+        inside = compare(self.rows.column(self._subject), bound)
         n = int(np.count_nonzero(np.asarray(inside)))
         taken, self.rows = self.rows.slice(0, n), self.rows.slice(n)
         self._fill()

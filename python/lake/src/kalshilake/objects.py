@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from kalshilake import paths
 from kalshilake.manifest import ObjectRecord
-from kalshilake.schema import CERTIFICATE, TIME, spec_of
+from kalshilake.schema import CERTIFICATE, SCHEMA_VERSION, TIME, TableSpec, spec_of
 from kalshilake.store import Store
 from marketdata.errors import LakeError
 
@@ -95,10 +95,16 @@ class ObjectReader:
         from_us: int = -MAX_US,
         to_us: int = MAX_US,
     ) -> pa.Table:
-        """Rows of `markets` (None: all) with from_us <= time < to_us, in the object's order."""
+        """Rows of `markets` (None: all) with from_us <= time < to_us, in the object's order. Of the
+        table of events `markets` are events."""
         spec = spec_of(record.table)
+        if record.schema > SCHEMA_VERSION:
+            raise LakeError(
+                f"{record.key}: has schema {record.schema}, this reader knows {SCHEMA_VERSION}",
+                hint="a newer release reads it",
+            )
         names = list(columns) if columns is not None else spec.schema.names
-        wanted = list(dict.fromkeys([*names, "market_ticker", spec.time]))
+        wanted = list(dict.fromkeys([*names, spec.subject, spec.time]))
         schema = pa.schema([spec.schema.field(n) for n in wanted])
         out = record.min_us >= to_us or record.max_us < from_us
         if (
@@ -110,7 +116,7 @@ class ObjectReader:
         groups, rows = self._read(record, tuple(wanted), (markets, from_us, to_us))
         if rows.num_rows == 0:
             return schema.empty_table().select(names)
-        return _matching(rows, spec.time, markets, from_us, to_us, groups).select(names)
+        return _matching(rows, spec, markets, from_us, to_us, groups).select(names)
 
     def _read(
         self, record: ObjectRecord, wanted: tuple[str, ...], question: _Question
@@ -223,7 +229,8 @@ def _parse_footer(record: ObjectRecord, tail: bytes) -> _Footer:
     """The footer alone is a Parquet file without a body to pyarrow: offsets stay as they are."""
     metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + tail))
     names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    ticker, time = names.index("market_ticker"), names.index(spec_of(record.table).time)
+    spec = spec_of(record.table)
+    ticker, time = names.index(spec.subject), names.index(spec.time)
     groups = []
     for i in range(
         metadata.num_row_groups if record.rows else 0
@@ -247,7 +254,7 @@ def _may_hold(first: str, last: str, markets: Sequence[str] | None) -> bool:
 
 def _matching(
     rows: pa.Table,
-    time: str,
+    spec: TableSpec,
     markets: Sequence[str] | None,
     from_us: int,
     to_us: int,
@@ -257,11 +264,11 @@ def _matching(
     mask = None
     # Statistics that name one market prove that a group holds no other.
     if markets is not None and {m for g in groups for m in g[:2]} != set(markets[:1]):
-        mask = pc.is_in(rows.column("market_ticker"), value_set=pa.array(markets, pa.string()))
+        mask = pc.is_in(rows.column(spec.subject), value_set=pa.array(markets, pa.string()))
     if min(g[2] for g in groups) < from_us:
-        mask = _both(mask, pc.greater_equal(rows.column(time), pa.scalar(from_us, TIME)))
+        mask = _both(mask, pc.greater_equal(rows.column(spec.time), pa.scalar(from_us, TIME)))
     if max(g[3] for g in groups) >= to_us:
-        mask = _both(mask, pc.less(rows.column(time), pa.scalar(to_us, TIME)))
+        mask = _both(mask, pc.less(rows.column(spec.time), pa.scalar(to_us, TIME)))
     return rows if mask is None else rows.filter(mask)
 
 

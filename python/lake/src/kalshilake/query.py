@@ -97,5 +97,6 @@ def _arrow(lake: Lake, table: str, start: Moment | None, end: Moment | None) -> 
         "tickers": lambda: lake.tickers(None, start, end, on_gap="ignore"),
         "coverage": lambda: lake.coverage(None, start, end),
         "markets": lake.markets,
+        "events": lake.events,
     }
     return readers[spec_of(table).name]()

@@ -128,9 +128,16 @@ class Lake:
 
     def markets(self) -> pa.Table:
         """What is known of each market: its newest row."""
-        rows = self.rows("markets", None, -MAX_US, MAX_US, None)
-        tickers = rows.column("market_ticker").to_pylist()
-        newest = [i for i, t in enumerate(tickers) if i + 1 == len(tickers) or tickers[i + 1] != t]
+        return self._newest("markets")
+
+    def events(self) -> pa.Table:
+        """What is known of each event (a question with one or more markets): its newest row."""
+        return self._newest("events")
+
+    def _newest(self, table: str) -> pa.Table:
+        rows = self.rows(table, None, -MAX_US, MAX_US, None)
+        names = rows.column(spec_of(table).subject).to_pylist()
+        newest = [i for i, n in enumerate(names) if i + 1 == len(names) or names[i + 1] != n]
         return rows.take(pa.array(newest, pa.int64()))
 
     def coverage(

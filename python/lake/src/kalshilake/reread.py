@@ -107,4 +107,6 @@ def _nothing(kind: pa.DataType) -> pa.Scalar:
     """What takes a null's place."""
     if pa.types.is_string(kind):
         return pa.scalar("", kind)
+    if pa.types.is_boolean(kind):
+        return pa.scalar(False, kind)  # noqa: FBT003
     return pa.scalar(Decimal(0) if pa.types.is_decimal(kind) else 0, kind)

@@ -24,8 +24,11 @@ from kalshilake.tables import run_starts
 LEAST: Final = 16_384
 
 
-def row_groups(parts: Iterable[pa.Table], most: int, least: int = LEAST) -> Iterator[pa.Table]:
-    """Tables of one row group each. `parts`: in the order of the object, none without rows."""
+def row_groups(
+    parts: Iterable[pa.Table], most: int, least: int = LEAST, *, subject: str = "market_ticker"
+) -> Iterator[pa.Table]:
+    """Tables of one row group each. `parts`: in the order of the object, none without rows; sorted
+    by `subject` first."""
     least = min(least, most)
     held: list[pa.Table] = []
     rows = 0
@@ -36,7 +39,7 @@ def row_groups(parts: Iterable[pa.Table], most: int, least: int = LEAST) -> Iter
             continue
         together = pa.concat_tables(held)
         at = 0
-        for end in ends(_starts(together), rows, most, least, whole=False):
+        for end in ends(_starts(together, subject), rows, most, least, whole=False):
             yield together.slice(at, end - at).combine_chunks()
             at = end
         rest = together.slice(at)
@@ -46,14 +49,14 @@ def row_groups(parts: Iterable[pa.Table], most: int, least: int = LEAST) -> Iter
     if rows:
         together = pa.concat_tables(held)
         at = 0
-        for end in ends(_starts(together), rows, most, least, whole=True):
+        for end in ends(_starts(together, subject), rows, most, least, whole=True):
             yield together.slice(at, end - at).combine_chunks()
             at = end
 
 
-def _starts(rows: pa.Table) -> list[int]:
+def _starts(rows: pa.Table, subject: str) -> list[int]:
     """Where each market begins."""
-    return [int(at) for at in run_starts(rows.column("market_ticker").combine_chunks())]
+    return [int(at) for at in run_starts(rows.column(subject).combine_chunks())]
 
 
 def ends(starts: Sequence[int], rows: int, most: int, least: int, *, whole: bool) -> Iterator[int]:

@@ -62,6 +62,11 @@ class TableSpec:
     dictionary: tuple[str, ...]
     delta_packed: tuple[str, ...]
 
+    @property
+    def subject(self) -> str:
+        """The column that sorts first: whose rows these are, a market's or an event's."""
+        return self.key[0]
+
 
 def _columns(*fields: tuple[str, pa.DataType] | tuple[str, pa.DataType, bool]) -> pa.Schema:
     """A schema from (name, type[, nullable]); not nullable unless said."""
@@ -215,8 +220,30 @@ _MARKETS = TableSpec(
     delta_packed=("open_ts", "close_ts", "first_seen"),
 )
 
+_EVENTS = TableSpec(
+    name="events",
+    schema=_columns(
+        ("event_ticker", pa.string()),
+        ("series_ticker", pa.string(), True),
+        ("title", pa.string(), True),
+        ("sub_title", pa.string(), True),
+        ("category", pa.string(), True),
+        ("mutually_exclusive", pa.bool_(), True),
+        ("strike_ts", TIME, True),
+        ("strike_period", pa.string(), True),
+        ("first_seen", TIME),
+        ("body", pa.string(), True),  # JSON text as the exchange gave it
+    ),
+    key=("event_ticker", "first_seen"),
+    time="first_seen",
+    channel=None,
+    dictionary=("series_ticker", "category", "strike_period"),
+    delta_packed=("strike_ts", "first_seen"),
+)
+
 TABLES: Final[dict[str, TableSpec]] = {
-    spec.name: spec for spec in (_DELTAS, _SNAPSHOTS, _TRADES, _TICKERS, _COVERAGE, _MARKETS)
+    spec.name: spec
+    for spec in (_DELTAS, _SNAPSHOTS, _TRADES, _TICKERS, _COVERAGE, _MARKETS, _EVENTS)
 }
 
 

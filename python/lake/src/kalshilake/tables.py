@@ -167,7 +167,7 @@ def tickers_table(
 
 
 def records_table(table: str, records: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """coverage or markets from plain rows; times are int microseconds, absent keys are null."""
+    """coverage, markets or events from plain rows; times are int us, absent keys are null."""
     spec = spec_of(table)
     rows = list(records)
     columns = {}

@@ -90,7 +90,7 @@ def verify(
     claims = Claims(report)
     spans = _spans(list(entries.values()))
     for span in spans[share[0] :: share[1]]:
-        for name in ("trades", "tickers", "markets"):
+        for name in ("trades", "tickers", "markets", "events"):
             for entry in span.get(name, []):
                 plain = load(place, report, entry)
                 for _ in plain.groups() if plain else ():

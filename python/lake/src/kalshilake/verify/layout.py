@@ -57,6 +57,12 @@ FORMAT: Final[dict[str, tuple[list[tuple[str, str]], list[str], str]]] = {
          ("title", "string?"), ("status", "string?"), ("open_ts", _T + "?"),
          ("close_ts", _T + "?"), ("first_seen", _T), ("body", "string?")],
         ["market_ticker", "first_seen"], "first_seen"),
+    "events": (
+        [("event_ticker", "string"), ("series_ticker", "string?"), ("title", "string?"),
+         ("sub_title", "string?"), ("category", "string?"), ("mutually_exclusive", "bool?"),
+         ("strike_ts", _T + "?"), ("strike_period", "string?"), ("first_seen", _T),
+         ("body", "string?")],
+        ["event_ticker", "first_seen"], "first_seen"),
 }  # fmt: skip
 
 
