@@ -53,7 +53,9 @@ def test_every_answer_stays_and_there_are_fewer_objects(
     root = lake.location
     pinned = {n: answers(open_lake(root, n)) for n in (1, 9, 20, 21)}
     before = open_lake(root)
-    made = compact.compact(lake, SECOND)
+    told: list[tuple[int, int]] = []
+    made = compact.compact(lake, SECOND, progress=lambda done, of: told.append((done, of)))
+    assert told == [(1, 1)]
     after = open_lake(root)
     assert answers(after) == answers(before)
     assert {n: answers(open_lake(root, n)) for n in pinned} == pinned

@@ -29,8 +29,10 @@ def test_a_good_lake_is_found_good_and_everything_in_it_was_checked(
     pristine: Path, world: World
 ) -> None:
     """A verifier that looks at nothing finds nothing."""
-    report = verify(str(pristine))
+    told: list[tuple[int, int]] = []
+    report = verify(str(pristine), progress=lambda done, of: told.append((done, of)))
     assert (report.findings, report.notes) == ([], [])
+    assert told == [(1, 2), (2, 2)]
     epochs = [e for m in world.markets for e in m.epochs]
     assert report.events == sum(len(e.events) for e in epochs)
     assert report.keyframes == sum(len(e.keyframes) for e in epochs)

@@ -34,12 +34,11 @@ def test_without_apply_it_tells_and_changes_nothing(run, old: Path) -> None:
 
 def test_with_apply_it_joins_and_says_what_it_did(run, old: Path) -> None:
     before = open_lake(old)
-    code, out, said = run("compact", old, "--apply", "--json")
+    code, out, _ = run("compact", old, "--apply", "--json")
     told = json.loads(out)
     after = open_lake(old)
     assert (code, told["version"], told["sha256"]) == (0, after.version, after.sha256)
     assert (told["joined"], told["removed"]) == (len(after.objects), len(before.objects))
-    assert "joining" in said
     assert after.deltas(on_gap="ignore").equals(before.deltas(on_gap="ignore"))
     assert run("verify", old)[0] == 0
     code, out, said = run("compact", old, "--json")

@@ -19,6 +19,7 @@ from kalshilake.store import open_store
 from kalshilake.write import load_head
 from marketdata.errors import LakeError
 from tape.output import guarded, print_rows
+from tape.progress import steps
 
 MIB: int = 1 << 20
 
@@ -56,19 +57,11 @@ def compact(
                 "dry run: nothing was changed; --apply does it\n" if spans else "nothing to join\n"
             )
             return
-        made = join(store, before_us, most_bytes=most_mib * MIB, progress=_told)
+        with steps("parts of days joined") as tell:
+            made = join(store, before_us, most_bytes=most_mib * MIB, progress=tell)
         print_rows([_done(made)], as_json=as_json, as_csv=as_csv)
 
     raise typer.Exit(guarded(run))
-
-
-def _told(span: Span) -> None:
-    """One line for each part of a day, on standard error."""
-    row = _planned(span)
-    sys.stderr.write(
-        f"joining {row['objects']} objects of {row['from']}, {span.hours} hours, "
-        f"{span.bytes / MIB:.1f} MiB\n"
-    )
 
 
 def _planned(span: Span) -> dict[str, object]:

@@ -11,6 +11,7 @@ from kalshilake.verify import NoLakeError, as_json, cited_roots, describe
 from kalshilake.verify import verify as check
 from marketdata.errors import TapeError
 from tape.output import EXIT_FOUND, guarded
+from tape.progress import steps
 
 
 def verify(
@@ -28,7 +29,11 @@ def verify(
 
     def run() -> int:
         try:
-            report = check(lake, sha256=sha256, roots=cited_roots(root or []), coverage=coverage)
+            with steps("stretches checked") as tell:
+                report = check(
+                    lake, sha256=sha256, roots=cited_roots(root or []), coverage=coverage,
+                    progress=tell,
+                )  # fmt: skip
         except (NoLakeError, OSError, ValueError) as e:
             raise TapeError(str(e)) from e
         for line in [as_json(report)] if json_line else describe(report):

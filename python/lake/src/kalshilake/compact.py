@@ -126,11 +126,12 @@ def compact(
     before_us: int | None = None,
     *,
     most_bytes: int = JOINED_BYTES,
-    progress: Callable[[Span], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Compaction:
     """Join what `plan` tells, a version for each span, and take away what was replaced.
 
-    What an earlier run left undone is done. Raises LakeError, and StorageError before anything is
+    What an earlier run left undone is done. `progress`: told of each span that is done, and of how
+    many there are. Raises LakeError, and StorageError before anything is
     changed where deleting is not granted.
     """
     head = load_head(store)
@@ -146,14 +147,14 @@ def compact(
         ) from error
     removed = sweep(store, head.version)
     joined = 0
-    for span in spans:
-        progress(span)
+    for n, span in enumerate(spans, 1):
         records = _join(store, span, head.version.watermark_us)
         head = commit_version(
             store, records, watermark_us=head.version.watermark_us, joins=span.parts
         )
         joined += len(records)
         removed += sweep(store, head.version, span)
+        progress(n, len(spans))
     return Compaction(head, joined, removed)
 
 

@@ -71,10 +71,12 @@ def verify(
     filesystem: Any = None,
     coverage: bool = False,
     share: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Report:
     """Check everything. `sha256`: of a version, kept elsewhere. `roots`: of days (YYYY-MM-DD), kept
     elsewhere. `coverage`: tell what is claimed, too. `share`: (n, of) checks the markets of one of
-    so many machines; what all find together is what one finds alone. Raises NoLakeError, OSError.
+    so many machines; what all find together is what one finds alone. `progress`: told of each
+    stretch of hours that is done, and of how many there are. Raises NoLakeError, OSError.
     """
     report = Report(str(location))
     place = Place(str(location), filesystem)
@@ -95,7 +97,7 @@ def verify(
                 plain = load(place, report, entry)
                 for _ in plain.groups() if plain else ():
                     pass
-    _replay(place, report, claims, spans, share, coverage=coverage)
+    _replay(place, report, claims, spans, share, coverage=coverage, progress=progress)
     report.coverage = claims.coverage()
     return report
 
@@ -108,6 +110,7 @@ def _replay(
     share: tuple[int, int],
     *,
     coverage: bool,
+    progress: Callable[[int, int], None],
 ) -> None:
     """Changes, keyframes and coverage, one stretch of hours after the other."""
     tape = Tape(report)
@@ -133,6 +136,7 @@ def _replay(
             if told is None:
                 report.found(deltas.key, "its hour has deltas and no coverage")
         ahead = following
+        progress(i + 1, len(spans))
     tape.finish()
 
 
