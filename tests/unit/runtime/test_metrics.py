@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from runtime.metrics import SERIES_MAX, TABLE, Metrics, markdown
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_metric_of_the_table_can_be_written_and_is_exposed() -> None:
@@ -87,3 +90,31 @@ def test_the_table_in_the_documents_is_this_one() -> None:
     """`python -m runtime.metrics` prints what belongs there."""
     text = (Path(__file__).parents[3] / "docs" / "gatherer.md").read_text(encoding="utf-8")
     assert text.endswith(markdown())
+
+
+def _written(names: list[str]) -> set[str]:
+    """Those of the names that some module outside the table writes: as they stand, before a "/"
+    (a series of its own), or made of a word (live_{name}_total)."""
+    told: set[str] = set()
+    for path in ROOT.glob("python/*/src/**/*.py"):
+        if path.name == "metrics.py" and path.parent.name == "runtime":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                told.add(re.escape(node.value.partition("/")[0]))
+            elif isinstance(node, ast.JoinedStr):
+                parts = [
+                    re.escape(part.value) if isinstance(part, ast.Constant) else "[a-z]+"
+                    for part in node.values
+                ]
+                text = "".join(parts).partition("/")[0]
+                if text.endswith("_total") or "/" in "".join(parts):
+                    told.add(text)
+    return {name for name in names if any(re.fullmatch(text, name) for text in told)}
+
+
+def test_no_metric_is_promised_and_not_written() -> None:
+    """A table of what an alert may rely on: a name that nobody writes never fires."""
+    names = [metric.name for metric in TABLE]
+    assert set(names) - _written(names) == set()
+    assert _written(["books_in_the_moon_total"]) == set()

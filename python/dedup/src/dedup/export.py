@@ -16,6 +16,7 @@ Does not do: merging; the form of objects (kalshilake).
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -86,7 +87,7 @@ class Exporter:
         self.dropped_days: set[int] = set()
         self.version = 0
         self.version_sha256 = ""
-        self.objects_written = 0
+        self.written: Counter[str] = Counter()  # objects, by table, since the process began
         self.not_made_again: list[str] = []  # lost, and production gives other bytes now
         self.differing: list[str] = []  # the lake had other bytes of a moment that came again
         self.coverage_us: dict[str, int] = {}  # status -> microseconds of the exported hours
@@ -161,6 +162,19 @@ class Exporter:
     def _moment(self, closed_to_us: int) -> bool:
         return export_hour_of(closed_to_us) > export_hour_of(self._exported_to_us)
 
+    def hours_due(self, closed_to_us: int) -> int:
+        """Hours that are over and differ from what the lake holds."""
+        return sum(self._is_over(h, closed_to_us) for h in self._dirty if not self._is_dropped(h))
+
+    @staticmethod
+    def _is_over(hour_us: int, closed_to_us: int) -> bool:
+        return hour_us + HOUR_US + LAG_US <= closed_to_us
+
+    @property
+    def objects_written(self) -> int:
+        """Since the process began."""
+        return sum(self.written.values())
+
     @property
     def hours_waiting(self) -> int:
         """Hours that differ from what the lake holds."""
@@ -208,7 +222,7 @@ class Exporter:
         ready = sorted(
             hour
             for hour in self._dirty
-            if (final or hour + HOUR_US + LAG_US <= closed_to_us) and not self._is_dropped(hour)
+            if (final or self._is_over(hour, closed_to_us)) and not self._is_dropped(hour)
         )
         asked = (conn, ready, closed_to_us, received_ns_max, names)
         commit = await asyncio.to_thread(self._twin, closed_to_us) if ready else None
@@ -289,7 +303,7 @@ class Exporter:
                             watermark_us=closed_to_us, extra=extra_of(table, versions, seen),
                         )
                     )  # fmt: skip
-                    self.objects_written += 1
+                    self.written[table] += 1
                     continue
                 record = await asyncio.to_thread(repair_lake.record_of, table, hour, rows)
                 if listed.get(record.key) != record:

@@ -32,6 +32,7 @@ from dedup.export import Exporter, export_hour_of
 from dedup.flow import Publishing, Reads, close_windows, reading_on, take
 from dedup.invariants import Invariants
 from dedup.live_path import LivePath
+from dedup.measured import Measured
 from dedup.output import ArbiterSettings, WindowOutput
 from dedup.publication import Publication
 from dedup.publish import Publisher, Standing, broken_once_failed
@@ -128,6 +129,14 @@ class Pipeline:
         self.invariants = Invariants()
         self.tally = Tally()
         self.exchange = ExchangeWatch(metrics)
+        self.measured = Measured(metrics)
+        self.measured.watch(
+            lambda: self.readers,
+            len(settings.gatherer_dsns),
+            lambda: self.publisher.standing.closed_to_us,
+            lambda: len(self.waiting_for),
+            exporter.hours_due if share.first else None,
+        )
         self.waiting_for: list[str] = []
         self.gone: dict[int, list[str]] = {}  # gatherer -> what it no longer had
         self.finished = False
@@ -208,6 +217,7 @@ class Pipeline:
         await self.live.begin(standing)
         self.readers = [self._reader(g, standing) for g in range(len(self._settings.gatherer_dsns))]
         self._reads = {}
+        self.measured.began()
         try:
             await self._export(arbiter, final=False)
             while not self._stopping.is_set() and not self.finished:
@@ -295,6 +305,7 @@ class Pipeline:
             self.exporter.published(made)
         self.tally.published(made)
         self.exchange.published(made.named_states, made.counts)
+        self.measured.published(made)
         await self._tell_stored(made)
         self._metrics.counter("windows_total").inc(made.windows)
         for reason, n in by_reason(made.closings).items():
@@ -417,7 +428,9 @@ class Pipeline:
         return {r["market_id"]: r["ticker"] for r in await conn.fetch(_MARKETS)}
 
     def _report(self) -> None:
-        """Say in /health how every part stands."""
+        """Say in /health and /metrics how every part stands."""
+        self.measured.read(self.readers)
+        self.measured.exported(self.exporter.written)
         patience_s = float(self._settings.patience_s)
         for reader in self.readers:
             name = f"gatherer{reader.index}"

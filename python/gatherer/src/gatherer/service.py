@@ -114,6 +114,7 @@ class Gatherer:
             segment_bytes=settings.segment_bytes,
             group_commit_ms=settings.group_commit_ms,
         )
+        self.spool.on_commit = self.metrics.histogram("spool_sync_seconds").observe
         self._decoding = recover(self.spool)
         self.intake = LiveIntake(
             self.spool,

@@ -69,15 +69,15 @@ sink_rows_total | rows | table | rows committed
 sink_batches_total | batches | | batches committed
 sink_retries_total | tries | reason | commits tried again
 partitions_default_total | spans | | time spans left to the DEFAULT partition
-pull_rows_total | rows | gatherer table | rows read from a gatherer
+pull_rows_total | rows | gatherer | rows read from a gatherer
 pull_errors_total | errors | gatherer | reads that failed and were repeated
 merged_rows_total | rows | table | rows of the tape
-duplicate_rows_total | rows | gatherer | rows proven to be already on the tape
+duplicate_rows_total | rows | | rows proven to be already on the tape
 quarantined_rows_total | rows | gatherer reason | rows that could not be placed
 suspect_runs_total | runs | gatherer reason | runs in markets that the others contradicted
 exchange_changes_total | changes | subject before after | what was proven of it and no more
-skipped_rows_total | rows | gatherer reason | rows that carry nothing for the tape
-late_rows_total | rows | gatherer | rows that came after their window had closed
+skipped_rows_total | rows | | repeats of a row of the same run
+late_rows_total | rows | | rows that came after their window had closed, kept aside
 ambiguous_total | events | | cuts that no data can decide
 disputed_total | events | | contradictions between gatherers that no audit decides
 epochs_total | epochs | reason | epochs opened
@@ -98,7 +98,6 @@ exchange_exact | 1 | pair | 1 where two gatherers get equal times and order, pro
 exchange_replies_proven | 1 | | 1 where get_snapshot replies stand at their seq, proven
 connections_open | connections | | connections that are open
 markets_subscribed | markets | | markets wanted
-books_anchored | markets | | markets with a proven book
 capture_complete | 1 | | 1 while all that is known is recorded without a hole
 markets_to_cover | markets | channel | markets to record (1 where the channel has no filter)
 markets_covered | markets | channel | of them, recorded without a hole now
@@ -116,10 +115,10 @@ clock_offset_high_seconds | seconds | | and this at most
 clock_synchronised | 1 | | 1 while the kernel says so
 clock_kernel_error_seconds | seconds | | the kernel's own estimate of its error
 clock_stepped_seconds | seconds | | how far the wall clock was set since the start, all steps
-watermark_age_seconds | seconds | | age of the merge watermark
-gatherer_lag_seconds | seconds | gatherer | between a gatherer's last commit and now
-gatherers_waited_for | gatherers | | gatherers that keep the next window open
-export_lag_hours | hours | | closed hours not yet in the lake
+watermark_age_seconds | seconds | | age of the merge watermark; 0 before there is one
+gatherer_lag_seconds | seconds | gatherer | since the receipt of what was read of it last
+gatherers_waited_for | 1 | | reasons that keep the next window open
+export_lag_hours | hours | | hours that are over and not in the lake as they are
 """
 _HISTOGRAMS: Final = """
 commit_seconds | seconds | | duration of one database commit

@@ -161,6 +161,7 @@ class SpoolWriter:
         self.records_appended = 0
         self.commits = 0
         self.commit_errors = 0
+        self.on_commit: Callable[[float], None] = lambda _: None  # seconds of each group commit
         self._state = state
         self._segment_bytes = segment_bytes
         self._group_commit_s = group_commit_ms / 1000
@@ -337,6 +338,7 @@ class SpoolWriter:
         end, size = self._end, self._buffered
         self._appended.clear()
         loop = asyncio.get_running_loop()
+        began_s = loop.time()
         write = loop.run_in_executor(self._thread, self._disk.write, taken)
         try:
             await asyncio.shield(write)
@@ -358,6 +360,7 @@ class SpoolWriter:
                 self._appended.set()
             raise
         self._settle(end, size)
+        self.on_commit(loop.time() - began_s)
         return True
 
     def _put_back(self, taken: list[_Pending]) -> None:
