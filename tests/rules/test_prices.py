@@ -45,6 +45,7 @@ DURATIONS = {
     "gatherer.transport": "time-outs in seconds",
     "gatherer.witness": "seconds between looks",
     "dedup.main": "deadlines in seconds",
+    "dedup.measured": "ages in seconds and hours for the metrics",
     "dedup.pipeline": "patience and poll interval in seconds",
     "dedup.publish": "seconds between tries",
     "dedup.processes": "deadlines in seconds",

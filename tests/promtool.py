@@ -1,0 +1,56 @@
+"""Prometheus' own checker: from the path, or unpacked from Debian's package into a cache.
+
+Nothing is installed. Where there is neither, the tests that need it are skipped and say so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+PLACE: Final = Path(os.environ.get("KT_PROMTOOL_CACHE", "/var/tmp/kalshi-tape-promtool"))
+FETCH_S: Final = 300
+
+
+@cache
+def promtool() -> str | None:
+    """Where it is; None where it cannot be had."""
+    found = shutil.which("promtool")
+    if found:
+        return found
+    kept = PLACE / "usr" / "bin" / "promtool"
+    if not kept.exists():
+        _unpack()
+    return str(kept) if kept.exists() else None
+
+
+def _unpack() -> None:
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            subprocess.run(
+                ["apt-get", "-q", "download", "prometheus"], cwd=folder, check=True,
+                capture_output=True, timeout=FETCH_S,
+            )  # fmt: skip
+            (package,) = Path(folder).glob("prometheus_*.deb")
+            subprocess.run(["dpkg-deb", "-x", str(package), f"{folder}/tree"], check=True)
+            PLACE.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(f"{folder}/tree", PLACE, dirs_exist_ok=True, symlinks=True)
+        except (subprocess.SubprocessError, OSError, ValueError):
+            return  # no archive, no network: the tests say that they were skipped
+
+
+def run(*arguments: str, cwd: Path) -> tuple[int, str]:
+    """(exit code, everything it said)."""
+    program = promtool()
+    assert program is not None, "asked for without it"
+    done = subprocess.run(
+        [program, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
