@@ -221,10 +221,11 @@ def world_tables(world: World) -> dict[str, pa.Table]:
     }
 
 
-def write_world(root: Path, world: World) -> Commit:
-    """The world as a lake: one version an hour, as the deduplicator would."""
+def write_world(root: Path, world: World, whole: dict[str, pa.Table] | None = None) -> Commit:
+    """The world as a lake: one version an hour, as the deduplicator would. `whole`: its tables, if
+    they are not those of `world_tables`."""
     store = LocalStore(root)
-    whole = world_tables(world)
+    whole = world_tables(world) if whole is None else whole
     commit = None
     for hour in range(START, world.end_us, paths.US_PER_HOUR):
         records = []
