@@ -15,7 +15,7 @@ where it names no zone); intervals are half open.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
@@ -30,12 +30,15 @@ from kalshilake.bookview import BookView
 from kalshilake.checked import Asked, checked
 from kalshilake.clocks import CLOCKS_APART_US, column_of
 from kalshilake.coverage import CoverageInterval, CoverageMap
+from kalshilake.events import events_between as make_events
 from kalshilake.manifest import ObjectRecord
 from kalshilake.moments import Every, Moment, moment_us
 from kalshilake.objects import ALWAYS, MAX_US, ObjectReader, Span
 from kalshilake.places import bounds, iso
 from kalshilake.reach import book_at
 from kalshilake.schema import spec_of
+from kalshilake.steps import Step
+from kalshilake.steps import replay as make_steps
 from kalshilake.store import Store, open_store
 from kalshilake.tables import sort_order
 from kalshilake.write import Commit, load_head, load_version
@@ -277,6 +280,57 @@ class Lake:
         nothing is proven there (not with on_gap="raise"). Raises IncompleteTape, LakeError.
         """
         return series.asof(self, rows, time=time, on_gap=on_gap, exact=exact, clock=clock)
+
+    def events_between(
+        self,
+        market: Markets = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        trades: bool = True,
+        tickers: bool = False,
+        on_gap: OnGap = "raise",
+        clock: Clock = "exchange",
+    ) -> pa.Table:
+        """Everything that happened in [start, end) in one order of time: events.EVENTS.
+
+        Changes of books (`kind` delta, reset), trades, and tickers if asked for. `at` is when a row
+        is in force, by `clock`; of one microsecond trades come first, then changes in market_seq
+        order, then tickers (events says why, and what a tape cannot know). The changes lead from
+        the book just before `start` to the book just before `end`. A bound that is None: the first
+        or last moment at which each market's book is proven. on_gap as in `deltas`, each row by
+        its own channel. Raises IncompleteTape, LakeError.
+        """
+        return make_events(
+            self, market, start, end, trades=trades, tickers=tickers, on_gap=on_gap, clock=clock
+        )
+
+    def replay(
+        self,
+        market: Markets = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        trades: bool = True,
+        tickers: bool = False,
+        on_gap: OnGap = "raise",
+        clock: Clock = "exchange",
+    ) -> Iterator[Step]:
+        """The same, one step at a time, with the book after each: steps.Step.
+
+        `Opened` gives the book at `start`, then follow `Changed`, `Emptied`, `Traded`, `Told`. All
+        steps of a market share one `book` (livebook.LiveBook) that the next step changes: read it,
+        or keep `book.view()`. Prices are micro-dollars, sizes 1/100 contract, times microseconds.
+        An hour of the markets asked for is in memory at once, however long the interval is.
+
+        Over a gap: on_gap="raise" refuses before the first step; "column" gives `Missing` where
+        something is not proven and `Opened` behind it; "ignore" only the latter. No change of a
+        book is played where it is not proven: `book.status` says so there.
+        Raises IncompleteTape, LakeError.
+        """
+        return make_steps(
+            self, market, start, end, trades=trades, tickers=tickers, on_gap=on_gap, clock=clock
+        )
 
     def records(
         self, table: str, from_us: int = -MAX_US, to_us: int = MAX_US
