@@ -56,6 +56,8 @@ def delay_us(rng: random.Random, *, is_trade: bool) -> int:
         return -rng.randint(0, 60_000)  # the gatherer's clock was behind
     if kind < 0.96:
         return rng.randint(300_000, 9_000_000)
+    if kind < 0.97:
+        return -rng.randint(CLOCKS_APART_US, 60_000_000)  # and here it was far behind
     if kind < 0.985:
         return rng.randint(CLOCKS_APART_US, 90_000_000)  # further apart than any claim allows for
     return rng.randint(1, paths.US_PER_HOUR)

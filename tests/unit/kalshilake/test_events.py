@@ -17,7 +17,14 @@ from kalshilake.read import Lake
 from kalshilake.tables import times_us, units_of
 from marketdata.errors import IncompleteTape, LakeError
 from tests.lake_receipts import heard
-from tests.lake_world import START, World, make_world, world_tables, write_world
+from tests.lake_world import (
+    START,
+    World,
+    crowded_world,
+    make_world,
+    world_tables,
+    write_world,
+)
 
 
 def truth(world: World, whole: dict[str, pa.Table], a: int, b: int) -> list[tuple[Any, ...]]:
@@ -46,24 +53,10 @@ def told(rows: pa.Table) -> list[tuple[Any, ...]]:
     return list(zip(*columns, rows["kind"].to_pylist(), numbers, strict=True))
 
 
-def crowded(seed: int) -> tuple[World, dict[str, pa.Table]]:
-    """A world whose trades share their microseconds with changes."""
-    world = make_world(seed, markets=3, hours=2, events=60)
-    whole = world_tables(world)
-    us = [e.us for m in world.markets for p in m.epochs for e in p.events][::3]
-    names = [m.ticker for m in world.markets for p in m.epochs for e in p.events][::3]
-    n, cents = len(us), np.arange(len(us)) % 90 + 1
-    whole["trades"] = tables.trades_table(
-        names, np.array(us), np.array(us) * 1000 + 9_000, [i.to_bytes(16, "big") for i in range(n)],
-        cents * 10_000, 1_000_000 - cents * 10_000, cents, cents % 3 - 1, cents % 2, np.full(n, 3),
-    )  # fmt: skip
-    return world, whole
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_rows_are_those_of_the_truth_in_its_order(tmp_path: Path, seed: int) -> None:
     """Over gaps, resets, times that step back, and several things in one microsecond."""
-    world, whole = crowded(seed)
+    world, whole = crowded_world(seed)
     write_world(tmp_path, world, whole)
     lake = open_lake(tmp_path)
     shared = 0
@@ -84,7 +77,7 @@ def test_the_rows_are_those_of_the_truth_in_its_order(tmp_path: Path, seed: int)
 
 def test_values_are_those_of_the_tables(tmp_path: Path) -> None:
     """Each kind has its own columns; the others are null, not zero."""
-    world, whole = crowded(4)
+    world, whole = crowded_world(4)
     write_world(tmp_path, world, whole)
     lake = open_lake(tmp_path)
     rows = lake.events_between(None, START, world.end_us, on_gap="ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ from kalshilake.steps import Changed, Emptied, Missing, Opened, Step, Told, Trad
 from kalshilake.tables import times_us, units_of
 from marketdata.errors import IncompleteTape, LakeError
 from tests import lake_tamper as tamper
-from tests.lake_world import START, World, as_levels, make_world, world_tables, write_world
+from tests.lake_world import (
+    START,
+    World,
+    as_levels,
+    crowded_world,
+    make_world,
+    world_tables,
+    write_world,
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +118,11 @@ def test_a_trade_in_a_gap_of_the_book_shows_the_last_book_and_that_it_is_not_pro
     assert all(seen.values())
 
 
-def test_markets_are_played_together_in_one_order_of_time(lake: Lake, world: World) -> None:
-    """As `events_between` gives them."""
+def test_markets_are_played_together_in_one_order_of_time(tmp_path: Path) -> None:
+    """As `events_between` gives them, also within one microsecond."""
+    world, whole = crowded_world(4)
+    write_world(tmp_path, world, whole)
+    lake = open_lake(tmp_path)
     steps_of = lake.replay(None, START, world.end_us, on_gap="ignore")
     played = [(s.at_us, s.market, s.kind) for s in steps_of if not isinstance(s, Opened)]
     rows = lake.events_between(None, START, world.end_us, on_gap="column")
@@ -124,6 +136,8 @@ def test_markets_are_played_together_in_one_order_of_time(lake: Lake, world: Wor
     ]
     assert played == want
     assert len({market for _, market, _ in played}) == 3
+    kinds = [b[2] for a, b in pairwise(played) if a[:2] == b[:2] and a[2] == "trade"]
+    assert kinds.count("delta") > 10
 
 
 def test_steps_of_one_market_share_one_book(lake: Lake, world: World) -> None:
