@@ -61,7 +61,7 @@ def test_a_strategy_loop_sees_the_book_before_a_trade_and_after_a_change(
 
 
 def test_a_gap_is_refused_before_the_first_step(lake: Lake, world: World) -> None:
-    """Not after an hour of playing, and also if only trades are missing."""
+    """Not after an hour of playing."""
     with pytest.raises(IncompleteTape) as refused:
         lake.replay(None, START, world.end_us)
     assert len(refused.value.intervals) >= 4
@@ -69,6 +69,30 @@ def test_a_gap_is_refused_before_the_first_step(lake: Lake, world: World) -> Non
         lake.replay("KX-NOBODY")
     with pytest.raises(LakeError, match="is unknown"):
         lake.replay(None, on_gap="skip")
+
+
+def test_trades_that_are_not_proven_refuse_a_replay_that_has_them(tmp_path: Path) -> None:
+    """Each channel has its own proof; without trades the book's suffices."""
+    world = make_world(11, markets=1, hours=1, events=40)
+    market = world.markets[0]
+    epoch = max(market.epochs, key=lambda e: e.to_us - e.from_us)
+    whole = world_tables(world)
+    rows = whole["coverage"].to_pylist()
+    for row in rows:
+        if row["channel"] == "trade":
+            row["status"], row["reason"] = "dark", "nobody asked"
+    whole["coverage"] = tables.records_table("coverage", rows)
+    write_world(tmp_path, world, whole)
+    lake, span = open_lake(tmp_path), (market.ticker, epoch.from_us, epoch.to_us)
+    for read in (lake.replay, lake.events_between):
+        with pytest.raises(IncompleteTape, match=r"\(trade\) .* dark"):
+            read(*span)
+    assert len(list(lake.replay(*span, trades=False))) > 1
+    marked = [s for s in lake.replay(*span, on_gap="column") if isinstance(s, Missing)]
+    assert [(s.channel, s.at_us, s.until_us, s.kind) for s in marked] == [
+        ("trade", epoch.from_us, epoch.to_us, "missing")
+    ]
+    assert marked[0].reason == "nobody asked"
 
 
 def test_a_gap_is_marked_and_behind_it_is_a_fresh_book(lake: Lake, world: World) -> None:

@@ -225,7 +225,8 @@ class Lake:
         One row for each market and moment: `yes` and `no` are the best `depth` bids, best first;
         `yes_bid`, `yes_ask` and their sizes the top of them (null: the side is empty). With
         on_gap="column" a moment that is not proven has no values and its `coverage`; with "ignore"
-        what is best known of it. Raises IncompleteTape, LakeError.
+        what is best known of it. Moments are those of the exchange's clock only: a grid of receipt
+        is made of `book(at, clock="received")`. Raises IncompleteTape, LakeError.
         """
         return series.books(self, market, start, end, every=every, depth=depth, on_gap=on_gap)
 
@@ -241,6 +242,7 @@ class Lake:
 
         `opens`: not a change but how a proven stretch begins. `until`: up to when the quote is in
         force (half open). Unless on_gap="raise", stretches that are not proven are left out.
+        By the exchange's clock only; by receipt `replay` gives the best levels after each change.
         """
         return series.quotes(self, market, start, end, on_gap=on_gap)
 
@@ -258,7 +260,8 @@ class Lake:
 
         `source`: trades (with `volume` in contracts and `notional`, the sum of price times count),
         or the best bid or ask, where a bar opens with the quote that is in force. Bars are
-        multiples of `every` since 1970 UTC.
+        multiples of `every` since 1970 UTC, by the exchange's clock only: a bar of receipts would
+        mix what happened at one time with what was recovered then.
         """
         return make_bars(self, market, start, end, every=every, source=source, on_gap=on_gap)
 
@@ -416,7 +419,8 @@ class Lake:
     def incomplete(self, missing: Iterable[CoverageInterval]) -> IncompleteTape:
         found = list(missing)
         shown = "; ".join(
-            f"{i.market} {iso(i.from_us)} to {iso(i.to_us)} {i.status}"
+            f"{i.market}{'' if i.channel == 'orderbook' else f' ({i.channel})'} "
+            f"{iso(i.from_us)} to {iso(i.to_us)} {i.status}"
             + (f" ({i.reason})" if i.reason else "")
             for i in found[:SHOWN_INTERVALS]
         )
