@@ -227,10 +227,26 @@ def world_tables(world: World) -> dict[str, pa.Table]:
     }
 
 
-def write_world(root: Path, world: World) -> Commit:
-    """The world as a lake: one version an hour, as the deduplicator would."""
-    store = LocalStore(root)
+def crowded_world(seed: int) -> tuple[World, dict[str, pa.Table]]:
+    """A world, and its tables with trades that share their microseconds with changes."""
+    world = make_world(seed, markets=3, hours=2, events=60)
     whole = world_tables(world)
+    chosen = [(m.ticker, e.us) for m in world.markets for p in m.epochs for e in p.events][::3]
+    n, us = len(chosen), np.array([us for _, us in chosen])
+    cents = np.arange(n) % 90 + 1
+    whole["trades"] = tables.trades_table(
+        [ticker for ticker, _ in chosen], us, us * 1000 + 9_000,
+        [i.to_bytes(16, "big") for i in range(n)], cents * 10_000, 1_000_000 - cents * 10_000,
+        cents, cents % 3 - 1, cents % 2, np.full(n, 3),
+    )  # fmt: skip
+    return world, whole
+
+
+def write_world(root: Path, world: World, whole: dict[str, pa.Table] | None = None) -> Commit:
+    """The world as a lake: one version an hour, as the deduplicator would. `whole`: its tables, if
+    they are not those of `world_tables`."""
+    store = LocalStore(root)
+    whole = world_tables(world) if whole is None else whole
     commit = None
     for hour in range(START, world.end_us, paths.US_PER_HOUR):
         records = []

@@ -3,7 +3,7 @@
 Books at random instants against a replay of the truth, by our reader and by DuckDB; a first book of
 an opened lake and the next ones; all books of a market by the second against one at a time; an
 export against a plain snappy write; bytes; what three tickers read; scans by DuckDB and Polars
-against pyarrow. Machine and spread as everywhere in this folder.
+against pyarrow; a market played step by step. Machine and spread as everywhere in this folder.
 
     python -m tests.bench.lake [--json] [--instants 1000]
 """
@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kalshilake import Lake, open_lake, query, write
+from kalshilake.clocks import CLOCKS_APART_US
 from kalshilake.store import LocalStore
 from kalshilake.verify import verify
 from marketdata.book import hash_levels
@@ -240,6 +241,34 @@ def scan_lines(root: Path, tape: Tape) -> list[Line]:
     ]  # fmt: skip
 
 
+def play_lines(root: Path, tape: Tape) -> list[Line]:
+    """The busiest market step by step and as one table, by both clocks."""
+    epoch = max((e for found in tape.epochs.values() for e in found), key=lambda e: len(e.rows))
+    (a, b), market, made, wrong = epoch.span, epoch.ticker, [], 0
+    for clock, low, high in (
+        ("exchange", a, b + 1), ("received", a + CLOCKS_APART_US, b + 1 - CLOCKS_APART_US),
+    ):  # fmt: skip
+        steps, rows = [], []
+        for _ in range(ROUNDS):
+            lake = open_lake(root)
+            asked = {"trades": False, "clock": clock}
+            began, count = time.perf_counter(), 0
+            for step in lake.replay(market, low, high, **asked):  # noqa: B007
+                count += 1
+            steps.append(count / (time.perf_counter() - began))
+            began = time.perf_counter()
+            found = lake.events_between(market, low, high, **asked).num_rows
+            rows.append(found / (time.perf_counter() - began))
+        last = lake.book(market, high - 1, clock=clock)
+        wrong += step.book.view().book_hash != last.book_hash
+        wrong += clock == "exchange" and last.book_hash != epoch.rows[-1][3]
+        made.append(line("play", f"replay, {count:,} steps by the clock {clock}", steps, "a second",
+                         Target("at least", 100_000)))  # fmt: skip
+        made.append(line("play", "events_between", rows, "a second"))
+    none = Target("at most", 0)
+    return [Line("play", "last books other than the truth", wrong, "", none), *made]
+
+
 def main() -> int:
     """Builds, measures, prints; exit code 1 for a target that is not met."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -259,7 +288,7 @@ def main() -> int:
         moments = instants(tape, asked.instants)
         lines = [
             *book_lines(root, moments), ladder_line(root, tape, moments),
-            *export_lines(root, folder), *scan_lines(root, tape),
+            *export_lines(root, folder), *scan_lines(root, tape), *play_lines(root, tape),
         ]  # fmt: skip
     if asked.json:
         sys.stdout.write(json.dumps([one.record() for one in lines]) + "\n")

@@ -36,11 +36,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_block_of_the_guide_runs(folder: Path) -> None:
     known = run(blocks())
-    assert len(blocks()) >= 9
+    assert len(blocks()) >= 14
     assert known["whole"].num_rows > 10
     assert known["quotes"].num_rows > 1
     assert known["trades"].num_rows > 1
     assert known["ladders"].num_rows > 1
+    assert known["happened"].num_rows >= known["changes"] > 10
+    assert known["late"].max() == 7_000
+    assert known["informed"].num_rows == known["heard"].num_rows
+    assert known["then"].clock == "received"
+    assert 0 < known["proven_only"].height < known["trades"].num_rows
+    assert sum(n for _, n in known["per_kind"]) == known["happened"].num_rows
     assert len(known["busiest"]) == known["per_market"].height == 3
     assert known["grid"]["yes_bid"].isna().any(), "the picture has a hole where nothing is proven"
     assert (folder / "price.png").stat().st_size > 5_000

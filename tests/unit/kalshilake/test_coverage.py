@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import numpy as np
+from itertools import pairwise
 
-from kalshilake.coverage import NO_ROW, CoverageMap
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kalshilake.coverage import (
+    NO_ROW,
+    SUFFICES,
+    TWO_EPOCHS,
+    CoverageInterval,
+    CoverageMap,
+    of_one_epoch,
+)
 from kalshilake.schema import STATUSES
 from kalshilake.tables import records_table
 
 Row = tuple[int, int, str, int | None]
 
 
-def cover(*rows: Row, channel: str = "orderbook") -> CoverageMap:
-    return CoverageMap(
-        records_table(
-            "coverage",
-            [
-                {"market_ticker": "M", "channel": channel, "from_ts": a, "to_ts": b,
-                 "status": status, "reason": "", "sources": 7, "audits": 1, "epoch": epoch}
-                for a, b, status, epoch in rows
-            ],
-        )
+def cover(*rows: Row, channel: str = "orderbook", apart_us: int = 0) -> CoverageMap:
+    return CoverageMap(claims(*rows, channel=channel), apart_us)
+
+
+def claims(*rows: Row, channel: str = "orderbook") -> pa.Table:
+    return records_table(
+        "coverage",
+        [
+            {"market_ticker": "M", "channel": channel, "from_ts": a, "to_ts": b,
+             "status": status, "reason": "", "sources": 7, "audits": 1, "epoch": epoch}
+            for a, b, status, epoch in rows
+        ],
     )  # fmt: skip
 
 
@@ -73,3 +87,62 @@ def test_statuses_of_moments_agree_with_the_intervals() -> None:
     assert [STATUSES[c] for c in codes] == [made.at("M", "orderbook", t).status for t in range(50)]
     assert set(made.statuses("X", "orderbook", times)) == {STATUSES.index("dark")}
     assert made.markets == ["M"]
+
+
+def test_other_gatherers_are_no_break_and_another_epoch_is() -> None:
+    """A snapshot in the middle of a stretch would cost a reader its place in every queue."""
+
+    def span(a: int, b: int, status: str, sources: int, epoch: int | None) -> CoverageInterval:
+        return CoverageInterval("KX", "orderbook", a, b, status, "", sources, 0, epoch)
+
+    line = [
+        span(0, 5, "complete", 7, 1), span(5, 9, "complete", 3, 1), span(9, 12, "complete", 7, 2),
+        span(12, 15, "gap", 0, None), span(15, 20, "gap", 0, None), span(20, 30, "complete", 7, 2),
+    ]  # fmt: skip
+    found = [(s.from_us, s.to_us, s.epoch) for s in of_one_epoch(line) if s.status == "complete"]
+    assert found == [(0, 9, 1), (9, 12, 2), (20, 30, 2)]
+
+
+def test_by_receipt_what_is_not_proven_is_wider_and_epochs_that_touch_are_cut() -> None:
+    """A lost event would have been received somewhat later, or earlier by a slow clock."""
+    made = cover(
+        (0, 100, "complete", 1), (100, 110, "gap", None), (110, 200, "complete", 2),
+        (200, 300, "complete", 3), (300, 306, "complete", 3), (306, 310, "dark", None),
+        (310, 320, "complete", 4), (320, 330, "gap", None), apart_us=7,
+    )  # fmt: skip
+    found = made.intervals("M", "orderbook")
+    assert [(i.from_us, i.to_us, i.status, i.epoch) for i in found] == [
+        (7, 93, "complete", 1), (93, 117, "gap", None), (117, 193, "complete", 2),
+        (193, 207, "ambiguous", None), (207, 299, "complete", 3), (299, 317, "dark", None),
+        (317, 330, "gap", None),
+    ]  # fmt: skip
+    assert found[3].reason == TWO_EPOCHS
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=8),
+    apart=st.integers(1, 30),
+    channel=st.sampled_from(["orderbook", "trade", "ticker"]),
+)
+def test_by_receipt_a_moment_suffices_only_if_all_around_it_does(
+    lengths: list[tuple[int, int]], apart: int, channel: str
+) -> None:
+    """L-37, moment by moment: kind 0 is a gap, 3 unproven, 1 and 2 epochs."""
+    rows: list[Row] = []
+    at = 0
+    for length, kind in lengths:
+        status = {0: "gap", 3: "unproven"}.get(kind, "complete")
+        epoch = kind if status == "complete" and channel == "orderbook" else None
+        rows.append((at, at + length, status, epoch))
+        at += length
+    plain, made = (cover(*rows, channel=channel, apart_us=us) for us in (0, apart))
+    suffices = SUFFICES[channel]
+    for r in range(-5, at + 5):
+        around = [plain.at("M", channel, us) for us in range(r - apart, r + apart + 1)]
+        proven = all(i.status in suffices for i in around) and len({i.epoch for i in around}) == 1
+        got = made.at("M", channel, r)
+        assert (got.status in suffices) == proven
+        if proven:
+            assert got.epoch == around[0].epoch
+    line = made.intervals("M", channel)
+    assert all(a.to_us <= b.from_us for a, b in pairwise(line))

@@ -11,9 +11,11 @@ import pytest
 from kalshilake import objects, open_lake, write
 from kalshilake.objects import Kept, ObjectReader
 from kalshilake.store import LocalStore
+from kalshilake.tables import times_us
 from marketdata.errors import LakeError
 from tests import lake_tamper as tamper
-from tests.lake_world import START, World
+from tests.lake_receipts import heard
+from tests.lake_world import START, World, make_world
 
 
 class Counting(LocalStore):
@@ -184,3 +186,55 @@ def test_what_is_kept_may_be_used_by_many_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(use, range(4)))
     assert (len(kept), kept.weight) == (2, 2)
+
+
+def test_receipts_are_searched_in_every_object_and_only_those_that_can_hold_one_are_read(
+    tmp_path: Path,
+) -> None:
+    """An object is named by its other clock; its footer tells."""
+    world = make_world(23, hours=3, events=150)
+    heard(tmp_path, world)
+    store = Counting(tmp_path)
+    reader, lake = ObjectReader(store), open_lake(tmp_path)
+    records = [o for o in lake.records("trades") if o.rows]
+    spans = reader.receipts(records)
+    opened = store.opened
+    assert opened == len(records)
+    reader.learn_receipts(records)
+    assert store.opened == opened
+    for record, (first, last) in zip(records, spans, strict=True):
+        whole = reader.read(record)
+        times = times_us(whole["received_at"])
+        assert (first, last) == (times.min(), times.max())
+        opened = store.opened
+        assert reader.read(record, received=(last + 1, 1 << 60)).num_rows == 0
+        assert reader.read(record, received=(0, first)).num_rows == 0
+        assert store.opened == opened
+        a, b = sorted((int(times[0]), int(times[-1])))
+        mine = whole.filter(objects.pa.array((times >= a) & (times < b)))
+        assert reader.read(record, received=(a, b), columns=["trade_id"]).equals(
+            mine.select(["trade_id"])
+        )
+
+
+def test_a_row_group_that_says_nothing_of_receipts_is_read(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statistics may be absent; rows may not."""
+    reader = ObjectReader(LocalStore(pristine))
+    record = next(o for o in open_lake(pristine).records("orderbook_deltas") if o.rows)
+    real = objects._parse_footer
+
+    def silent(record, tail):
+        footer = real(record, tail)
+        groups = [g._replace(received_low=-objects.MAX_US, received_high=objects.MAX_US)
+                  for g in footer.groups]  # fmt: skip
+        return objects._Footer(footer.metadata, tuple(groups))
+
+    want = reader.read(record)
+    times = times_us(want["received_at"])
+    a, b = sorted(times.tolist())[3], sorted(times.tolist())[-3]
+    monkeypatch.setattr(objects, "_parse_footer", silent)
+    got = ObjectReader(LocalStore(pristine)).read(record, received=(a, b))
+    assert got.equals(want.filter(objects.pa.array((times >= a) & (times < b))))
+    assert 0 < got.num_rows < want.num_rows

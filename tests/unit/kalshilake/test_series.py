@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from kalshilake import open_lake
+from kalshilake import open_lake, paths
 from kalshilake.read import Lake
 from kalshilake.series import QUOTE_COLUMNS
 from kalshilake.tables import times_us, units_of
 from marketdata.errors import IncompleteTape, LakeError
+from tests.lake_receipts import heard
 from tests.lake_world import START, World, as_levels, make_world, write_world
 
 MINUTE = 60_000_000
@@ -178,6 +180,30 @@ def test_the_same_microsecond_counts_only_if_asked(tmp_path: Path) -> None:
     assert own["yes_bid"].equals(quotes.take(alone)["yes_bid"])
     assert own["yes_ask"].equals(quotes.take(alone)["yes_ask"])
     assert not own.select(QUOTE_COLUMNS).equals(before.select(QUOTE_COLUMNS))
+
+
+def test_by_receipt_a_row_gets_the_quote_that_had_been_received(tmp_path: Path) -> None:
+    """Not the one that was in force at the exchange, which nobody here knew yet."""
+    found = heard(tmp_path, make_world(23, markets=2, hours=2, events=150))
+    lake, differ, checked = open_lake(tmp_path), 0, 0
+    rows = lake.deltas(on_gap="ignore").select(["market_ticker", "received_at", "exchange_ts"])
+    joined = lake.asof(rows, on_gap="ignore", clock="received").to_pylist()
+    known = lake.asof(rows, on_gap="ignore").to_pylist()
+    markets = {m.ticker: m for m in found.world.markets}
+    for row, other in zip(joined, known, strict=True):
+        at_us = paths.to_us(row["received_at"])
+        truth = found.book_at(markets[row["market_ticker"]], at_us - 1)
+        yes, no = (as_levels(truth[2], side)[:1] if truth else () for side in (0, 1))
+        assert row["yes_bid"] == (Decimal(yes[0][0]).scaleb(-6) if yes else None)
+        assert row["yes_ask"] == (Decimal(10**6 - no[0][0]).scaleb(-6) if no else None)
+        checked += bool(yes)
+        differ += row["yes_bid"] != other["yes_bid"]
+    assert checked > 50
+    assert differ > 5
+    with pytest.raises(LakeError, match="no column 'received_at'"):
+        lake.asof(rows.drop_columns(["received_at"]), clock="received")
+    with pytest.raises(IncompleteTape):
+        lake.asof(rows, clock="received")
 
 
 def test_joining_nothing_gives_nothing(lake: Lake) -> None:

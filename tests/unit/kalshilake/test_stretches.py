@@ -9,8 +9,7 @@ import pytest
 
 from kalshilake import open_lake
 from kalshilake.bookview import EpochEvents
-from kalshilake.coverage import CoverageInterval
-from kalshilake.exports.stretches import ProvenStretch, of_one_epoch, sizes_after, stretches
+from kalshilake.exports.stretches import ProvenStretch, sizes_after, stretches
 from marketdata.book import Book
 from marketdata.errors import IncompleteTape, LakeError
 from tests.lake_world import START, Levels, World, make_world, write_world
@@ -74,20 +73,6 @@ def test_a_gap_is_refused_unless_asked(pristine: Path, world: World) -> None:
     epoch = market.epochs[0]
     inside = stretches(open_lake(pristine), market.ticker, epoch.from_us, epoch.to_us)
     assert len(inside.stretches) == 1
-
-
-def test_other_gatherers_are_no_break_and_another_epoch_is() -> None:
-    """A snapshot in the middle of a stretch would cost a reader its place in every queue."""
-
-    def span(a: int, b: int, status: str, sources: int, epoch: int | None) -> CoverageInterval:
-        return CoverageInterval("KX", "orderbook", a, b, status, "", sources, 0, epoch)
-
-    line = [
-        span(0, 5, "complete", 7, 1), span(5, 9, "complete", 3, 1), span(9, 12, "complete", 7, 2),
-        span(12, 15, "gap", 0, None), span(15, 20, "gap", 0, None), span(20, 30, "complete", 7, 2),
-    ]  # fmt: skip
-    found = [(s.from_us, s.to_us, s.epoch) for s in of_one_epoch(line) if s.status == "complete"]
-    assert found == [(0, 9, 1), (9, 12, 2), (20, 30, 2)]
 
 
 def test_a_size_below_zero_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""`tape books`, `tape quotes`, `tape bars`."""
+"""`tape books`, `tape quotes`, `tape events`, `tape bars`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tape.arrow import plain_rows
 from tests.lake_world import World
 
 
-@pytest.mark.parametrize("command", ["books", "quotes", "bars"])
+@pytest.mark.parametrize("command", ["books", "quotes", "events", "bars"])
 def test_a_read_over_gaps_is_refused_with_the_way_around(run, lake: Path, command: str) -> None:
     """Every command that reads the tape keeps its promise."""
     code, out, err = run(command, lake)
@@ -55,6 +55,28 @@ def test_quotes_as_a_table_are_limited_and_say_so(run, lake: Path) -> None:
     assert "more quotes (--limit)" in out
 
 
+def test_events_are_those_of_the_library(run, lake: Path, world: World) -> None:
+    """In its order, by both clocks; what a kind does not have is absent."""
+    market = world.markets[0]
+    epoch = max(market.epochs, key=lambda e: e.to_us - e.from_us)
+    a, b = epoch.from_us + 10**7, epoch.to_us - 10**7
+    bounds = [market.ticker, "--from", format_ts_us(a), "--to", format_ts_us(b), "--limit", "0"]
+    opened = open_lake(lake)
+    for more, asked in (
+        ([], {}),
+        (["--clock", "received"], {"clock": "received"}),
+        (["--no-trades", "--tickers"], {"trades": False, "tickers": True}),
+    ):
+        code, out, err = run("events", lake, *bounds, *more, "--json")
+        assert (code, err) == (0, "")
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert rows == plain_rows(opened.events_between(market.ticker, a, b, **asked))
+        assert rows
+    changes = [row for row in rows if row["kind"] == "delta"]
+    assert changes[0]["yes_price"] is None
+    assert "ticker_yes_bid" in changes[0]
+
+
 def test_bars_go_to_csv_and_to_parquet(run, lake: Path, tmp_path: Path) -> None:
     """The file keeps types and all rows, whatever the limit."""
     _, out, _ = run("bars", lake, "--on-gap", "ignore", "--every", "10m", "--csv", "--limit", "0")
@@ -75,6 +97,7 @@ def test_bars_go_to_csv_and_to_parquet(run, lake: Path, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["bars", "--source", "mid"], "trades, bid, ask"),
+        (["events", "--clock", "local"], "exchange, received"),
         (["books", "--every", "often"], "no step"),
         (["quotes", "--on-gap", "maybe"], "raise, column, ignore"),
         (["bars", "--parquet", "x", "--json"], "without --json"),

@@ -26,7 +26,7 @@ from tape.repair import repair
 from tape.replay import replay
 from tape.restore import restore
 from tape.root import root
-from tape.series import bars, books, quotes
+from tape.series import bars, books, events, quotes
 from tape.spool import app as spool_app
 from tape.sql import markets, sql
 from tape.status import status
@@ -51,6 +51,7 @@ commands = (
     book,
     books,
     quotes,
+    events,
     bars,
     markets,
     sql,

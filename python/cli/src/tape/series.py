@@ -1,4 +1,4 @@
-"""`tape books`, `tape quotes`, `tape bars`: what research asks of a lake."""
+"""`tape books`, `tape quotes`, `tape events`, `tape bars`: what research asks of a lake."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import typer
 
 from kalshilake import open_lake
 from kalshilake.bars import Source
+from kalshilake.clocks import Clock
 from marketdata.errors import TapeError
 from tape.arrow import show
 from tape.output import guarded
 from tape.trades import gap_choice
 
 SOURCES: Final = ("trades", "bid", "ask")
+CLOCKS: Final = ("exchange", "received")
 
 LakeAt = Annotated[str, typer.Argument(help="directory or s3://bucket/prefix")]
 Market = Annotated[str | None, typer.Argument(help="one market; without it all")]
@@ -71,6 +73,35 @@ def quotes(
     def run() -> None:
         found = open_lake(lake, version).quotes(market, start, end, on_gap=gap_choice(on_gap))
         show(found, as_json=as_json, as_csv=as_csv, parquet=parquet, limit=limit, noun="quotes")
+
+    raise typer.Exit(guarded(run))
+
+
+def events(
+    lake: LakeAt,
+    market: Market = None,
+    start: From = None,
+    end: To = None,
+    trades: Annotated[bool, typer.Option(help="with the trades")] = True,  # noqa: FBT002
+    tickers: Annotated[bool, typer.Option(help="with the ticker states")] = False,  # noqa: FBT002
+    clock: Annotated[str, typer.Option(help="exchange or received")] = "exchange",
+    on_gap: OnGap = "raise",
+    limit: Limit = 50,
+    version: Version = None,
+    as_json: AsJson = False,  # noqa: FBT002
+    as_csv: AsCsv = False,  # noqa: FBT002
+    parquet: Parquet = None,
+) -> None:
+    """Print everything that happened, changes of books and trades, in one order of time."""
+
+    def run() -> None:
+        if clock not in CLOCKS:
+            raise TapeError(f"--clock {clock!r} is unknown", hint=", ".join(CLOCKS))
+        found = open_lake(lake, version).events_between(
+            market, start, end, trades=trades, tickers=tickers, on_gap=gap_choice(on_gap),
+            clock=cast(Clock, clock),
+        )  # fmt: skip
+        show(found, as_json=as_json, as_csv=as_csv, parquet=parquet, limit=limit, noun="events")
 
     raise typer.Exit(guarded(run))
 

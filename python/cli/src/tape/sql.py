@@ -31,7 +31,7 @@ def sql(
     """Ask the lake in SQL: orderbook_deltas, orderbook_snapshots, trades, tickers, coverage,
     markets, and for each that coverage speaks of NAME_covered with the status of every row.
 
-    SQL reads what lies there and refuses no gap. --from and --to bound what is read from S3.
+    SQL reads what lies there and refuses no gap. --from and --to bound what the views hold.
     """
 
     def run() -> None:

@@ -27,7 +27,8 @@ Ints = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class BookView:
-    """The book of `market` after all events with exchange_ts <= `at_us`.
+    """The book of `market` after all events with exchange_ts <= `at_us` (`clock` "received": after
+    all that had been received by `at_us`).
 
     Levels are (price in micro-dollars, size in 1/100 contract), best first. Both sides are bids;
     an ask on one side is a bid on the other at one dollar less its price. `complete` False: read
@@ -45,6 +46,7 @@ class BookView:
     sources: int
     keyframe_us: int
     events: int
+    clock: str = "exchange"
 
     @property
     def complete(self) -> bool:

@@ -17,8 +17,9 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,21 +32,49 @@ from kalshilake.store import Store
 from marketdata.errors import LakeError
 
 FOOTERS_KEPT: Final = 2_048
+FOOTERS_AT_ONCE: Final = 16  # from S3 one takes two round trips
+RECEIVED: Final = "received_at"
 ROWS_KEPT_BYTES: Final = 160 * 1024 * 1024  # of all answers that are kept, decoded
 KEPT_BYTES: Final = 16 * 1024 * 1024  # of one: more is no place where books begin
 MAX_US: Final = 2**62
 
 T = TypeVar("T")
 
-_Group = tuple[str, str, int, int]  # first, last market; min, max time in us
+Span = tuple[int, int]  # [from, to) in us
+ALWAYS: Final[Span] = (-MAX_US, MAX_US)
+
+
+class _Group(NamedTuple):
+    """What a row group's statistics say; times in us, inclusive."""
+
+    first: str
+    last: str
+    low: int
+    high: int
+    received_low: int  # -MAX_US and MAX_US where nothing is said of it
+    received_high: int
+
+
 _Groups = tuple[_Group, ...]
-_Question = tuple[Sequence[str] | None, int, int]  # markets (None: all), from, to
+
+
+class _Question(NamedTuple):
+    markets: Sequence[str] | None  # None: all
+    time: Span
+    received: Span
 
 
 @dataclass(frozen=True, slots=True)
 class _Footer:
     metadata: Any  # pyarrow.parquet.FileMetaData
     groups: _Groups
+
+    def received(self) -> Span:
+        """When the first and the last of its rows were received, inclusive."""
+        return (
+            min((g.received_low for g in self.groups), default=MAX_US),
+            max((g.received_high for g in self.groups), default=-MAX_US),
+        )
 
 
 class Kept(Generic[T]):
@@ -84,6 +113,7 @@ class ObjectReader:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._footers = Kept[_Footer](FOOTERS_KEPT)
+        self._received: dict[str, Span] = {}  # one pair for each object that was asked
         self._rows = Kept[pa.Table](ROWS_KEPT_BYTES, lambda rows: int(rows.nbytes))
 
     def read(
@@ -94,9 +124,13 @@ class ObjectReader:
         markets: Sequence[str] | None = None,
         from_us: int = -MAX_US,
         to_us: int = MAX_US,
+        received: Span = ALWAYS,
     ) -> pa.Table:
         """Rows of `markets` (None: all) with from_us <= time < to_us, in the object's order. Of the
-        table of events `markets` are events."""
+        table of events `markets` are events.
+
+        `received`: and with received_at in that span; for tables that have it.
+        """
         spec = spec_of(record.table)
         if record.schema > SCHEMA_VERSION:
             raise LakeError(
@@ -104,19 +138,44 @@ class ObjectReader:
                 hint="a newer release reads it",
             )
         names = list(columns) if columns is not None else spec.schema.names
-        wanted = list(dict.fromkeys([*names, spec.subject, spec.time]))
+        by = [spec.time] if received == ALWAYS else [spec.time, RECEIVED]
+        wanted = list(dict.fromkeys([*names, spec.subject, *by]))
         schema = pa.schema([spec.schema.field(n) for n in wanted])
         out = record.min_us >= to_us or record.max_us < from_us
         if (
             not record.rows
             or out
             or not _may_hold(record.first_market, record.last_market, markets)
+            or not _meet(self._received.get(record.sha256, ALWAYS), received)
         ):
             return schema.empty_table().select(names)
-        groups, rows = self._read(record, tuple(wanted), (markets, from_us, to_us))
+        question = _Question(markets, (from_us, to_us), received)
+        groups, rows = self._read(record, tuple(wanted), question)
         if rows.num_rows == 0:
             return schema.empty_table().select(names)
-        return _matching(rows, spec, markets, from_us, to_us, groups).select(names)
+        return _matching(rows, spec, question, groups).select(names)
+
+    def learn_receipts(self, records: Sequence[ObjectRecord]) -> None:
+        """Read the footers that tell when rows of these objects were received, FOOTERS_AT_ONCE
+        at a time: later reads with `received` leave out objects without opening them."""
+        unknown = [o for o in records if o.rows and o.sha256 not in self._received]
+        if not unknown:
+            return
+        with ThreadPoolExecutor(min(FOOTERS_AT_ONCE, len(unknown)), "footers") as pool:
+            for _ in pool.map(self._learn, unknown):
+                pass
+
+    def receipts(self, records: Sequence[ObjectRecord]) -> list[Span]:
+        """When the first and last row of each object with rows was received, inclusive."""
+        self.learn_receipts(records)
+        return [self._received[o.sha256] for o in records if o.rows]
+
+    def _learn(self, record: ObjectRecord) -> None:
+        self.open(record).close()
+
+    def open(self, record: ObjectRecord) -> pa.NativeFile:
+        """The very bytes of `record`, to be read at random. Raises LakeError if they are gone."""
+        return self._open(record)[0]
 
     def _read(
         self, record: ObjectRecord, wanted: tuple[str, ...], question: _Question
@@ -222,6 +281,7 @@ class ObjectReader:
         if found is None:
             found = _parse_footer(record, tail)
             self._footers.put(record.sha256, found)
+            self._received[record.sha256] = found.received()
         return found
 
 
@@ -231,6 +291,7 @@ def _parse_footer(record: ObjectRecord, tail: bytes) -> _Footer:
     names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
     spec = spec_of(record.table)
     ticker, time = names.index(spec.subject), names.index(spec.time)
+    receipt = names.index(RECEIVED) if RECEIVED in names else None
     groups = []
     for i in range(
         metadata.num_row_groups if record.rows else 0
@@ -238,38 +299,52 @@ def _parse_footer(record: ObjectRecord, tail: bytes) -> _Footer:
         group = metadata.row_group(i)
         market, moment = group.column(ticker).statistics, group.column(time).statistics
         low, high = (pa.scalar(m, TIME).value for m in (moment.min, moment.max))
-        groups.append((market.min, market.max, low, high))
+        told = None if receipt is None else group.column(receipt).statistics
+        first, last = -MAX_US, MAX_US  # without statistics a group may hold any receipt
+        if told is not None and told.has_min_max:
+            first, last = (pa.scalar(m, TIME).value for m in (told.min, told.max))
+        groups.append(_Group(market.min, market.max, low, high, first, last))
     return _Footer(metadata, tuple(groups))
 
 
 def _can(group: _Group, question: _Question) -> bool:
     """Whether a row group's statistics allow an answer in it."""
-    (first, last, low, high), (markets, from_us, to_us) = group, question
-    return low < to_us and high >= from_us and _may_hold(first, last, markets)
+    return (
+        _meet((group.low, group.high), question.time)
+        and _meet((group.received_low, group.received_high), question.received)
+        and _may_hold(group.first, group.last, question.markets)
+    )
+
+
+def _meet(held: Span, asked: Span) -> bool:
+    """Whether an inclusive span and a half open one share a moment."""
+    return held[0] < asked[1] and held[1] >= asked[0]
 
 
 def _may_hold(first: str, last: str, markets: Sequence[str] | None) -> bool:
     return markets is None or any(first <= m <= last for m in markets)
 
 
-def _matching(
-    rows: pa.Table,
-    spec: TableSpec,
-    markets: Sequence[str] | None,
-    from_us: int,
-    to_us: int,
-    groups: _Groups,
-) -> pa.Table:
+def _matching(rows: pa.Table, spec: TableSpec, question: _Question, groups: _Groups) -> pa.Table:
     """Drop what the row groups hold beyond the question; nothing is copied if they hold nothing."""
-    mask = None
+    mask, markets = None, question.markets
     # Statistics that name one market prove that a group holds no other.
     if markets is not None and {m for g in groups for m in g[:2]} != set(markets[:1]):
         mask = pc.is_in(rows.column(spec.subject), value_set=pa.array(markets, pa.string()))
-    if min(g[2] for g in groups) < from_us:
-        mask = _both(mask, pc.greater_equal(rows.column(spec.time), pa.scalar(from_us, TIME)))
-    if max(g[3] for g in groups) >= to_us:
-        mask = _both(mask, pc.less(rows.column(spec.time), pa.scalar(to_us, TIME)))
+    held = (min(g.low for g in groups), max(g.high for g in groups))
+    mask = _within(mask, rows, spec.time, question.time, held)
+    if question.received != ALWAYS:
+        held = (min(g.received_low for g in groups), max(g.received_high for g in groups))
+        mask = _within(mask, rows, RECEIVED, question.received, held)
     return rows if mask is None else rows.filter(mask)
+
+
+def _within(mask: Any, rows: pa.Table, column: str, asked: Span, held: Span) -> Any:
+    if held[0] < asked[0]:
+        mask = _both(mask, pc.greater_equal(rows.column(column), pa.scalar(asked[0], TIME)))
+    if held[1] >= asked[1]:
+        mask = _both(mask, pc.less(rows.column(column), pa.scalar(asked[1], TIME)))
+    return mask
 
 
 def _both(a: Any, b: Any) -> Any:

@@ -16,8 +16,11 @@ import pyarrow.compute as pc
 
 from kalshilake import paths
 from kalshilake.bookview import EpochEvents, Keyframe, first_missing, prefix_end
+from kalshilake.moments import Moment, moment_us
+from kalshilake.objects import MAX_US
 from kalshilake.tables import levels_at, times_us, units_of
 from marketdata.book import Book
+from marketdata.coverage import REPAIRED_EPOCH
 from marketdata.errors import LakeError
 
 if TYPE_CHECKING:
@@ -36,6 +39,15 @@ def iso(time_us: int) -> str:
         return f"{paths.at(time_us):%Y-%m-%dT%H:%M:%S.%f}Z"
     except OverflowError:
         return "the end of time" if time_us > 0 else "the beginning of time"
+
+
+def bounds(start: Moment | None, end: Moment | None) -> tuple[int, int]:
+    """[start, end) in microseconds; None is without a bound. Raises LakeError if it is empty."""
+    a = -MAX_US if start is None else moment_us(start)
+    b = MAX_US if end is None else moment_us(end)
+    if a >= b:
+        raise LakeError(f"the interval from {iso(a)} to {iso(b)} holds no moment")
+    return a, b
 
 
 def epoch_at(lake: Lake, market: str, at_us: int) -> int:
@@ -57,10 +69,9 @@ def epoch_at(lake: Lake, market: str, at_us: int) -> int:
 
 def keyframe_near(lake: Lake, market: str, epoch: int, at_us: int) -> Keyframe:
     """The newest keyframe of the epoch at or before the moment, else the first one after."""
-    hour = paths.hour_of(at_us)
-    records = lake.records("orderbook_snapshots")
-    before = [o for o in reversed(records) if o.hour_us <= hour]
-    after = [o for o in records if o.end_us > hour]
+    records = [o for o in lake.records("orderbook_snapshots") if o.rows]
+    before = [o for o in reversed(records) if o.min_us <= at_us]
+    after = [o for o in records if o.max_us > at_us]
     for objects, later in ((before, False), (after, True)):
         for record in objects:
             rows = lake.reader.read(record, markets=[market])
@@ -69,10 +80,18 @@ def keyframe_near(lake: Lake, market: str, epoch: int, at_us: int) -> Keyframe:
             fits = np.flatnonzero((times > at_us) if later else (times <= at_us))
             if len(fits):
                 return _keyframe_at(mine, int(fits[0 if later else -1]))
-            holds = record.hour_us <= hour < record.end_us
-            if rows.num_rows and not mine.num_rows and not holds:
-                break  # an epoch has no hole: past another epoch's keyframes it is over
+            if _is_past(np.asarray(rows.column("epoch"), np.int64), epoch, later=later):
+                break
     raise LakeError(f"{market}: epoch {epoch} has no keyframe, its book cannot be known")
+
+
+def _is_past(seen: npt.NDArray[np.int64], epoch: int, *, later: bool) -> bool:
+    """Whether keyframes of these epochs show that a search has left `epoch` behind. Epochs count up
+    with time, but for those that a repair added: they say nothing, and neither does one of them."""
+    counted = seen[seen < REPAIRED_EPOCH]
+    if not len(counted) or epoch >= REPAIRED_EPOCH:
+        return False
+    return bool(counted.min() > epoch) if later else bool(counted.max() < epoch)
 
 
 def events_to(lake: Lake, market: str, keyframe: Keyframe, at_us: int) -> tuple[EpochEvents, int]:
@@ -115,7 +134,11 @@ def epochs_at(
         numbers.append(np.asarray(rows.column("epoch"), np.int64))
     at, number = np.concatenate(seen), np.concatenate(numbers)
     order = np.argsort(at, kind="stable")
-    number = np.maximum.accumulate(number[order])  # a time may step back, an epoch does not
+    number = number[order]
+    repaired = number >= REPAIRED_EPOCH
+    # A time may step back, an epoch does not; one that a repair added counts until the next row.
+    counted = np.maximum.accumulate(np.where(repaired, 0, number))
+    number = np.where(repaired, number, counted)
     of_time = number[np.searchsorted(at[order], times, side="right") - 1]
     cuts = np.flatnonzero(of_time[1:] != of_time[:-1]) + 1
     return [

@@ -15,32 +15,37 @@ where it names no zone); intervals are half open.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kalshilake import paths, series
+from kalshilake import clocks, paths, series
 from kalshilake.bars import Source
 from kalshilake.bars import bars as make_bars
-from kalshilake.bookview import BookView, best_first, rebuild
+from kalshilake.bookview import BookView
+from kalshilake.checked import Asked, checked
+from kalshilake.clocks import CLOCKS_APART_US, column_of
 from kalshilake.coverage import CoverageInterval, CoverageMap
+from kalshilake.events import events_between as make_events
 from kalshilake.manifest import ObjectRecord
 from kalshilake.moments import Every, Moment, moment_us
-from kalshilake.objects import MAX_US, ObjectReader
-from kalshilake.places import epoch_at, events_to, iso, keyframe_near
-from kalshilake.schema import STATUSES, spec_of
+from kalshilake.objects import ALWAYS, MAX_US, ObjectReader, Span
+from kalshilake.places import bounds, iso
+from kalshilake.reach import book_at
+from kalshilake.schema import spec_of
+from kalshilake.steps import Step
+from kalshilake.steps import replay as make_steps
 from kalshilake.store import Store, open_store
-from kalshilake.tables import sort_order, times_us
+from kalshilake.tables import sort_order
 from kalshilake.write import Commit, load_head, load_version
 from marketdata.errors import IncompleteTape, LakeError
 
-OnGap = Literal["raise", "column", "ignore"]
+Clock = clocks.Clock
+OnGap = clocks.OnGap
 Markets = str | Sequence[str] | None
 
 SHOWN_INTERVALS: Final = 4  # named in the message of IncompleteTape; all are in `.intervals`
@@ -79,15 +84,27 @@ class Lake:
         end: Moment | None = None,
         *,
         on_gap: OnGap = "raise",
+        clock: Clock = "exchange",
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
-        """orderbook_deltas of [start, end).
+        """orderbook_deltas of [start, end), ordered by market and time.
 
         A bound that is None means, with on_gap="raise", the first or last moment at which each
         market is proven; otherwise the end of the lake. "column" adds `coverage` (the status) and
-        `complete` (bool) to every row. Raises IncompleteTape, LakeError.
+        `complete` (bool) to every row. clock="received": [start, end) and the order are those of
+        received_at, wherever exchange_ts lies; no row is missed (docs/guide.md says what it costs
+        and what is proven). Raises IncompleteTape, LakeError.
         """
-        return self._checked("orderbook_deltas", market, start, end, on_gap, columns)
+        asked = (start, end)
+        return checked(
+            self,
+            "orderbook_deltas",
+            _names(market),
+            asked,
+            on_gap=on_gap,
+            clock=clock,
+            columns=columns,
+        )
 
     def snapshots(
         self,
@@ -96,10 +113,20 @@ class Lake:
         end: Moment | None = None,
         *,
         on_gap: OnGap = "raise",
+        clock: Clock = "exchange",
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
         """orderbook_snapshots (keyframes) of [start, end); see `deltas`."""
-        return self._checked("orderbook_snapshots", market, start, end, on_gap, columns)
+        asked = (start, end)
+        return checked(
+            self,
+            "orderbook_snapshots",
+            _names(market),
+            asked,
+            on_gap=on_gap,
+            clock=clock,
+            columns=columns,
+        )
 
     def trades(
         self,
@@ -108,10 +135,11 @@ class Lake:
         end: Moment | None = None,
         *,
         on_gap: OnGap = "raise",
+        clock: Clock = "exchange",
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
         """trades of [start, end); see `deltas`."""
-        return self._checked("trades", market, start, end, on_gap, columns)
+        return self._checked("trades", market, (start, end), on_gap, clock, columns)
 
     def tickers(
         self,
@@ -120,11 +148,12 @@ class Lake:
         end: Moment | None = None,
         *,
         on_gap: OnGap = "raise",
+        clock: Clock = "exchange",
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
         """tickers of [start, end); see `deltas`. Tickers carry no sequence number, so `unproven`
         (a live connection recorded them) is the best they have, and suffices here."""
-        return self._checked("tickers", market, start, end, on_gap, columns)
+        return self._checked("tickers", market, (start, end), on_gap, clock, columns)
 
     def markets(self) -> pa.Table:
         """What is known of each market: its newest row."""
@@ -149,48 +178,44 @@ class Lake:
         return rows.filter(pc.greater(rows.column("to_ts").cast(pa.int64()), a))
 
     def coverage_map(
-        self, market: Markets = None, start: Moment | None = None, end: Moment | None = None
+        self,
+        market: Markets = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        clock: Clock = "exchange",
     ) -> CoverageMap:
-        """The same, joined over hours, for questions about moments and intervals."""
-        return CoverageMap(self.coverage(market, start, end))
+        """The same, joined over hours, for questions about moments and intervals.
 
-    def book(self, market: str, at: Moment | None = None, *, on_gap: OnGap = "raise") -> BookView:
-        """The order book of `market` after all events with exchange_ts <= `at`.
+        clock="received": for moments of receipt. Such a moment is proven if everything is from
+        CLOCKS_APART_US (10 s) before it to as long after it by the exchange's clock (clocks).
+        """
+        column_of(clock)
+        if clock == "exchange":
+            return CoverageMap(self.coverage(market, start, end))
+        low = None if start is None else moment_us(start) - CLOCKS_APART_US
+        high = None if end is None else moment_us(end) + CLOCKS_APART_US
+        return CoverageMap(self.coverage(market, low, high), CLOCKS_APART_US)
+
+    def book(
+        self,
+        market: str,
+        at: Moment | None = None,
+        *,
+        on_gap: OnGap = "raise",
+        clock: Clock = "exchange",
+    ) -> BookView:
+        """The order book of `market` after all events with exchange_ts <= `at` (L-13).
+
+        clock="received": the book as somebody had it who had received, by `at`, what any gatherer
+        had: after the longest prefix of the epoch's events, in market_seq order, of which every
+        one has received_at <= `at`. Nothing tells that of a moment that is not proven, so by this
+        clock on_gap makes no difference.
 
         None: the last proven moment. Raises IncompleteTape if coverage does not prove `at`
         (otherwise the view's `status` tells), LakeError if nothing is known at all.
         """
-        if at is None:
-            span = self.coverage_map(market).proven_span(market, "orderbook")
-            if span is None:
-                raise self.incomplete([self.nothing(market, "orderbook")])
-            at_us = span[1] - 1
-        else:
-            at_us = moment_us(at)
-        held = self.coverage_map(market, at_us, at_us + 1).at(market, "orderbook", at_us)
-        if held.status != "complete" and on_gap == "raise":
-            raise self.incomplete([held])
-        epoch = held.epoch if held.status == "complete" and held.epoch else None
-        if epoch is None:
-            epoch = epoch_at(self, market, at_us)
-        keyframe = keyframe_near(self, market, epoch, at_us)
-        events, last = events_to(self, market, keyframe, at_us)
-        book = rebuild(keyframe, events, last)
-        if book.is_negative():
-            raise LakeError(f"{market}: the book at {iso(at_us)} has a level below zero")
-        return BookView(
-            market=market,
-            at_us=at_us,
-            epoch=epoch,
-            market_seq=last,
-            yes_bids=best_first(book.levels(0)),
-            no_bids=best_first(book.levels(1)),
-            book_hash=book.hash,
-            status=held.status,
-            sources=held.sources,
-            keyframe_us=keyframe.exchange_us,
-            events=abs(last - keyframe.market_seq),
-        )
+        return book_at(self, market, at, on_gap, clock)
 
     def books(
         self,
@@ -207,7 +232,8 @@ class Lake:
         One row for each market and moment: `yes` and `no` are the best `depth` bids, best first;
         `yes_bid`, `yes_ask` and their sizes the top of them (null: the side is empty). With
         on_gap="column" a moment that is not proven has no values and its `coverage`; with "ignore"
-        what is best known of it. Raises IncompleteTape, LakeError.
+        what is best known of it. Moments are those of the exchange's clock only: a grid of receipt
+        is made of `book(at, clock="received")`. Raises IncompleteTape, LakeError.
         """
         return series.books(self, market, start, end, every=every, depth=depth, on_gap=on_gap)
 
@@ -223,6 +249,7 @@ class Lake:
 
         `opens`: not a change but how a proven stretch begins. `until`: up to when the quote is in
         force (half open). Unless on_gap="raise", stretches that are not proven are left out.
+        By the exchange's clock only; by receipt `replay` gives the best levels after each change.
         """
         return series.quotes(self, market, start, end, on_gap=on_gap)
 
@@ -240,7 +267,8 @@ class Lake:
 
         `source`: trades (with `volume` in contracts and `notional`, the sum of price times count),
         or the best bid or ask, where a bar opens with the quote that is in force. Bars are
-        multiples of `every` since 1970 UTC.
+        multiples of `every` since 1970 UTC, by the exchange's clock only: a bar of receipts would
+        mix what happened at one time with what was recovered then.
         """
         return make_bars(self, market, start, end, every=every, source=source, on_gap=on_gap)
 
@@ -248,17 +276,71 @@ class Lake:
         self,
         rows: pa.Table,
         *,
-        time: str = "exchange_ts",
+        time: str | None = None,
         on_gap: OnGap = "raise",
         exact: bool = False,
+        clock: Clock = "exchange",
     ) -> pa.Table:
         """`rows` (with market_ticker and `time`) and the quote of YES that was in force just
         before each: yes_bid, yes_bid_size, yes_ask, yes_ask_size.
 
-        `exact`: a quote of the same microsecond counts. Null: the side was empty, or nothing is
-        proven there (not with on_gap="raise").
+        `time`: a TIMESTAMP(us, UTC) column of `rows`; without it the clock's: exchange_ts or
+        received_at. clock="received": the quote of the book that had been received by then, as in
+        `book`. `exact`: a quote of the same microsecond counts. Null: the side was empty, or
+        nothing is proven there (not with on_gap="raise"). Raises IncompleteTape, LakeError.
         """
-        return series.asof(self, rows, time=time, on_gap=on_gap, exact=exact)
+        return series.asof(self, rows, time=time, on_gap=on_gap, exact=exact, clock=clock)
+
+    def events_between(
+        self,
+        market: Markets = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        trades: bool = True,
+        tickers: bool = False,
+        on_gap: OnGap = "raise",
+        clock: Clock = "exchange",
+    ) -> pa.Table:
+        """Everything that happened in [start, end) in one order of time: events.EVENTS.
+
+        Changes of books (`kind` delta, reset), trades, and tickers if asked for. `at` is when a row
+        is in force, by `clock`; of one microsecond trades come first, then changes in market_seq
+        order, then tickers (events says why, and what a tape cannot know). The changes lead from
+        the book just before `start` to the book just before `end`. A bound that is None: the first
+        or last moment at which each market's book is proven. on_gap as in `deltas`, each row by
+        its own channel. Raises IncompleteTape, LakeError.
+        """
+        return make_events(
+            self, market, start, end, trades=trades, tickers=tickers, on_gap=on_gap, clock=clock
+        )
+
+    def replay(
+        self,
+        market: Markets = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        trades: bool = True,
+        tickers: bool = False,
+        on_gap: OnGap = "raise",
+        clock: Clock = "exchange",
+    ) -> Iterator[Step]:
+        """The same, one step at a time, with the book after each: steps.Step.
+
+        `Opened` gives the book at `start`, then follow `Changed`, `Emptied`, `Traded`, `Told`. All
+        steps of a market share one `book` (livebook.LiveBook) that the next step changes: read it,
+        or keep `book.view()`. Prices are micro-dollars, sizes 1/100 contract, times microseconds.
+        An hour of the markets asked for is in memory at once, however long the interval is.
+
+        Over a gap: on_gap="raise" refuses before the first step; "column" gives `Missing` where
+        something is not proven and `Opened` behind it; "ignore" only the latter. No change of a
+        book is played where it is not proven: `book.status` says so there.
+        Raises IncompleteTape, LakeError.
+        """
+        return make_steps(
+            self, market, start, end, trades=trades, tickers=tickers, on_gap=on_gap, clock=clock
+        )
 
     def records(
         self, table: str, from_us: int = -MAX_US, to_us: int = MAX_US
@@ -276,8 +358,15 @@ class Lake:
         from_us: int,
         to_us: int,
         columns: Sequence[str] | None,
+        *,
+        received: Span = ALWAYS,
     ) -> pa.Table:
-        """Rows without a question of coverage, ordered by the table's key."""
+        """Rows without a question of coverage, ordered by the table's key.
+
+        `received`: of them those with received_at in that half open span, for tables that have it.
+        Row groups of every object are chosen by their statistics of received_at, so that no row
+        is missed wherever its exchange_ts lies.
+        """
         spec = spec_of(table)
         names = spec.schema.names if columns is None else list(columns)
         for name in names:
@@ -286,10 +375,18 @@ class Lake:
                     f"{table} has no column {name!r}", hint=", ".join(spec.schema.names)
                 )
         wanted = list(dict.fromkeys([*names, *spec.key]))
-        parts = [
-            self.reader.read(o, columns=wanted, markets=markets, from_us=from_us, to_us=to_us)
+        records = [
+            o
             for o in self.records(table, from_us, to_us)
             if markets is None or any(o.first_market <= m <= o.last_market for m in markets)
+        ]
+        if received != ALWAYS:
+            self.reader.learn_receipts(records)
+        parts = [
+            self.reader.read(
+                o, columns=wanted, markets=markets, from_us=from_us, to_us=to_us, received=received
+            )
+            for o in records
         ]
         parts = [p for p in parts if p.num_rows]
         if not parts:
@@ -303,88 +400,13 @@ class Lake:
         self,
         table: str,
         market: Markets,
-        start: Moment | None,
-        end: Moment | None,
+        asked: Asked,
         on_gap: OnGap,
+        clock: Clock,
         columns: Sequence[str] | None,
     ) -> pa.Table:
-        if on_gap not in ("raise", "column", "ignore"):
-            raise LakeError(f"on_gap {on_gap!r} is unknown", hint="raise, column or ignore")
-        names, (a, b) = _names(market), bounds(start, end)
-        if on_gap == "ignore":
-            return self.rows(table, names, a, b, columns)
-        cover = self.coverage_map(market, start, end)
-        if on_gap == "column":
-            return self._with_coverage(table, names, a, b, columns, cover)
-        return self._proven(table, names, (start, end), columns, cover)
-
-    def _proven(
-        self,
-        table: str,
-        names: Sequence[str] | None,
-        asked: tuple[Moment | None, Moment | None],
-        columns: Sequence[str] | None,
-        cover: CoverageMap,
-    ) -> pa.Table:
-        """Rows of proven intervals only, or IncompleteTape with everything that is not."""
-        channel = spec_of(table).channel or ""
-        a, b = bounds(*asked)
-        spans: dict[str, tuple[int, int]] = {}
-        missing: list[CoverageInterval] = []
-        for name in sorted(names) if names is not None else cover.markets:
-            span = cover.proven_span(name, channel)
-            if span is None:
-                missing.append(self.nothing(name, channel, a, b))
-                continue
-            spans[name] = (
-                span[0] if asked[0] is None else a,
-                span[1] if asked[1] is None else b,
-            )
-            missing += cover.unproven(name, channel, *spans[name])
-        if missing:
-            raise self.incomplete(missing)
-        low = min((s[0] for s in spans.values()), default=0)
-        high = max((s[1] for s in spans.values()), default=0)
-        kept, wanted = self._with_identity(table, columns)
-        rows = self.rows(table, sorted(spans), low, high, wanted)
-        if any(s != (low, high) for s in spans.values()):
-            of_row, present = _coded(rows)
-            span_of = np.array([spans[name] for name in present], np.int64).reshape(-1, 2)
-            times = times_us(rows.column(spec_of(table).time))
-            inside = (times >= span_of[of_row, 0]) & (times < span_of[of_row, 1])
-            rows = rows.filter(pa.array(inside))
-        return rows.select(kept)
-
-    def _with_coverage(
-        self,
-        table: str,
-        names: Sequence[str] | None,
-        a: int,
-        b: int,
-        columns: Sequence[str] | None,
-        cover: CoverageMap,
-    ) -> pa.Table:
-        spec = spec_of(table)
-        kept, wanted = self._with_identity(table, columns)
-        rows = self.rows(table, names, a, b, wanted)
-        times = times_us(rows.column(spec.time))
-        codes = np.zeros(rows.num_rows, np.int8)
-        of_row, present = _coded(rows)
-        for i, name in enumerate(present):
-            mine = of_row == i
-            codes[mine] = cover.statuses(name, spec.channel or "", times[mine])
-        status = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(STATUSES))
-        complete = pa.array(codes == STATUSES.index("complete"))
-        rows = rows.select(kept)
-        rows = rows.append_column("coverage", status.cast(pa.string()))
-        return rows.append_column("complete", complete)
-
-    @staticmethod
-    def _with_identity(table: str, columns: Sequence[str] | None) -> tuple[list[str], list[str]]:
-        """(columns that were asked for, these and the ones that coverage is looked up by)."""
-        spec = spec_of(table)
-        kept = spec.schema.names if columns is None else list(columns)
-        return kept, list(dict.fromkeys([*kept, "market_ticker", spec.time]))
+        names = _names(market)
+        return checked(self, table, names, asked, on_gap=on_gap, clock=clock, columns=columns)
 
     def nothing(
         self, market: str, channel: str, a: int = -MAX_US, b: int = MAX_US
@@ -404,7 +426,8 @@ class Lake:
     def incomplete(self, missing: Iterable[CoverageInterval]) -> IncompleteTape:
         found = list(missing)
         shown = "; ".join(
-            f"{i.market} {iso(i.from_us)} to {iso(i.to_us)} {i.status}"
+            f"{i.market}{'' if i.channel == 'orderbook' else f' ({i.channel})'} "
+            f"{iso(i.from_us)} to {iso(i.to_us)} {i.status}"
             + (f" ({i.reason})" if i.reason else "")
             for i in found[:SHOWN_INTERVALS]
         )
@@ -422,21 +445,5 @@ def _names(market: Markets) -> list[str] | None:
     return [market] if isinstance(market, str) else sorted(set(market))
 
 
-def bounds(start: Moment | None, end: Moment | None) -> tuple[int, int]:
-    a = -MAX_US if start is None else moment_us(start)
-    b = MAX_US if end is None else moment_us(end)
-    if a >= b:
-        raise LakeError(f"the interval from {iso(a)} to {iso(b)} holds no moment")
-    return a, b
-
-
 def _hour_start(time_us: int) -> int:
     return time_us if time_us == -MAX_US else paths.hour_of(time_us)
-
-
-def _coded(rows: pa.Table) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """(index of each row's market, the markets)."""
-    if not rows.num_rows:
-        return np.zeros(0, np.int64), []
-    coded = rows.column("market_ticker").combine_chunks().dictionary_encode()
-    return np.asarray(coded.indices, np.int64), coded.dictionary.to_pylist()

@@ -25,11 +25,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from kalshilake.bookview import EpochEvents, Keyframe, rebuild
+from kalshilake.clocks import Clock, check_on_gap, column_of
 from kalshilake.coverage import CoverageInterval
 from kalshilake.ladders import Ladder, ladders
 from kalshilake.moments import Every, Moment, grid, moment_us, step_us
 from kalshilake.objects import MAX_US
 from kalshilake.places import epochs_at, events_to, iso, keyframe_near
+from kalshilake.reach import Reach, parts_of, reach
 from kalshilake.schema import LEVELS, PRICE, SIZE, TIME
 from kalshilake.tables import decimals, times_us
 from marketdata.errors import LakeError
@@ -60,12 +62,16 @@ def named(lake: Lake, market: Markets) -> list[str]:
 
 
 def spans_of(
-    lake: Lake, market: str, start: Moment | None, end: Moment | None, on_gap: OnGap
+    lake: Lake,
+    market: str,
+    start: Moment | None,
+    end: Moment | None,
+    on_gap: OnGap,
+    clock: Clock = "exchange",
 ) -> list[CoverageInterval]:
     """What coverage says of [start, end), without a hole; refused where it must be proven."""
-    if on_gap not in ("raise", "column", "ignore"):
-        raise LakeError(f"on_gap {on_gap!r} is unknown", hint="raise, column or ignore")
-    cover = lake.coverage_map(market, start, end)
+    check_on_gap(on_gap)
+    cover = lake.coverage_map(market, start, end, clock=clock)
     span = cover.proven_span(market, "orderbook")
     if span is None and (start is None or end is None or on_gap == "raise"):
         raise lake.incomplete([lake.nothing(market, "orderbook")])
@@ -238,17 +244,17 @@ def quotes(
     end: Moment | None,
     *,
     on_gap: OnGap,
+    clock: Clock = "exchange",
 ) -> pa.Table:
-    """See `Lake.quotes`."""
+    """See `Lake.quotes`; `exchange_ts` and `until` are moments of `clock`."""
     parts = [QUOTES.empty_table()]
     for name in named(lake, market):
-        spans = spans_of(lake, name, start, end, "column" if on_gap == "ignore" else on_gap)
+        spans = spans_of(lake, name, start, end, "column" if on_gap == "ignore" else on_gap, clock)
         for span in spans:
             if span.status == "complete":
-                for epoch, edges in edges_of(lake, name, span):
-                    parts.append(
-                        _quote_rows(name, epoch, stretch_of(lake, name, epoch, edges), edges)
-                    )
+                for epoch, a, b in parts_of(lake, name, span, clock):
+                    found = reach(lake, name, epoch, a, b, clock)
+                    parts.append(_quote_rows(name, epoch, found, (a, b)))
     return pa.concat_tables(parts)
 
 
@@ -261,17 +267,15 @@ def edges_of(lake: Lake, market: str, span: CoverageInterval) -> list[tuple[int,
     return [(epoch, mine[[0, -1]]) for epoch, mine in found if epoch is not None]
 
 
-def _quote_rows(market: str, epoch: int, found: Stretch, edges: Ints) -> pa.Table:
-    n = int(found.ends[-1])
-    events = found.events.between(found.keyframe.market_seq, found.keyframe.market_seq + n)
-    yes, no = ladders(found.keyframe.book, events, np.arange(n + 1), 1)
+def _quote_rows(market: str, epoch: int, found: Reach, span: tuple[int, int]) -> pa.Table:
+    n = len(found.at)
+    yes, no = ladders(found.book(), found.events, np.arange(n + 1), 1)
     best = np.column_stack([*yes.best(), *no.best()])
     changed = np.concatenate(([True], (best[1:] != best[:-1]).any(axis=1)))
-    times = np.concatenate(([edges[0]], np.maximum.accumulate(events.exchange_us)))
-    times = np.maximum(times, edges[0])
+    times = np.concatenate(([span[0]], found.at))
     # Of changes in one microsecond the last one is in force; the others are kept, in their order.
     at = np.flatnonzero(changed)
-    until = np.append(times[at][1:], edges[1] + 1)
+    until = np.append(times[at][1:], span[1])
     rows = len(at)
     sides = [best[at, :2], best[at, 2:]]
     picked = _best_columns([(side[:, 0], side[:, 1]) for side in sides])
@@ -279,7 +283,7 @@ def _quote_rows(market: str, epoch: int, found: Stretch, edges: Ints) -> pa.Tabl
         pa.array([market] * rows, pa.string()),
         pa.array(times[at]).cast(TIME),
         pa.array(np.full(rows, epoch, np.int32)),
-        pa.array((found.keyframe.market_seq + at).astype(np.int64)),
+        pa.array((found.before + at).astype(np.int64)),
         *picked,
         pa.array(at == 0),
         pa.array(until).cast(TIME),
@@ -287,8 +291,16 @@ def _quote_rows(market: str, epoch: int, found: Stretch, edges: Ints) -> pa.Tabl
     return pa.Table.from_arrays(columns, schema=QUOTES)
 
 
-def asof(lake: Lake, rows: pa.Table, *, time: str, on_gap: OnGap, exact: bool) -> pa.Table:
+def asof(
+    lake: Lake, rows: pa.Table, *, time: str | None, on_gap: OnGap, exact: bool, clock: Clock
+) -> pa.Table:
     """See `Lake.asof`."""
+    time = column_of(clock) if time is None else time
+    for needed in ("market_ticker", time):
+        if needed not in rows.schema.names:
+            raise LakeError(
+                f"the rows have no column {needed!r}", hint=", ".join(rows.schema.names)
+            )
     names = rows.column("market_ticker").to_pylist()
     at = times_us(rows.column(time))
     picked = np.full(len(names), -1, np.int64)
@@ -300,9 +312,8 @@ def asof(lake: Lake, rows: pa.Table, *, time: str, on_gap: OnGap, exact: bool) -
     for name, places in by_market.items():
         mine = np.array(places)
         moments = at[mine]
-        found = quotes(
-            lake, name, int(moments.min()) - (not exact), int(moments.max()) + 1, on_gap=on_gap
-        )
+        first, last = int(moments.min()) - (not exact), int(moments.max())
+        found = quotes(lake, name, first, last + 1, on_gap=on_gap, clock=clock)
         given, until = times_us(found.column("exchange_ts")), times_us(found.column("until"))
         where = np.searchsorted(given, moments, side="right" if exact else "left") - 1
         looked = moments if exact else moments - 1

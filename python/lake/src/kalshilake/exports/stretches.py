@@ -15,8 +15,7 @@ Does not do: floats, formats, trades.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kalshilake.bookview import EpochEvents
-from kalshilake.coverage import CoverageInterval
+from kalshilake.coverage import of_one_epoch
 from kalshilake.moments import Moment
 from kalshilake.places import iso
 from kalshilake.read import Lake, OnGap
@@ -86,22 +85,6 @@ def stretches(
                 )
             made += [_proven(lake, market, epoch, ends, span.to_us) for epoch, ends in edges]
     return Stretches(spans[0].from_us, spans[-1].to_us, tuple(made))
-
-
-def of_one_epoch(spans: Sequence[CoverageInterval]) -> list[CoverageInterval]:
-    """Proven neighbours of one epoch as one: that other gatherers saw them is no break."""
-    made: list[CoverageInterval] = []
-    for span in spans:
-        before = made[-1] if made else None
-        if (
-            before is not None
-            and (before.status, span.status) == ("complete", "complete")
-            and (before.epoch, before.to_us) == (span.epoch, span.from_us)
-        ):
-            made[-1] = replace(before, to_us=span.to_us)
-        else:
-            made.append(span)
-    return made
 
 
 def _proven(lake: Lake, market: str, epoch: int, ends: Ints, until: int) -> ProvenStretch:
