@@ -1,4 +1,4 @@
-"""`tape books`, `tape quotes`, `tape events`, `tape bars`."""
+"""`tape books`, `tape quotes`, `tape timeline`, `tape bars`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tape.arrow import plain_rows
 from tests.lake_world import World
 
 
-@pytest.mark.parametrize("command", ["books", "quotes", "events", "bars"])
+@pytest.mark.parametrize("command", ["books", "quotes", "timeline", "bars"])
 def test_a_read_over_gaps_is_refused_with_the_way_around(run, lake: Path, command: str) -> None:
     """Every command that reads the tape keeps its promise."""
     code, out, err = run(command, lake)
@@ -67,7 +67,7 @@ def test_events_are_those_of_the_library(run, lake: Path, world: World) -> None:
         (["--clock", "received"], {"clock": "received"}),
         (["--no-trades", "--tickers"], {"trades": False, "tickers": True}),
     ):
-        code, out, err = run("events", lake, *bounds, *more, "--json")
+        code, out, err = run("timeline", lake, *bounds, *more, "--json")
         assert (code, err) == (0, "")
         rows = [json.loads(line) for line in out.splitlines()]
         assert rows == plain_rows(opened.events_between(market.ticker, a, b, **asked))
@@ -97,7 +97,7 @@ def test_bars_go_to_csv_and_to_parquet(run, lake: Path, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["bars", "--source", "mid"], "trades, bid, ask"),
-        (["events", "--clock", "local"], "exchange, received"),
+        (["timeline", "--clock", "local"], "exchange, received"),
         (["books", "--every", "often"], "no step"),
         (["quotes", "--on-gap", "maybe"], "raise, column, ignore"),
         (["bars", "--parquet", "x", "--json"], "without --json"),

@@ -54,3 +54,16 @@ def test_markets_are_found_by_a_part_of_their_name(run, lake: Path, world: World
     _, out, _ = run("markets", lake)
     assert all(m.ticker in out for m in world.markets)
     assert "body" not in out
+
+
+def test_events_are_found_by_their_name_title_or_series(run, lake: Path, world: World) -> None:
+    """What an event is called is told by one of these; the body only to programs."""
+    names = sorted({m.ticker[:4] for m in world.markets})
+    _, out, _ = run("events", lake, "--json")
+    assert [json.loads(line)["event_ticker"] for line in out.splitlines()] == names
+    _, out, _ = run("events", lake, f"about {names[0].lower()}", "--json")
+    (found,) = [json.loads(line) for line in out.splitlines()]
+    assert (found["event_ticker"], found["body"]) == (names[0], "{}")
+    _, out, _ = run("events", lake)
+    assert names[0] in out
+    assert "body" not in out

@@ -26,9 +26,9 @@ from tape.repair import repair
 from tape.replay import replay
 from tape.restore import restore
 from tape.root import root
-from tape.series import bars, books, events, quotes
+from tape.series import bars, books, quotes, timeline
 from tape.spool import app as spool_app
-from tape.sql import markets, sql
+from tape.sql import events, markets, sql
 from tape.status import status
 from tape.trades import trades
 from tape.verify import verify
@@ -51,9 +51,10 @@ commands = (
     book,
     books,
     quotes,
-    events,
+    timeline,
     bars,
     markets,
+    events,
     sql,
     ddl,
     export,

@@ -1,4 +1,4 @@
-"""`tape books`, `tape quotes`, `tape events`, `tape bars`: what research asks of a lake."""
+"""`tape books`, `tape quotes`, `tape timeline`, `tape bars`: what research asks of a lake."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def quotes(
     raise typer.Exit(guarded(run))
 
 
-def events(
+def timeline(
     lake: LakeAt,
     market: Market = None,
     start: From = None,

@@ -1,7 +1,8 @@
-"""`tape sql`, `tape markets`: the lake as tables, by DuckDB."""
+"""`tape sql`, `tape markets`, `tape events`: the lake as tables, by DuckDB and by name."""
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import duckdb
@@ -60,15 +61,41 @@ def markets(
     """Print what is known of the markets: one row each, its newest."""
 
     def run() -> None:
-        found = open_lake(lake, version).markets()
-        if like:
-            hits = [
-                pc.match_substring(found.column(name).fill_null(""), like, ignore_case=True)
-                for name in ("market_ticker", "title")
-            ]
-            found = found.filter(pc.or_(*hits))
+        found = _matching(open_lake(lake, version).markets(), like, ("market_ticker", "title"))
         if not (as_json or as_csv or parquet):
             found = found.drop_columns(["body"])
         show(found, as_json=as_json, as_csv=as_csv, parquet=parquet, limit=limit, noun="markets")
 
     raise typer.Exit(guarded(run))
+
+
+def events(
+    lake: LakeAt,
+    like: Annotated[str | None, typer.Argument(help="part of a ticker, title or series")] = None,
+    limit: Limit = 50,
+    version: Version = None,
+    as_json: AsJson = False,  # noqa: FBT002
+    as_csv: AsCsv = False,  # noqa: FBT002
+    parquet: Parquet = None,
+) -> None:
+    """Print what is known of the events that markets belong to: one row each, its newest."""
+
+    def run() -> None:
+        names = ("event_ticker", "series_ticker", "title", "sub_title")
+        found = _matching(open_lake(lake, version).events(), like, names)
+        if not (as_json or as_csv or parquet):
+            found = found.drop_columns(["body"])
+        show(found, as_json=as_json, as_csv=as_csv, parquet=parquet, limit=limit, noun="events")
+
+    raise typer.Exit(guarded(run))
+
+
+def _matching(rows: pa.Table, like: str | None, names: tuple[str, ...]) -> pa.Table:
+    """Rows with the text in one of these columns."""
+    if not like:
+        return rows
+    hits = [
+        pc.match_substring(rows.column(name).fill_null(""), like, ignore_case=True)
+        for name in names
+    ]
+    return rows.filter(functools.reduce(pc.or_, hits))
