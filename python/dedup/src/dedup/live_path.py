@@ -41,7 +41,7 @@ from runtime.postgres import TRANSIENT, Connection, backoff_s, connect
 LAG_NS: Final = 5_000_000_000
 REMOVE_S: Final = 5
 FENCED_WAIT_S: Final = 30
-_BROKEN: Final = (*TRANSIENT, asyncpg.PostgresError, asyncpg.InternalClientError, StorageError)
+_BROKEN: Final = (*TRANSIENT, asyncpg.PostgresError, StorageError)
 
 log = logs.get("live")
 

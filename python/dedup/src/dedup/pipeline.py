@@ -53,7 +53,8 @@ EXPORT_RETRY_S: Final = 5.0
 RESTART_WAIT_S: Final = 1.0
 
 # A database went away under us: begin again from what production holds.
-_BROKEN: Final = (*TRANSIENT, asyncpg.InternalClientError)
+_BROKEN: Final[tuple[type[BaseException], ...]] = (*TRANSIENT, StorageError)
+_NO_EXPORT: Final[tuple[type[BaseException], ...]] = (*_BROKEN, LakeError)
 
 _MARKETS: Final = "SELECT market_id, ticker FROM market"
 
@@ -170,7 +171,7 @@ class Pipeline:
                     await self._live()
                 except StopAsked:
                     break
-                except (StorageError, *_BROKEN) as error:
+                except _BROKEN as error:
                     log.warning("starting again from production", reason=str(error))
                     self._held_up(str(error))
                     await self.publisher.close()
@@ -401,7 +402,7 @@ class Pipeline:
                         conn, level.closed_to_us, level.received_ns_max, names, final=final
                     )
                     await self._reading_on(arbiter, work)
-        except (StorageError, LakeError, *_BROKEN) as error:
+        except _NO_EXPORT as error:
             if conn.is_closed():
                 raise  # production went, not the lake: begun again from it, this export comes first
             self._export_tried_s = time.monotonic()

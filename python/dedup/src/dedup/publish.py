@@ -88,18 +88,12 @@ class Standing:
 
 @contextlib.contextmanager
 def broken_once_failed(conn: Connection) -> Iterator[None]:
-    """A connection on which something transient failed is not used again.
-
-    The driver tells of a line that was cut under it by an InternalClientError, too.
-    """
+    """A connection on which something transient failed is not used again."""
     try:
         yield
     except TRANSIENT:
         conn.terminate()
         raise
-    except asyncpg.InternalClientError as error:
-        conn.terminate()
-        raise ConnectionResetError(str(error)) from error
 
 
 class Publisher:

@@ -125,7 +125,7 @@ class GathererReader:
         except StorageError as error:
             await self._failed("down" if self._conn is None else "refused", str(error))
             return None
-        except (*TRANSIENT, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+        except (*TRANSIENT, asyncpg.PostgresError) as error:
             await self._failed("down", f"{type(error).__name__}: {error}")
             return None
         self._failures = 0

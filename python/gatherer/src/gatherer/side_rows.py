@@ -27,7 +27,6 @@ PAUSE_S: Final = 1.0
 TROUBLE: Final[tuple[type[BaseException], ...]] = (
     StorageError,
     asyncpg.PostgresError,
-    asyncpg.InternalClientError,  # the driver's word for a line that was cut under it
     *TRANSIENT,
 )
 """Of a database: told and tried again."""

@@ -58,6 +58,9 @@ TRANSIENT: Final[tuple[type[BaseException], ...]] = (
     asyncpg.InsufficientResourcesError,
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
+    # The driver's word, now and then, for a line that was cut under it: it lost its place in the
+    # conversation and asks for what comes next. Only a new connection helps, which all here take.
+    asyncpg.InternalClientError,
 )
 
 
