@@ -176,7 +176,7 @@ class Conductor:
             self._heartbeat_s = now_s
         for client in list(self._gate.clients.values()):
             connection = client.connection
-            if connection is not None and connection.commands:
+            if connection is not None and (connection.commands or connection.deferred):
                 carry_out(self._venue, connection)
             client.flush()
             if beat:
