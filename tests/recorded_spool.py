@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import orjson
+
+from exchange.capture import scan_capture
 from gatherer.intake import Decoding, LiveIntake, recover
 from runtime.spool import Position, SpoolWriter
 from runtime.spool_files import compress_sealed, look
@@ -11,13 +16,22 @@ from runtime.spool_index import index_compressed
 from tests.recording_worlds import START_US, Script
 
 STEP_NS = 1_000_000
+Row = tuple[int, int, bytes | dict[str, Any]]
 
 
 async def record(
     folder: Path, script: Script, *, segment_bytes: int = 4_096, first: int = 0, clean: bool = True
 ) -> None:
-    """Writes the script, one entry a millisecond after `first` of them; frames of one connection
-    in a row within 4 ms come together, as from one wake-up."""
+    """Writes the script, one entry a millisecond, the first after `first` of them."""
+    start_ns = START_US * 1_000 + first * STEP_NS
+    rows = [(start_ns + n * STEP_NS, *entry) for n, entry in enumerate(script)]
+    await record_at(folder, rows, segment_bytes=segment_bytes, clean=clean)
+
+
+async def record_at(
+    folder: Path, rows: Iterable[Row], *, segment_bytes: int = 4_096, clean: bool = True
+) -> None:
+    """Writes rows of (received_ns, connection, frame or control body)."""
     holder: list[Decoding] = []
     spool = SpoolWriter.open(
         folder,
@@ -29,8 +43,7 @@ async def record(
     )
     holder.append(recover(spool))
     live = LiveIntake(spool, holder[0])
-    for n, (conn, entry) in enumerate(script, first):
-        at_ns = START_US * 1_000 + n * STEP_NS
+    for at_ns, conn, entry in rows:
         if isinstance(entry, dict):
             live.control({**entry, "conn": conn}, at_ns)
         else:
@@ -39,6 +52,21 @@ async def record(
         live.end()
     await spool.sync()
     await spool.close(clean=False)
+
+
+def capture_rows(path: Path) -> Iterator[Row]:
+    """A recorded capture as the gatherer that it was would have written it."""
+    last = 0
+    ns = 0
+    for row in scan_capture(path).frames():
+        ns = row.received_us * 1_000
+        if row.conn != last:
+            if last:
+                yield ns, last, {"k": "close", "reason": "reset"}
+            yield ns, row.conn, {"k": "connect"}
+            last = row.conn
+        yield ns, row.conn, orjson.dumps(row.frame)
+    yield ns, last, {"k": "close", "reason": "closed_by_us", "code": 1000}
 
 
 def pack(folder: Path, *, index: bool = True) -> None:

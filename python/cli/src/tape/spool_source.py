@@ -86,9 +86,9 @@ class SpoolSource:
         self._reader = ThreadPoolExecutor(1, "spool")
         self._chosen = set(tickers) if tickers else None
         self.overview = overview(directory)
-        first_us, last_us = _first_us(directory), self.overview.last_us
-        if not last_us:
+        if not self.overview.last_us:
             raise StorageError(f"{directory} holds no frame", hint="tape spool ls")
+        first_us, last_us = _first_us(directory), _last_us(directory, self.overview)
         self.start_us = first_us if from_us is None else max(from_us, first_us)
         self.end_us = last_us + 1 if to_us is None else min(to_us, last_us + 1)
         if self.start_us >= self.end_us:
@@ -353,6 +353,21 @@ def _first_us(directory: Path) -> int:
     finally:
         reader.close()
     return 0
+
+
+def _last_us(directory: Path, found: Overview) -> int:
+    """When the last record that has a time was written: closes come after the last frame."""
+    reader = SpoolReader(directory, Position(max(found.segments), 0))
+    last_us = found.last_us
+    try:
+        while records := reader.read():
+            for record in records:
+                if record.kind == segment.KIND_CONTROL:
+                    body = orjson.loads(record.payload)
+                    last_us = max(last_us, int(body["received_ns"]) // NS_PER_US)
+    finally:
+        reader.close()
+    return last_us
 
 
 def _torn(end: Position, directory: Path) -> str:

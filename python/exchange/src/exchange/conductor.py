@@ -114,10 +114,10 @@ class Conductor:
 
     async def _wait_until_read(self) -> None:
         """At the end of the play: what was sent is to be read before it is called over."""
-        for client in self._gate.clients.values():
-            client.sync()
         until_s = time.monotonic() + LAST_READ_WAIT_S
         while time.monotonic() < until_s:
+            for client in self._gate.clients.values():
+                client.sync()  # also what was answered meanwhile
             if not any(client.unread_bytes for client in self._gate.clients.values()):
                 break
             self.waiting_for = "last reads"
