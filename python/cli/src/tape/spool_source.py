@@ -265,16 +265,22 @@ class _Walk:
             yield ControlItem(self._at_us, body)
 
     def _frames(self, batch: FramesRecord) -> Iterator[Item]:
-        skipped = 0
+        stamps, skipped = batch.received_ns, 0
         if self._decoding is not None:
             skipped = self._skip(batch)
-        for n in range(skipped, len(batch.frames)):
-            received_ns = batch.received_ns[n]
-            yield from self._moment(received_ns)
-            if self.is_over:
+            if skipped < len(stamps):
+                yield from self._moment(stamps[skipped])
+        # Once for each frame of the spool: no call but what gives it.
+        conn, ordinal, frames = batch.conn, batch.ordinal, batch.frames
+        for n in range(skipped, len(frames)):
+            received_ns = stamps[n]
+            at_us = received_ns // NS_PER_US
+            if at_us >= self._to_us:
+                self.is_over = True
                 return
-            frame = batch.frames[n].tobytes()
-            yield FrameItem(self._at_us, batch.conn, batch.ordinal + n, received_ns, frame)
+            if at_us > self._at_us:
+                self._at_us = at_us
+            yield FrameItem(self._at_us, conn, ordinal + n, received_ns, frames[n].tobytes())
 
     def _skip(self, batch: FramesRecord) -> int:
         """Follows the frames of before the moment; how many they are."""

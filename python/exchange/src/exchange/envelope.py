@@ -20,8 +20,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 # The form in use; nearly every frame. What stands behind it was decoded, or `cut_any` looks at it.
-_SEQUENCED: Final = re.compile(rb'(\{"type":"\w+","sid":)\d+(,"seq":)\d+(,"msg":\{.*)', re.DOTALL)
-_UNSEQUENCED: Final = re.compile(rb'(\{"type":"\w+","sid":)\d+(,"msg":\{.*)', re.DOTALL)
+_IN_USE: Final = re.compile(rb'(\{"type":"\w+","sid":)\d+(?:(,"seq":)\d+)?(,"msg":\{.*)', re.DOTALL)
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 _MSG: Final = b',"msg":'
 _SID: Final = b'"sid"'
@@ -49,6 +48,13 @@ _ORDERS: Final = {
 }
 
 
+# Names of their own: looking a member up in its class costs more than the whole of the cut.
+_WITH_SID: Final = Numbers.SID
+_WITH_BOTH: Final = Numbers.SID_SEQ
+_TURNED: Final = Numbers.SEQ_SID
+_WITH_SEQ: Final = Numbers.SEQ
+
+
 class Cut(NamedTuple):
     """A frame without its numbers: they belong between the parts."""
 
@@ -60,18 +66,18 @@ class Cut(NamedTuple):
     @property
     def has_seq(self) -> bool:
         """Whether the frame takes a number of its subscription."""
-        return self.numbers >= Numbers.SID_SEQ
+        return self.numbers >= _WITH_BOTH
 
     def frame(self, sid: int, seq: int) -> bytes:
         """The frame under other numbers; a number for which it has no room is left out."""
         numbers, first, second, third = self
-        if numbers == Numbers.SID_SEQ:
+        if numbers is _WITH_BOTH:
             return b"%b%d%b%d%b" % (first, sid, second, seq, third)
-        if numbers == Numbers.SID:
+        if numbers is _WITH_SID:
             return b"%b%d%b" % (first, sid, second)
-        if numbers == Numbers.SEQ_SID:
+        if numbers is _TURNED:
             return b"%b%d%b%d%b" % (first, seq, second, sid, third)
-        if numbers == Numbers.SEQ:
+        if numbers is _WITH_SEQ:
             return b"%b%d%b" % (first, seq, second)
         return first
 
@@ -92,12 +98,13 @@ class Cut(NamedTuple):
 def cut(frame: bytes) -> Cut | None:
     """A frame that was decoded, without its numbers; None where that cannot be done."""
     if frame.endswith(b"}}"):
-        found = _SEQUENCED.fullmatch(frame)
-        if found is not None and b'"id"' not in found[3]:
-            return Cut(Numbers.SID_SEQ, found[1], found[2], found[3])
-        found = _UNSEQUENCED.fullmatch(frame)
-        if found is not None and b'"id"' not in found[2]:
-            return Cut(Numbers.SID, found[1], found[2], b"")
+        found = _IN_USE.fullmatch(frame)
+        if found is not None:
+            first, second, third = found.groups()
+            if b'"id"' not in third:
+                if second is None:
+                    return Cut(_WITH_SID, first, third, b"")
+                return Cut(_WITH_BOTH, first, second, third)
     return cut_any(frame)
 
 
