@@ -88,7 +88,7 @@ def oddities(stream: FrameStream, rng: random.Random) -> list[bytes]:
         assert lost
         return [stream.delta(), *(stream.snapshot(each) for each in stream.names)]
     if draw == 1:
-        return [stream.delta(skip=-1)]
+        return [stream.delta()] * 2
     if draw == 2:
         return [stream.snapshot(name), stream.snapshot(name, shift=100), stream.snapshot(name)]
     if draw == 3:
