@@ -1,14 +1,16 @@
 """How fast a replay is: events a second with --rate max, and as a multiple of recorded time.
 
-Purpose: recorded captures, played side by side, as a lake (Parquet, zstd); `tape replay --rate max`
-from it to one client that reads and counts. Printed, not judged; docs/replay.md has a figure.
+Purpose: recorded captures, played side by side, as a lake (Parquet, zstd) or as a gatherer's spool
+(each capture one connection; compressed segments); `tape replay --rate max` from it to one client
+that reads and counts. Printed, not judged; docs/replay.md has the figures.
 
-    python -m tests.bench.replay [copies]     # each capture so many times side by side
+    python -m tests.bench.replay [copies] [--spool]     # each capture so many times side by side
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
 import os
 import struct
@@ -17,12 +19,14 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import orjson
 import websockets
 
-from exchange.capture import scan_capture
+from exchange.capture import Capture, scan_capture
 from exchange.replay import ReplaySource
 from exchange.timeline import DeltaItem, EmptySnapshotItem, Levels
 from kalshilake import paths, tables
@@ -33,7 +37,9 @@ from marketdata.book import Book
 from marketdata.rows import MERGED_ROW, DeltaFlag
 from tests.exchange_client import WS_PATH, Keys
 from tests.recorded import captures
+from tests.recorded_spool import Row, pack, record_at
 
+SEGMENT_BYTES = 64 << 20
 TAPE = (sys.executable, "-m", "tape.main")
 
 
@@ -97,10 +103,49 @@ def _claims(source: ReplaySource) -> list[dict[str, object]]:
     return made
 
 
-async def follow(folder: Path, tickers: list[str]) -> tuple[int, float]:
+def spool_rows(captures: list[Capture], start_us: int) -> Iterator[Row]:
+    """The captures as connections of one gatherer, shifted to one start, by time of receipt."""
+    taken: set[str] = set()
+    tracks = []
+    for conn, capture in enumerate(captures, 1):
+        names = {}
+        for ticker in capture.market_ids:
+            copies = (f"{ticker}.{n}" if n > 1 else ticker for n in range(1, len(captures) + 1))
+            names[ticker] = next(name for name in copies if name not in taken)
+            taken.add(names[ticker])
+        tracks.append(_track(capture, conn, names, start_us))
+    return heapq.merge(*tracks, key=lambda row: row[0])
+
+
+def _track(capture: Capture, conn: int, names: dict[str, str], start_us: int) -> Iterator[Row]:
+    shift_us = start_us - capture.stretches[0].first_received_us
+    yield start_us * 1_000, conn, {"k": "connect"}
+    for row in capture.frames():
+        msg = row.frame.get("msg")
+        if isinstance(msg, dict) and msg.get("market_ticker") in names:
+            msg["market_ticker"] = names[msg["market_ticker"]]
+        yield (row.received_us + shift_us) * 1_000, conn, orjson.dumps(row.frame)
+
+
+async def write_spool(folder: Path, captures: list[Capture], start_us: int) -> int:
+    """The captures as a spool, compressed as a gatherer does; the number of its changes."""
+    changes = 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal changes
+        for row in spool_rows(captures, start_us):
+            changes += isinstance(row[2], bytes) and b'"orderbook_delta","sid"' in row[2][:40]
+            yield row
+
+    await record_at(folder, counted(), segment_bytes=SEGMENT_BYTES)
+    pack(folder)
+    return changes
+
+
+async def follow(place: Path, folder: Path, tickers: list[str], greeting: int) -> tuple[int, float]:
     """(changes that arrived, seconds from the start of the play to the last of them)."""
     child = await asyncio.create_subprocess_exec(
-        *TAPE, "replay", str(folder / "lake"), "--port", "0", "--paused", "--once", "--rate",
+        *TAPE, "replay", str(place), "--port", "0", "--paused", "--once", "--rate",
         "max", "--out", str(folder), stdout=subprocess.PIPE, env=os.environ,
     )  # fmt: skip
     assert child.stdout is not None
@@ -116,7 +161,7 @@ async def follow(folder: Path, tickers: list[str]) -> tuple[int, float]:
     ) as client:
         params = {"channels": ["orderbook_delta"], "market_tickers": tickers}
         await client.send(json.dumps({"id": 1, "cmd": "subscribe", "params": params}))
-        for _ in range(len(tickers) + 1):
+        for _ in range(greeting):
             await client.recv()
         request = urllib.request.Request(resume, method="POST")
         began_s = time.monotonic()
@@ -134,21 +179,28 @@ async def follow(folder: Path, tickers: list[str]) -> tuple[int, float]:
 
 def main() -> None:
     """Builds, plays, prints."""
-    copies = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    numbers = [int(text) for text in sys.argv[1:] if text.isdigit()]
+    is_spool = "--spool" in sys.argv
+    copies = numbers[0] if numbers else 1
     scanned = [scan_capture(path) for path in captures()]
     whole = [capture for capture in scanned if len(capture.stretches) == 1]
     source = ReplaySource(whole * copies)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        events = write_lake(folder / "lake", source)
-        size = sum(p.stat().st_size for p in folder.rglob("*.parquet"))
+        place = folder / ("spool" if is_spool else "lake")
+        if is_spool:
+            events = asyncio.run(write_spool(place, whole * copies, source.start_us))
+        else:
+            events = write_lake(place, source)
+        size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
         span_s = (source.end_us - source.start_us) / 1_000_000
         tickers = [spec.ticker for spec in source.markets]
-        count, took_s = asyncio.run(follow(folder, tickers))
+        greeting = 1 if is_spool else len(tickers) + 1
+        count, took_s = asyncio.run(follow(place, folder, tickers, greeting))
     print(
         f"{len(whole)} captures {copies} times, {len(tickers)} markets, "
         f"{events:,} changes in {span_s:,.0f} s "
-        f"({events / span_s:,.0f}/s), {size:,} bytes of Parquet\n"
+        f"({events / span_s:,.0f}/s), {size:,} bytes of {place.name}\n"
         f"--rate max to one client: {count:,} changes in {took_s:.2f} s = {count / took_s:,.0f}/s, "
         f"{span_s / took_s:,.0f} times recorded speed; "
         f"20 times would be {20 * events / span_s:,.0f}/s"

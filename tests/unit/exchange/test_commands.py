@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exchange.commands import carry_out
+from exchange.commands import DEFERRED_MAX, carry_out
 from exchange.faults import FaultLevel
 from exchange.venue import Venue
 from tests.exchange_worlds import (
@@ -211,3 +211,21 @@ def test_a_late_snapshot_comes_after_deltas_and_contains_them() -> None:
             assert kinds.index("orderbook_snapshot") > 0
     assert seen >= 2
     assert len(sends_of(venue.ledger)) > 0
+
+
+def test_a_channel_that_the_venue_has_lost_is_answered_when_it_is_back(venue: Venue) -> None:
+    """In the order asked for; more than DEFERRED_MAX are refused."""
+    connection = venue.open("00" * 8, 1)
+    venue.lost = {"trade"}
+    both = ask(venue, connection, "subscribe", id=3, channels=["trade", "ticker"])
+    assert [(row["id"], row["msg"]["channel"]) for row in both] == [(3, "ticker")]
+    for number in range(DEFERRED_MAX):
+        rows = ask(venue, connection, "subscribe", id=4 + number, channels=["trade"])
+    assert [row["msg"]["code"] for row in rows] == [27]
+    venue.lost = set()
+    carry_out(venue, connection)
+    assert [(row["id"], row["type"]) for row in taken(connection)][:2] == [
+        (3, "subscribed"),
+        (4, "ok"),
+    ]
+    assert connection.deferred == []

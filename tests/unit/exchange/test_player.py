@@ -17,11 +17,15 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from exchange.auth import Verifier
 from exchange.player import Playback
+from exchange.recorded_venue import RecordedVenue
 from exchange.serving import Place
 from exchange.timeline import BookItem, DeltaItem, Item
+from exchange.venue import Venue
 from marketdata.errors import TapeError
+from tests import wire_frames as wire
 from tests.exchange_client import WS_PATH, Keys
 from tests.exchange_worlds import SECOND_US, START_US, ScriptSource, busy_source
+from tests.recording_worlds import Script, ScriptedRecording, closed, opening
 
 MARKETS = 3
 
@@ -58,11 +62,15 @@ def moment(text: str) -> int:
 
 @asynccontextmanager
 async def playing(
-    play: Seekable, rate: float | None, *, paused: bool = False
+    play: Seekable | ScriptedRecording,
+    rate: float | None,
+    *,
+    paused: bool = False,
+    kind: type[Venue] = Venue,
 ) -> AsyncIterator[tuple[Playback, str]]:
     verifier = Verifier(rsa.generate_private_key(65537, 2048).public_key())
     verifier.any_key = True
-    playback = Playback(play, verifier, moment, rate=rate, paused=paused)
+    playback = Playback(play, verifier, moment, rate=rate, paused=paused, kind=kind)
     stop, ready = asyncio.Event(), asyncio.Event()
     serving = asyncio.create_task(playback.run(Place("127.0.0.1", 0), stop, ready.set))
     try:
@@ -73,7 +81,7 @@ async def playing(
         await serving
 
 
-async def subscribed(keys: Keys, at: str, play: Seekable, **limits: Any) -> Any:
+async def subscribed(keys: Keys, at: str, play: Seekable | ScriptedRecording, **limits: Any) -> Any:
     """A client with the books of all markets; its key is not the replay's."""
     socket = await websockets.connect(
         f"ws://{at}{WS_PATH}", additional_headers=keys.headers("GET", WS_PATH),
@@ -199,3 +207,90 @@ async def test_a_wrong_seek_is_refused_and_changes_nothing(path: str, told: str)
         assert code == 400
         assert told in answer["error"]
         assert playback.status() == before
+
+
+LONG = 3_000  # changes before a disconnect: more than a socket's buffers hold unread
+
+
+def cut_off(body: dict[str, Any]) -> ScriptedRecording:
+    """Two recorded connections one after the other, with many changes each."""
+    lives: Script = []
+    for conn in (1, 2):
+        changes = [(conn, wire.delta(n, "A")) for n in range(2, LONG + 2)]
+        lives += [*opening(conn, "A"), *changes, (conn, body)]
+    return ScriptedRecording("A", lives)
+
+
+async def numbers_of(
+    socket: Any, pause_at: int = -1
+) -> tuple[list[int], websockets.exceptions.ConnectionClosed]:
+    """Every seq up to the end of the connection, and the end; stops reading for a while."""
+    numbers: list[int] = []
+    while True:
+        try:
+            frame = json.loads(await socket.recv())
+        except websockets.exceptions.ConnectionClosed as end:
+            return numbers, end
+        if "seq" in frame:
+            numbers.append(frame["seq"])
+        if len(numbers) == pause_at:
+            await asyncio.sleep(0.3)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [(closed("reset"), 1006), (closed("closed_by_peer", 1012, "restart"), 1012)],
+)
+async def test_who_is_cut_off_has_read_everything_before_it_and_is_waited_for(
+    tmp_path: Path, body: dict[str, Any], code: int
+) -> None:
+    """At full speed, with a slow reader: a reset must not take what the gatherer still got."""
+    play, keys = cut_off(body), Keys.make(tmp_path)
+    async with playing(play, None, kind=RecordedVenue) as (playback, at):
+        for _ in (1, 2):
+            socket = await subscribed(keys, at, play, max_queue=4)
+            numbers, end = await numbers_of(socket, pause_at=LONG // 2)
+            assert numbers == list(range(1, LONG + 2))
+            assert (end.rcvd.code if end.rcvd else 1006) == code
+        await until(playback, "done", True)
+        told = playback.status()
+        assert (told["form"], told["closes"], told["events"]) == ("faithful", 2, 2 * LONG)
+
+
+async def test_at_a_rate_nobody_is_waited_for(tmp_path: Path) -> None:
+    """Frames that came while nobody was there are gone, as for a real client."""
+    script = [*opening(1, "A"), *opening(2, "B"), (1, closed())]
+    script += [(2, wire.delta(n, "B")) for n in range(2, 3_000)]
+    play, keys = ScriptedRecording("AB", script), Keys.make(tmp_path)
+    async with playing(play, 1.0, kind=RecordedVenue) as (playback, at):
+        socket = await subscribed(keys, at, play)
+        await numbers_of(socket)
+        await asyncio.sleep(0.1)
+        again = await subscribed(keys, at, play)
+        frames = [json.loads(await again.recv()) for _ in range(3)]
+        assert [f["type"] for f in frames] == [
+            "subscribed",
+            "orderbook_snapshot",
+            "orderbook_delta",
+        ]
+        held, change = float(frames[1]["msg"]["yes_dollars_fp"][0][1]), frames[2]["msg"]["ts_ms"]
+        assert held > 50, "the book of the other connection had moved on meanwhile"
+        assert change == 1_786_085_188_000 + int(held) - 5 + 2
+        await again.close()
+        await until(playback, "done", True)
+
+
+async def test_a_seek_of_a_recording_brings_the_gatherers_books(tmp_path: Path) -> None:
+    changes = [(1, wire.delta(n, "A")) for n in range(2, 4_000)]
+    play = ScriptedRecording("A", [*opening(1, "A"), *changes])
+    async with playing(play, None, paused=True, kind=RecordedVenue) as (playback, at):
+        socket = await subscribed(Keys.make(tmp_path), at, play, max_queue=None)
+        await asyncio.sleep(0.2)
+        assert (await ask(at, "POST", "seek?to=2"))[0] == 200
+        frame = {"type": ""}
+        while frame["type"] != "orderbook_snapshot":
+            frame = json.loads(await socket.recv())
+        assert frame["msg"]["yes_dollars_fp"] == [["0.4000", f"{5 + 2_000 - 3}.00"]]
+        assert (await ask(at, "POST", "resume"))[0] == 200
+        await until(playback, "done", True)
+        await socket.close()

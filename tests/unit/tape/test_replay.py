@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,18 @@ from marketdata.errors import ConfigError, LakeError
 from marketdata.units import parse_ts_us
 from tape.lake_source import LakeSource
 from tape.main import main
-from tape.replay import Asked, interval, play, rate_of
+from tape.replay import Asked, form_of, interval, play, rate_of, refuse_for_spools
+from tests import wire_frames as wire
 from tests.exchange_client import WS_PATH, Keys
 from tests.finished_demo import write_demo
 from tests.lake_world import START
+from tests.recorded_spool import pack, record
+from tests.recording_worlds import CONNECT, Script, opening
 from tests.replay_world import BEGINS, SECOND_US, replay_world, write_replay_lake
 
 TAPE = (sys.executable, "-m", "tape.main")
 MARKETS, EVENTS, SECONDS = 3, 150, 60
+TICKERS = [f"KXPLAY-25-T{n:03}" for n in range(MARKETS)]
 Frames = list[dict[str, Any]]
 
 
@@ -114,7 +120,9 @@ async def follow(keys: Keys, ws_url: str, tickers: list[str], once: Any) -> Fram
     return frames
 
 
-async def run_command(lake: Path, folder: Path, *flags: str) -> tuple[Frames, str]:
+async def run_command(
+    lake: Path, folder: Path, *flags: str, tickers: Sequence[str] = TICKERS, code: int = 0
+) -> tuple[Frames, str]:
     """The command as it is typed; its own words say where to connect and how to resume."""
     child = await asyncio.create_subprocess_exec(
         *TAPE, "replay", str(lake), "--port", "0", "--paused", "--once", "--rate", "max",
@@ -132,10 +140,9 @@ async def run_command(lake: Path, folder: Path, *flags: str) -> tuple[Frames, st
         async with aiohttp.ClientSession() as session, session.post(resume) as answer:
             assert answer.status == 200
 
-    tickers = [f"KXPLAY-25-T{n:03}" for n in range(MARKETS)]
-    frames = await follow(Keys.make(folder), ws_url, tickers, once)
+    frames = await follow(Keys.make(folder), ws_url, list(tickers), once)
     rest = (await child.stdout.read()).decode()
-    assert await child.wait() == 0
+    assert await child.wait() == code
     return frames, "\n".join(said) + rest
 
 
@@ -200,3 +207,90 @@ def test_wrong_flags_are_one_line_and_exit_code_2(
     said = capsys.readouterr().err
     assert told in said
     assert said.count("\n") == 1
+
+
+def spool_script() -> Script:
+    """One connection with two books, a lost number, a frame that is none; trades beside it."""
+    made: Script = [*opening(1, "AB"), (2, CONNECT), (2, wire.subscribed(2, "trade"))]
+    for n in range(3, 400):
+        made.append((1, wire.delta(n + (n > 200), "AB"[n % 2])))
+        if n % 10 == 0:
+            made.append((2, wire.trade(n // 10, 2, "A")))
+    return [*made, (1, b"{torn"), (2, wire.trade(40, 2, "B"))]
+
+
+async def test_a_client_of_the_command_has_what_the_gatherer_received(tmp_path: Path) -> None:
+    """From compressed segments and an open one; every body as it was, the gap where it was."""
+    made = spool_script()
+    await record(tmp_path / "spool", made, segment_bytes=16_384)
+    pack(tmp_path / "spool")
+    frames, said = await run_command(tmp_path / "spool", tmp_path, tickers=["A", "B"])
+    for kind in ("orderbook_delta", "orderbook_snapshot", "trade"):
+        sent = [json.loads(f) for _, f in made if isinstance(f, bytes) and f != b"{torn"]
+        assert [f["msg"] for f in frames if f["type"] == kind] == [
+            f["msg"] for f in sent if f["type"] == kind
+        ]
+    books = [f["seq"] for f in frames if f["type"].startswith("orderbook")]
+    assert books == [*range(1, 201), *range(202, 401)]
+    assert [f["seq"] for f in frames if f["type"] == "trade"] == list(range(1, 41))
+    assert "2 markets, faithful, from" in said
+    assert "over: 397 changes, 40 trades" in said
+    assert "1 gap" in said
+    assert "no client can be given: no JSON object 1" in said
+
+
+async def test_a_spool_that_is_not_whole_is_said_and_is_exit_code_1(tmp_path: Path) -> None:
+    await record(tmp_path / "spool", spool_script(), segment_bytes=1 << 20, clean=False)
+    (only,) = (tmp_path / "spool").glob("*.seg")
+    only.write_bytes(only.read_bytes()[:-5])
+    frames, said = await run_command(tmp_path / "spool", tmp_path, tickers=["A"], code=1)
+    assert len([f for f in frames if f["type"] == "trade"]) == 39
+    assert "not whole: 00000001.seg" in said
+    assert "not played: 00000001.seg" in said
+
+
+def test_the_place_tells_how_it_is_played(tmp_path: Path) -> None:
+    lake, spool = tmp_path / "lake", tmp_path / "g1" / "spool"
+    (lake / "manifest").mkdir(parents=True)
+    spool.mkdir(parents=True)
+    (spool / "SPOOL.json").write_text("{}")
+    assert form_of(str(lake), None) == form_of(str(lake), "repaired") == "repaired"
+    assert form_of(str(spool), None) == form_of(str(spool), "faithful") == "faithful"
+    assert form_of("s3://bucket/prefix", None) == "repaired"
+    for place, asked, told in (
+        (lake, "faithful", "is a lake"),
+        (spool, "repaired", "is a gatherer's spool"),
+        (tmp_path / "g1", None, f"name one of {spool}"),
+        (tmp_path / "none", "faithful", "is no spool"),
+        (lake, "true", "--as true is none of"),
+        ("s3://bucket/prefix", "faithful", "is a lake"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            form_of(str(place), asked)
+
+
+def test_flags_of_a_lake_are_refused_for_a_spool() -> None:
+    refuse_for_spools(None, None)
+    with pytest.raises(ConfigError, match="as the gatherer had them"):
+        refuse_for_spools("close", None)
+    with pytest.raises(ConfigError, match="no versions"):
+        refuse_for_spools(None, 3)
+
+
+async def test_wrong_flags_for_a_spool_are_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await record(tmp_path / "spool", spool_script())
+    for flags, told in (
+        (("--gaps", "close"), "--gaps close is for a lake"),
+        (("--version", "1"), "--version 1 is for a lake"),
+        (("--as", "repaired"), "plays a lake"),
+        (("--ticker", "KX-Z"), "no market KX-Z"),
+        (("--from", "2020-01-01", "--to", "2020-01-02"), "frames were received from"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["replay", str(tmp_path / "spool"), *flags])
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert told in said
+        assert said.count("\n") == 1

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import orjson
 
-from exchange.connection import Connection, Subscription
+from exchange.connection import Connection, Deferred, Subscription
 from exchange.faults import FaultLevel
 from exchange.frames import frame_head
 from exchange.truth import SEND_REPLY
@@ -37,9 +37,11 @@ ERROR_TEXTS: Final = {
     13: "Unsupported action",
     14: "Market Ticker required",
     15: "Action required",
+    27: "Too many requests",
 }
 LATE_ALL_UP_TO: Final = 3  # markets; of a longer list only some come late
 LATE_SHARE: Final = 0.02
+DEFERRED_MAX: Final = 1_000  # channels that one connection waits for
 
 
 class CommandFault(Exception):  # noqa: N818 (the exchange's answer, not a failure of ours)
@@ -61,6 +63,9 @@ class Command:
 
 def carry_out(venue: Venue, connection: Connection) -> None:
     """Carries out all commands that wait on a connection; shuffled under a fault plan."""
+    waiting, connection.deferred = connection.deferred, []
+    for held in waiting:
+        _subscribe_when_there(venue, connection, held)
     texts, connection.commands = connection.commands, []
     if len(texts) > 1 and venue.plan.level != FaultLevel.NONE:
         connection.rng.shuffle(texts)
@@ -149,15 +154,24 @@ def _subscribe(venue: Venue, connection: Connection, command: Command) -> None:
     for channel in channels:
         try:
             _check_channel(channel, tickers)
-            _subscribe_one(venue, connection, command, channel, tickers)
+            asked = Deferred(command.id, params, channel, tickers)
+            _subscribe_when_there(venue, connection, asked)
         except CommandFault as fault:
             _refuse(connection, command.id, fault.code)
 
 
-def _subscribe_one(
-    venue: Venue, connection: Connection, command: Command, channel: str, tickers: list[str] | None
-) -> None:
-    params = command.params or {}
+def _subscribe_when_there(venue: Venue, connection: Connection, asked: Deferred) -> None:
+    """Now, or once the venue has the channel again."""
+    if asked.channel not in venue.lost:
+        _subscribe_one(venue, connection, asked)
+    elif len(connection.deferred) < DEFERRED_MAX:
+        connection.deferred.append(asked)
+    else:
+        _refuse(connection, asked.command_id, 27)
+
+
+def _subscribe_one(venue: Venue, connection: Connection, asked: Deferred) -> None:
+    command_id, params, channel, tickers = asked
     wanted = None if channel == LIFECYCLE or not tickers else _known(venue, tickers)
     subscription = connection.by_channel.get(channel)
     if subscription is None:
@@ -174,14 +188,14 @@ def _subscribe_one(
         connection.by_sid[subscription.sid] = subscription
         connection.by_channel[channel] = subscription
         msg = {"channel": channel, "sid": subscription.sid}
-        _reply(connection, command.id, type="subscribed", msg=msg)
+        _reply(connection, command_id, type="subscribed", msg=msg)
         if wanted is None:
             venue.attach(subscription, None)
         else:
             _add(venue, subscription, wanted, lambda: None)
         return
     subscription.skip_ack = subscription.skip_ack or bool(params.get("skip_ticker_ack"))
-    _add(venue, subscription, wanted or [], lambda: _ok(venue, subscription, command.id))
+    _add(venue, subscription, wanted or [], lambda: _ok(venue, subscription, command_id))
 
 
 def _add(

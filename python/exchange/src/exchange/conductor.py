@@ -114,10 +114,10 @@ class Conductor:
 
     async def _wait_until_read(self) -> None:
         """At the end of the play: what was sent is to be read before it is called over."""
-        for client in self._gate.clients.values():
-            client.sync()
         until_s = time.monotonic() + LAST_READ_WAIT_S
         while time.monotonic() < until_s:
+            for client in self._gate.clients.values():
+                client.sync()  # also what was answered meanwhile
             if not any(client.unread_bytes for client in self._gate.clients.values()):
                 break
             self.waiting_for = "last reads"
@@ -176,7 +176,7 @@ class Conductor:
             self._heartbeat_s = now_s
         for client in list(self._gate.clients.values()):
             connection = client.connection
-            if connection is not None and connection.commands:
+            if connection is not None and (connection.commands or connection.deferred):
                 carry_out(self._venue, connection)
             client.flush()
             if beat:

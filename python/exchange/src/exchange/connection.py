@@ -64,6 +64,15 @@ class Held(NamedTuple):
     record: Record | None
 
 
+class Deferred(NamedTuple):
+    """One channel of a subscribe command that waits until the venue has the channel."""
+
+    command_id: int
+    params: dict[str, Any]
+    channel: str
+    tickers: list[str] | None
+
+
 @dataclass(slots=True, eq=False)
 class Connection:
     """One accepted WebSocket connection. `out` holds payloads of text frames, in order."""
@@ -80,7 +89,9 @@ class Connection:
     slot: Slot | None = None
     holds: list[Held] | None = None  # None: not stalled
     held_bytes: int = 0
-    closing: str | None = None  # "reset" or "close": the server ends the connection so
+    closing: str | None = None  # "reset", "close" or "drop": the server ends the connection so
+    close_frame: tuple[int | None, str] = (1001, "exchange closes")  # code (None: none), text
+    deferred: list[Deferred] = field(default_factory=list)  # channels to be answered later
     sids_given: int = 0
     live_us: int = 0  # engine time at which it first held a subscription
     frames_sent: int = 0

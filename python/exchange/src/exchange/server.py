@@ -38,6 +38,7 @@ COMMAND_BYTES_MAX: Final = 64 << 20
 WINDOW_BYTES: Final = 64 << 10  # sent and not known to be read; then the venue waits
 SYNC_BYTES: Final = 16 << 10  # a ping after so many bytes
 CLOSE_TIMEOUT_S: Final = 2.0
+DROP_WAIT_S: Final = 10.0  # for a client to read what was sent before it is reset
 HEARTBEAT: Final = b"heartbeat"
 SHORT_FRAME: Final = 126
 MEDIUM_FRAME: Final = 1 << 16
@@ -87,6 +88,7 @@ class Client(asyncio.Protocol):
         self._since_sync = 0
         self._syncs = 0
         self._synced = 0
+        self._drop_by_s: float | None = None
         self.connection: Connection | None = None
         self.pongs = 0
         self.in_flight: dict[int, int] = {}  # number of a sync ping -> bytes before it
@@ -272,16 +274,28 @@ class Client(asyncio.Protocol):
             self._end("close", self._transport, self._wire)
 
     def _end(self, how: str, transport: asyncio.Transport, wire: ServerProtocol) -> None:
-        if how == "reset":
+        if how == "drop" and not self._is_read():
+            return
+        if how in ("reset", "drop"):
             held = transport.get_extra_info("socket")
             if held is not None and isinstance(held.fileno(), int) and held.fileno() >= 0:
                 held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
             transport.abort()
         elif wire.state is State.OPEN:
-            wire.send_close(1001, "exchange closes")
+            assert self.connection is not None, "only an accepted client is ended"
+            wire.send_close(*self.connection.close_frame)
             self._send_protocol_bytes()
             loop = asyncio.get_running_loop()
             self._close_timer = loop.call_later(CLOSE_TIMEOUT_S, transport.abort)
+
+    def _is_read(self) -> bool:
+        """Before a drop: whether all that was sent was read, or has been waited for long enough. A
+        reset takes with it what lies in the kernel's buffers."""
+        now_s = time.monotonic()
+        if self._drop_by_s is None:
+            self._drop_by_s = now_s + DROP_WAIT_S
+        self.sync()
+        return not self.unread_bytes or now_s >= self._drop_by_s
 
     def _send_protocol_bytes(self) -> None:
         wire, transport = self._wire, self._transport

@@ -139,6 +139,7 @@ class Venue:
         self.refusals = 0
         self.done = False
         self.interleaves = True  # each connection has an order of its own between markets
+        self.lost: set[str] = set()  # channels whose subscriptions are answered later
         self.faults: Counter[str] = Counter()
         self.rest_trades: deque[tuple[int, int, bytes]] = deque(maxlen=TRADES_KEPT)
         self._rng = random.Random(f"{plan.seed}/venue")
