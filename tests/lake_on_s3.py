@@ -46,7 +46,7 @@ LEFT_OUT: Final = (
     "test_store", "test_s3", "test_query", "test_the_folder_alone", "test_rot_in_the_body",
     "test_memory_is_that_of_a_slice", "test_wherever_it_dies", "test_books_come_from_joined_hours",
     "test_a_day_is_divided", "test_a_row_less", "test_a_joined_object", "test_a_list_with_an_hour",
-    "test_young_days",
+    "test_young_days", "test_an_export_that_a_compaction",
 )  # fmt: skip
 
 

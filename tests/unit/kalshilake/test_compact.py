@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from kalshilake import Lake, compact, open_lake, paths, write
+from kalshilake import Lake, compact, open_lake, paths, tables, write
 from kalshilake.encode import encode_into
 from kalshilake.joined import hours_of
 from kalshilake.objects import ObjectReader
@@ -171,6 +171,31 @@ def test_an_hour_that_a_late_writer_put_back_is_taken_away_again(lake: LocalStor
     assert verify(lake.location).findings == []
     kept = [o for o in lake.list("superseded/") if lake.get(o.key).startswith(b"bytes of")]
     assert len(kept) == 1
+
+
+def test_an_export_that_a_compaction_overtakes_is_not_lost(lake: LocalStore) -> None:
+    """The hour's object was written, the compaction came, then its version: its rows are there."""
+    before = open_lake(lake.location)
+    rows = before.rows("trades", None, START, START + 6 * paths.US_PER_HOUR, None)
+    hour_us = paths.hour_of(tables.times_us(rows["exchange_ts"])[0].item())
+    mine = before.rows("trades", None, hour_us, hour_us + paths.US_PER_HOUR, None)
+    fewer = write.write_hour(
+        lake, "trades", hour_us, mine.slice(1), watermark_us=before.watermark_us
+    )
+    compact.compact(lake, SECOND)
+    assert (
+        open_lake(lake.location).trades(on_gap="ignore").num_rows
+        == before.trades(on_gap="ignore").num_rows
+    )
+    commit = write.commit_version(lake, [fewer], watermark_us=before.watermark_us)
+    assert commit.changed
+    after = open_lake(lake.location)
+    assert after.rows("trades", None, hour_us, hour_us + paths.US_PER_HOUR, None).equals(
+        mine.slice(1)
+    )
+    assert after.trades(on_gap="ignore").num_rows == before.trades(on_gap="ignore").num_rows - 1
+    assert verify(lake.location).findings == []
+    assert answers(open_lake(lake.location, before.version)) == answers(before)
 
 
 def test_an_object_that_was_altered_is_not_joined(lake: LocalStore) -> None:
