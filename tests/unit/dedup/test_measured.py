@@ -45,7 +45,6 @@ async def test_a_merger_that_ran_says_what_it_did(
     assert told["epochs_total", "first"] == 4
     for gatherer in "012":
         assert told["pull_rows_total", gatherer] > 0
-        assert told["gatherer_lag_seconds", gatherer] > 0
     written = {k[1]: v for k, v in told.items() if k[0] == "exports_total"}
     lying = [p.parts[-5] for p in (tmp_path / "lake" / "parquet").rglob("*.parquet")]
     assert written == {name: lying.count(name) for name in set(lying)}
