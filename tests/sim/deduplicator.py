@@ -36,11 +36,17 @@ class NoLake:
 
     hours_waiting = 0
 
+    def __init__(self) -> None:
+        self.written: dict[str, int] = {}
+
     async def open(self, conn: Any, *, patient: bool) -> None:
         """Nothing."""
 
     def due(self, closed_to_us: int) -> bool:
         return False
+
+    def hours_due(self, closed_to_us: int) -> int:
+        return 0
 
     def published(self, made: Any) -> None:
         """Nothing."""
