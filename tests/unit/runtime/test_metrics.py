@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.metrics import SERIES_MAX, TABLE, Metrics, markdown
+from runtime.metrics import SERIES_MAX, TABLE, Followed, Metrics, markdown
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -118,3 +118,20 @@ def test_no_metric_is_promised_and_not_written() -> None:
     names = [metric.name for metric in TABLE]
     assert set(names) - _written(names) == set()
     assert _written(["books_in_the_moon_total"]) == set()
+
+
+def test_numbers_that_others_keep_are_followed() -> None:
+    """A counter never falls, adds up whoever shares it, and counts on where one begins anew."""
+    metrics = Metrics()
+    followed = Followed(metrics)
+    for value in (3, 3, 2, 5):
+        followed.follow("connects_total", value, of="books-0")
+    followed.follow("connects_total", 4, of="books-1")
+    followed.follow("sink_batches_total", 7)
+    assert "kalshi_tape_connects_total 9.0" in metrics.exposition().decode()
+    followed.begin_anew("connects_total")
+    followed.follow("connects_total", 1, of="books-0")
+    followed.follow("sink_batches_total", 7)
+    text = metrics.exposition().decode()
+    assert "kalshi_tape_connects_total 10.0" in text
+    assert "kalshi_tape_sink_batches_total 7.0" in text

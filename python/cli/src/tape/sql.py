@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Annotated
 
 import duckdb
@@ -62,9 +63,7 @@ def markets(
 
     def run() -> None:
         found = _matching(open_lake(lake, version).markets(), like, ("market_ticker", "title"))
-        if not (as_json or as_csv or parquet):
-            found = found.drop_columns(["body"])
-        show(found, as_json=as_json, as_csv=as_csv, parquet=parquet, limit=limit, noun="markets")
+        _show(found, "markets", limit, as_json=as_json, as_csv=as_csv, parquet=parquet)
 
     raise typer.Exit(guarded(run))
 
@@ -83,11 +82,18 @@ def events(
     def run() -> None:
         names = ("event_ticker", "series_ticker", "title", "sub_title")
         found = _matching(open_lake(lake, version).events(), like, names)
-        if not (as_json or as_csv or parquet):
-            found = found.drop_columns(["body"])
-        show(found, as_json=as_json, as_csv=as_csv, parquet=parquet, limit=limit, noun="events")
+        _show(found, "events", limit, as_json=as_json, as_csv=as_csv, parquet=parquet)
 
     raise typer.Exit(guarded(run))
+
+
+def _show(
+    found: pa.Table, noun: str, limit: int, *, as_json: bool, as_csv: bool, parquet: Path | None
+) -> None:
+    """To people without what the exchange's answer was, which is long; to programs all of it."""
+    if not (as_json or as_csv or parquet):
+        found = found.drop_columns(["body"])
+    show(found, as_json=as_json, as_csv=as_csv, parquet=parquet, limit=limit, noun=noun)
 
 
 def _matching(rows: pa.Table, like: str | None, names: tuple[str, ...]) -> pa.Table:

@@ -15,7 +15,7 @@ from typing import Final
 
 from dedup.publication import Publication
 from dedup.readers import GathererReader
-from runtime.metrics import Metrics
+from runtime.metrics import Followed, Metrics
 
 COUNTED: Final[Mapping[str, str]] = {
     "duplicate_rows": "duplicate_rows_total",
@@ -25,6 +25,7 @@ COUNTED: Final[Mapping[str, str]] = {
     "disputed_events": "disputed_total",
 }
 """Total of a publication -> counter."""
+PULLED: Final = ("pull_rows_total", "pull_errors_total")
 AUDITED: Final[Mapping[str, str]] = {"audits": "agreed", "audits_failed": "failed"}
 
 
@@ -34,7 +35,7 @@ class Measured:
     def __init__(self, metrics: Metrics, wall_ns: Callable[[], int] = time.time_ns) -> None:
         self._metrics = metrics
         self._wall_ns = wall_ns
-        self._followed: dict[tuple[str, str], int] = {}
+        self._followed = Followed(metrics)
         # From the start, so that the first of anything is seen as one more than none.
         for name in COUNTED.values():
             metrics.counter(name).inc(0)
@@ -53,7 +54,7 @@ class Measured:
     def exported(self, written: Mapping[str, int]) -> None:
         """Objects written since the process began, by table."""
         for table, n in written.items():
-            self._follow("exports_total", n, table=table)
+            self._followed.follow("exports_total", n, table=table)
 
     def watch(
         self,
@@ -83,13 +84,14 @@ class Measured:
         """What the readers counted so far."""
         for reader in readers:
             gatherer = str(reader.index)
-            self._follow("pull_rows_total", reader.rows, gatherer=gatherer)
-            self._follow("pull_errors_total", reader.errors, gatherer=gatherer)
+            for name, n in zip(PULLED, (reader.rows, reader.errors), strict=True):
+                self._metrics.counter(name, gatherer=gatherer)  # there from the start, as 0
+                self._followed.follow(name, n, gatherer=gatherer)
 
     def began(self) -> None:
         """New readers count from nothing."""
-        for key in [k for k in self._followed if k[0].startswith("pull_")]:
-            del self._followed[key]
+        for name in PULLED:
+            self._followed.begin_anew(name)
 
     def _lag(self, readers: Callable[[], Sequence[GathererReader]], index: int) -> float:
         """Since what came last of a gatherer was received there; 0 before anything came."""
@@ -97,12 +99,3 @@ class Measured:
             if reader.index == index and reader.max_received_ns:
                 return (self._wall_ns() - reader.max_received_ns) / 1e9
         return 0.0
-
-    def _follow(self, name: str, value: int, **labels: str) -> None:
-        """Bring a counter up to a number that only grows."""
-        key = (name, str(labels))
-        counter = self._metrics.counter(name, **labels)
-        more = value - self._followed.get(key, 0)
-        if more > 0:
-            counter.inc(more)
-            self._followed[key] = value

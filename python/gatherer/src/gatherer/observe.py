@@ -11,6 +11,7 @@ import asyncio
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 from gatherer.discovery import Discovery
@@ -32,7 +33,7 @@ from marketdata.message_age import AgeTrack
 from runtime.clock import Clock
 from runtime.config import GathererSettings
 from runtime.health import Health
-from runtime.metrics import Metrics
+from runtime.metrics import Followed, Metrics
 from runtime.spool import SpoolWriter
 from runtime.supervise import Supervisor
 
@@ -72,7 +73,7 @@ class Observer:
         self.metrics = metrics
         self._clock = clock
         self._supervisor = supervisor
-        self._counted: dict[str, int] = {}
+        self._followed = Followed(metrics)
         self._recording = RecordingProgress()
         self._was_complete = False
         self._ages: dict[str, AgeTrack] = {}
@@ -256,42 +257,33 @@ class Observer:
 
     def _observe_counts(self) -> None:
         """Counters that others keep as plain numbers."""
-        counts = self._parts.intake.counts
+        counts, follow = self._parts.intake.counts, self._followed.follow
         spool = self._parts.spool
-        self._follow("duplicates_total", counts["duplicate"])
-        self._follow("negative_levels_total", counts["negative"])
-        self._follow("gap_frames_total", counts["missing"], channel="orderbook_delta")
-        self._follow("spool_bytes_total", spool.bytes_appended)
-        self._follow("spool_commits_total", spool.commits)
-        self._follow("spool_errors_total", spool.commit_errors)
-        self._follow("spool_torn_total", len(spool.recovery.torn))
+        follow("duplicates_total", counts["duplicate"])
+        follow("negative_levels_total", counts["negative"])
+        follow("gap_frames_total", counts["missing"], channel="orderbook_delta")
+        follow("spool_bytes_total", spool.bytes_appended)
+        follow("spool_commits_total", spool.commits)
+        follow("spool_errors_total", spool.commit_errors)
+        follow("spool_torn_total", len(spool.recovery.torn))
         self.metrics.gauge("spool_lag_bytes").set(self._parts.sink.lag_bytes())
-        self._follow("partitions_default_total", self._parts.sink.status.left_to_default)
+        follow("partitions_default_total", self._parts.sink.status.left_to_default)
         for name, count in list(counts.items()):
             if name.startswith("problem_"):
-                self._follow("problems_total", count, reason=name.removeprefix("problem_"))
+                follow("problems_total", count, reason=name.removeprefix("problem_"))
             elif name.startswith("snapshot_"):
-                self._follow("snapshots_total", count, verdict=name.removeprefix("snapshot_"))
+                follow("snapshots_total", count, verdict=name.removeprefix("snapshot_"))
         for feed in self._parts.feeds.values():
+            of_feed = partial(self._followed.follow, of=feed.name)
             channel = (*feed.session.settings.channels, "orderbook_delta")[0]
-            self._follow(f"frames_total/{feed.name}", feed.status.frames, channel=channel)
-            self._follow(f"connects_total/{feed.name}", feed.status.connects)
-            self._follow(f"frame_bytes_total/{feed.name}", feed.status.frame_bytes)
-            requests = feed.status.snapshot_requests
-            self._follow(f"snapshot_requests_total/{feed.name}", requests, reason="any")
+            of_feed("frames_total", feed.status.frames, channel=channel)
+            of_feed("connects_total", feed.status.connects)
+            of_feed("frame_bytes_total", feed.status.frame_bytes)
+            of_feed("snapshot_requests_total", feed.status.snapshot_requests, reason="any")
             for status, count in feed.status.refusals.items():
-                name = f"reconnect_tries_total/{feed.name}"
-                self._follow(name, count, reason=str(status or "no_answer"))
+                of_feed("reconnect_tries_total", count, reason=str(status or "no_answer"))
             for reason, count in feed.status.closes.items():
-                self._follow(f"closes_total/{feed.name}", count, reason=reason)
-
-    def _follow(self, name: str, value: int, **labels: str) -> None:
-        """Bring a counter up to a number that only grows."""
-        key = f"{name} {labels}"
-        before = self._counted.get(key, 0)
-        if value > before:
-            self._counted[key] = value
-            self.metrics.counter(name.split("/", maxsplit=1)[0], **labels).inc(value - before)
+                of_feed("closes_total", count, reason=reason)
 
 
 def _feed_state(feed: FeedConnection, now_ns: int) -> FeedState:

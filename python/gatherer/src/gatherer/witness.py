@@ -26,7 +26,7 @@ from marketdata.units import US_PER_S
 from runtime.clock import Clock
 from runtime.config import GathererSettings
 from runtime.health import Health
-from runtime.metrics import Metrics
+from runtime.metrics import Followed, Metrics
 from runtime.spool import SpoolWriter
 from runtime.supervise import Supervisor
 
@@ -55,7 +55,7 @@ class Witness:
         self._settings = settings
         self._health = health
         self._metrics = metrics
-        self._counted: dict[str, int] = {}
+        self._followed = Followed(self._metrics)
         self._rows_reason = ""
         self.rows = SideRows(settings.postgres_dsn, clock, on_state=self._rows_state)
         self.clock = ClockOffset(self.rows, clock, settings.clock_limit_ms)
@@ -168,22 +168,22 @@ class Witness:
     def _observe_books(self) -> str:
         """What is wrong, for /health."""
         status = self.books.status
-        self._follow("rest_audit_requests_total", status.requests)
-        self._follow("rest_audits_failed_total", status.failed)
-        self._follow("rest_differences_total", status.differences)
+        self._followed.follow("rest_audit_requests_total", status.requests)
+        self._followed.follow("rest_audits_failed_total", status.failed)
+        self._followed.follow("rest_differences_total", status.differences)
         for verdict, count in list(status.verdicts.items()):
-            self._follow("rest_audits_total", count, verdict=verdict.name.lower())
+            self._followed.follow("rest_audits_total", count, verdict=verdict.name.lower())
         self._metrics.gauge("rest_books_differing").set(len(self.books.doubts.differing))
         return self.books.told()
 
     def _observe_trades(self) -> str:
         """What is wrong, for /health."""
         status, behind_s = self.trades.status, self._behind_s()
-        self._follow("rest_windows_total", status.windows)
-        self._follow("rest_trades_listed_total", status.listed)
-        self._follow("rest_trades_missing_total", status.missing)
-        self._follow("rest_trades_skipped_total", status.skipped_s)
-        self._follow("rest_windows_refused_total", status.refused)
+        self._followed.follow("rest_windows_total", status.windows)
+        self._followed.follow("rest_trades_listed_total", status.listed)
+        self._followed.follow("rest_trades_missing_total", status.missing)
+        self._followed.follow("rest_trades_skipped_total", status.skipped_s)
+        self._followed.follow("rest_windows_refused_total", status.refused)
         self._metrics.gauge("rest_trades_behind_seconds").set(behind_s)
         told = []
         if behind_s > BEHIND_MAX_S:
@@ -193,11 +193,3 @@ class Witness:
         if status.refused:
             told.append(f"{status.refused} windows of trades are refused")
         return "; ".join(told)
-
-    def _follow(self, name: str, value: int, **labels: str) -> None:
-        """Bring a counter up to a number that only grows."""
-        key = f"{name} {labels}"
-        more = value - self._counted.get(key, 0)
-        if more > 0:
-            self._counted[key] = value
-            self._metrics.counter(name, **labels).inc(more)

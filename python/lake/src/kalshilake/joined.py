@@ -194,8 +194,7 @@ def absorbed(
     if not new and stored_sha256(store, joined.key) == joined.sha256:
         return joined
     for record in new:
-        if stored_sha256(store, paths.superseded_key(record.sha256)) != record.sha256:
-            keep(store, record.key, record.sha256)
+        keep(store, record.key, record.sha256)
         parts[record.key] = record
     return write_joined(
         store, joined.table, joined.hour_us, joined.hours, list(parts.values()),

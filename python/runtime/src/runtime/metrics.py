@@ -195,6 +195,27 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+class Followed:
+    """Counters that are brought up to numbers that others keep and that only grow."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._counted: dict[tuple[str, str, str], int] = {}
+
+    def follow(self, name: str, value: int, of: str = "", **labels: str) -> None:
+        """`of`: whose number it is, where several add up to one counter."""
+        key = (name, of, str(labels))
+        more = value - self._counted.get(key, 0)
+        if more > 0:
+            self._counted[key] = value
+            self._metrics.counter(name, **labels).inc(more)
+
+    def begin_anew(self, name: str) -> None:
+        """What was followed for this counter counts from nothing again."""
+        for key in [key for key in self._counted if key[0] == name]:
+            del self._counted[key]
+
+
 def markdown() -> str:
     """TABLE as Markdown."""
     lines = ["| metric | kind | unit | labels | meaning |", "|---|---|---|---|---|"]
