@@ -43,6 +43,8 @@ from tests.bench.ratios import Line, Target, line, table
 ROOT: Final = Path(__file__).resolve().parents[2]
 MARKETS: Final = 800
 LIVE_RATE: Final = 5_000
+ROUND_EVENTS: Final = 600_000  # two minutes; the beginning of an empty production is 0.2 s of it
+CAPTURES: Final = 8
 BATCH: Final = 5_000
 LIVE_BATCHES_PER_S: Final = 4
 STEP_S: Final = 0.5
@@ -129,9 +131,9 @@ def rounds(server: EmbeddedPostgres, short: bool) -> list[Line]:
     """All sources, all rounds."""
     sources: list[tuple[str, list[str]]] = []
     hot = asyncio.run(databases(server, "m0", "m1", "m2"))
-    asyncio.run(made_up(hot, 20_000 if short else 200_000))
+    asyncio.run(made_up(hot, 20_000 if short else ROUND_EVENTS))
     sources.append((f"made-up frames of {MARKETS} markets", hot))
-    captures = [] if short else sizes.largest_captures(3)
+    captures = [] if short else sizes.largest_captures(CAPTURES)
     if captures:
         hot = asyncio.run(databases(server, "c0", "c1", "c2"))
         asyncio.run(sizes.write_gatherers(captures, hot))

@@ -49,10 +49,14 @@ def test_freed_memory_goes_back_to_the_machine() -> None:
 
 
 APART = """
-import os, sys, threading
-from runtime.memory import large_blocks_apart
+import contextlib, os, sys, threading
+from runtime.memory import large_blocks_apart, steady_heap
 
-answer = large_blocks_apart() if sys.argv[1] == "apart" else None
+stack = contextlib.ExitStack()
+answer = None
+if sys.argv[1] == "apart":
+    assert steady_heap()
+    answer = stack.enter_context(large_blocks_apart())
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -37,7 +37,7 @@ from kalshilake.tables import records_table
 from kalshilake.write import Commit, commit_version, load_head, load_version, write_hour
 from marketdata.errors import LakeError, StorageError
 from runtime import logs
-from runtime.memory import give_back
+from runtime.memory import give_back, large_blocks_apart
 from runtime.partitions import Partitions
 from runtime.postgres import Connection
 
@@ -282,6 +282,18 @@ class Exporter:
     ) -> list[ObjectRecord] | None:
         """Write the objects of these hours; with `twin` only compare them with what it lists: None
         at the first that differs."""
+        with large_blocks_apart():
+            return await self._write_apart(conn, ready, closed_to_us, received_ns_max, names, twin)
+
+    async def _write_apart(
+        self,
+        conn: Connection,
+        ready: Sequence[int],
+        closed_to_us: int,
+        received_ns_max: int,
+        names: Mapping[int, str],
+        twin: Commit | None,
+    ) -> list[ObjectRecord] | None:
         listed = {} if twin is None else {o.key: o for o in twin.version.objects}
         records: list[ObjectRecord] = []
         for hour in ready:
