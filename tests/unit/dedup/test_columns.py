@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dedup.columns import by_run, copied, groups, joined, picked, stable_order
+from dedup.columns import by_run, copied, distinct, groups, joined, picked, stable_order
 from marketdata.rows import BATCH_TICKER, BATCH_TRADE, DELTA_ROW, MERGED_ROW
 
 
@@ -60,3 +62,9 @@ def test_rows_of_different_layouts_are_not_joined() -> None:
     """As bytes they would be taken for each other without a word."""
     with pytest.raises(AssertionError, match="different layouts"):
         joined([np.zeros(1, DELTA_ROW), np.zeros(1, MERGED_ROW)])
+
+
+@given(st.lists(st.integers(-(2**40), 2**40) | st.integers(0, 3)))
+def test_distinct_values_are_those_of_numpy(values: list[int]) -> None:
+    rows = np.array(values, np.int64)
+    assert distinct(rows) == np.unique(rows).tolist()

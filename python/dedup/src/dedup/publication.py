@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dedup.closings import Closing, closings_of
-from dedup.columns import copied, joined, picked
+from dedup.columns import copied, distinct, joined, picked
 from dedup.exchange_seen import change_counts
 from dedup.output import MERGED_TICKER, MERGED_TRADE, QuarantineRow, WindowOutput
 from dedup.suspects import named_counts
@@ -147,7 +147,7 @@ def publication_of(
     made.tickers = _columns([o.ticker_rows for o in outputs], MERGED_TICKER, given, TICKER_ROW)
     for rows in (made.deltas, made.trades, made.tickers):
         if len(rows):
-            made.touched.rows_at(np.unique(rows["exchange_us"] // HOUR_US * HOUR_US).tolist())
+            made.touched.rows_at(distinct(rows["exchange_us"] // HOUR_US * HOUR_US))
             made.received_ns_max = max(made.received_ns_max, int(rows["received_ns"].max()))
     for sources, seen in zip(*np.unique(made.deltas["sources"], return_counts=True), strict=True):
         name = f"witnesses_{int(sources).bit_count()}"

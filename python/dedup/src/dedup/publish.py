@@ -27,7 +27,7 @@ import numpy as np
 
 from dedup import tape_rows
 from dedup.closings import by_reason, read_closings, write_closings
-from dedup.columns import picked
+from dedup.columns import distinct, picked
 from dedup.live import Settled
 from dedup.live_rows import write_settled
 from dedup.output import GathererPosition, WindowOutput
@@ -257,7 +257,7 @@ class Publisher:
             "ticker": made.tickers["exchange_us"],
         }
         for table, exchange_us in times.items():
-            for day in np.unique(exchange_us // DAY_US).tolist():
+            for day in distinct(exchange_us // DAY_US):
                 await self._partitions.ensure(conn, table, day * DAY_US, day * DAY_US, "day")
 
 
