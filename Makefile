@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MEMBERS := marketdata runtime gatherer lake dedup exchange cli
+MEMBERS := marketdata runtime gatherer lake dedup exchange deploy cli
 DATA ?= ../shared/data
 SEEDS ?= 1 2 3
 SYNTHETIC_SEEDS ?= $(shell seq 1 20)
@@ -81,7 +81,7 @@ soak: setup
 
 # Needs uv. The lock names versions and hashes only, never an address.
 lock:
-	uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --no-emit-index-url $(foreach p,kalshi-tape-marketdata kalshi-tape-runtime kalshi-tape-gatherer kalshi-tape-dedup kalshi-tape-exchange kalshi-tape-cli kalshilake,--no-emit-package $(p)) --group dev pyproject.toml -o requirements.lock
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --no-emit-index-url $(foreach p,kalshi-tape-marketdata kalshi-tape-runtime kalshi-tape-gatherer kalshi-tape-dedup kalshi-tape-exchange kalshi-tape-deploy kalshi-tape-cli kalshilake,--no-emit-package $(p)) --group dev pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -13,8 +13,10 @@ in
 runCommand "kalshi-release-${version}"
   {
     manifest = builtins.toJSON {
-      format = 1;
+      format = 2;
       inherit version system revision;
+      # Units are rendered from it: a release goes only to hosts that were made from the same one.
+      topology = builtins.hashFile "sha256" ../topology.toml;
       closures = builtins.mapAttrs (_: closure: "${closure}") closures;
     };
   }

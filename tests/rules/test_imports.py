@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "exchange": {"marketdata", "runtime"},
     "kalshilake": {"marketdata"},
     "dedup": {"marketdata", "runtime", "kalshilake"},
-    "tape": {"marketdata", "runtime", "gatherer", "exchange", "kalshilake", "dedup"},
+    "deploy": {"marketdata"},
+    "tape": {"marketdata", "runtime", "gatherer", "exchange", "kalshilake", "dedup", "deploy"},
 }
 # The pure core may lean on these and nothing else.
 CORE_PACKAGES = {"numpy", "orjson", "msgspec", "google_crc32c"}

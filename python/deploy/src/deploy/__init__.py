@@ -1,0 +1,1 @@
+"""Bringing a release to the hosts, one by one, while the others record (docs/deploy.md)."""
