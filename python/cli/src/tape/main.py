@@ -16,6 +16,7 @@ from tape.compact import compact
 from tape.coverage import coverage
 from tape.ddl import ddl
 from tape.demo import demo
+from tape.deploy import deploy
 from tape.doctor import doctor
 from tape.exchange import exchange
 from tape.export import export
@@ -65,6 +66,7 @@ commands = (
     compact,
     restore,
     repair,
+    deploy,
 )
 for command in commands:
     app.command()(command)

@@ -1,0 +1,199 @@
+"""`tape deploy`: build and sign a release, deploy the infrastructure, roll out (docs/deploy.md).
+
+Exit codes: 0 every host runs what was asked for; 1 it failed and every host is back; 2 refused, and
+nothing was touched; 3 done, and the tape has a gap from meanwhile; 4 in between: the last lines say
+where each host stands, `--resume` goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from deploy import build, campaign, plan, rollout
+from deploy.errors import PlanError
+from deploy.fleet import Fleet, at, from_topology, privately, read_addresses, with_outputs
+from deploy.hosts import OverShell
+from deploy.journal import Journal
+from deploy.plan import Wish
+from deploy.release import load
+from deploy.shell import Ssh
+from tape.deploy_view import View
+from tape.output import guarded
+
+PHASES: Final = ("release", "infra", "rollout")
+HOME: Final = Path.home() / ".config" / "kalshi-tape"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The command line."""
+
+    checkout: Path
+    desk: campaign.Desk
+    wish: Wish
+    release: Path | None
+    outputs: Path
+    addresses: Path | None
+    private: bool
+    show_plan: bool
+    rollback: bool
+    resume: bool
+    break_lock: bool
+    ssh: dict[str, str | Path]
+
+    def fleet(self) -> Fleet:
+        """The hosts that there are, with what is known of where they are."""
+        fleet = from_topology(self.checkout / "topology.toml")
+        if self.outputs.exists():
+            fleet = with_outputs(fleet, self.outputs)
+        if self.private:
+            fleet = privately(fleet)
+        return at(fleet, read_addresses(self.addresses)) if self.addresses else fleet
+
+
+def deploy(
+    phases: Annotated[
+        list[str] | None, typer.Argument(help="release, infra, rollout; all three without any")
+    ] = None,
+    *,
+    show_plan: Annotated[
+        bool, typer.Option("--plan", help="print the rollout's steps as JSON lines; touch nothing")
+    ] = False,
+    host: Annotated[list[str] | None, typer.Option(help="only this host; again for more")] = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="back to what the last deploy replaced")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with a deploy that was cut off")
+    ] = False,
+    databases: Annotated[
+        bool,
+        typer.Option("--databases", help="PostgreSQL and its settings too, one host at a time"),
+    ] = False,
+    accept_gap: Annotated[
+        bool, typer.Option("--accept-gap", help="also with too few gatherers to cover")
+    ] = False,
+    break_lock: Annotated[
+        bool, typer.Option("--break-lock", help="ignore another deploy's lock")
+    ] = False,
+    release: Annotated[
+        Path | None, typer.Option(help="a manifest.json; the last built one without it")
+    ] = None,
+    outputs: Annotated[Path, typer.Option(help="of cdk deploy")] = Path("cdk/outputs.json"),
+    addresses: Annotated[
+        Path | None, typer.Option(help="JSON: address by host; before those of --outputs")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="reach hosts at their addresses inside the VPC")
+    ] = False,
+    identity: Annotated[Path, typer.Option(help="SSH key of the user admin")] = HOME / "admin",
+    deploy_identity: Annotated[Path, typer.Option(help="SSH key of the user deploy")] = HOME
+    / "deploy",
+    known_hosts: Annotated[Path, typer.Option(help="the hosts' keys")] = HOME / "known_hosts",
+    signing_key: Annotated[Path, typer.Option(help="signs closures")] = HOME / "signing.secret",
+    store: Annotated[str, typer.Option(help="Nix store to copy from; the machine's own")] = "",
+    substitute: Annotated[
+        bool, typer.Option(help="hosts take public paths from the public cache")
+    ] = True,
+    system: Annotated[str, typer.Option(help="of the hosts")] = build.HOSTS_SYSTEM,
+    state: Annotated[Path, typer.Option(help="releases, journals, records")] = Path(".deploy"),
+    checkout: Annotated[Path, typer.Option(help="of this project")] = Path(),
+    soak_s: Annotated[int, typer.Option(help="how long a host is watched")] = plan.SOAK_S,
+    canary_soak_s: Annotated[
+        int, typer.Option(help="the first gatherer, of each rollout")
+    ] = plan.CANARY_SOAK_S,
+    await_s: Annotated[
+        int, typer.Option(help="how long a host may take until it works")
+    ] = plan.AWAIT_S,
+) -> None:
+    """Bring this checkout to every host, one after the other, while the others record."""
+    asked = Asked(
+        checkout.resolve(),
+        campaign.Desk(state.resolve(), datetime.now(UTC)),
+        Wish(tuple(host or ()), databases, accept_gap, soak_s, canary_soak_s, await_s),
+        release, outputs, addresses, private, show_plan, rollback, resume, break_lock,
+        {
+            "identity": identity, "deploy_identity": deploy_identity, "known_hosts": known_hosts,
+            "store": store, "substitute": "1" if substitute else "",
+        },
+    )  # fmt: skip
+
+    def run() -> int:
+        chosen = list(phases or ())
+        if strange := sorted(set(chosen) - set(PHASES)):
+            raise PlanError(f"no phase is called {', '.join(strange)}", hint=f"{', '.join(PHASES)}")
+        if not chosen:
+            chosen = ["rollout"] if rollback or resume or show_plan else list(PHASES)
+        if "release" in chosen:
+            made = build.build(asked.checkout, asked.desk.state, system, signing_key)
+            sys.stdout.write(f"release {made.revision} is built and signed\n")
+        if "infra" in chosen:
+            build.call(build.infra_command(asked.wish.hosts), asked.checkout)
+        return asyncio.run(_rollout(asked)) if "rollout" in chosen else 0
+
+    raise typer.Exit(guarded(run))
+
+
+def _hosts(asked: Asked, fleet: Fleet, control: str) -> OverShell:
+    words = asked.ssh
+    shell = Ssh(
+        fleet.addresses, Path(words["known_hosts"]), Path(words["identity"]),
+        Path(words["deploy_identity"]), Path(control), store=str(words["store"]),
+        substitute=bool(words["substitute"]),
+    )  # fmt: skip
+    return OverShell(shell, fleet)
+
+
+async def _rollout(asked: Asked) -> int:
+    fleet = asked.fleet()
+    if asked.show_plan:
+        return await _print_plan(asked, fleet)
+    # Short: a socket's path has about a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="kt-", dir="/tmp") as control:
+        hosts = _hosts(asked, fleet, control)
+        journal = await _journal(asked, fleet, hosts)
+        with View([host.name for host in fleet.hosts]) as view:
+            code = await campaign.carry_out(
+                asked.desk, fleet, hosts, journal, by_force=asked.break_lock, say=view.say
+            )
+        if code == campaign.EXIT_CODES["in between"]:
+            for name, told in (await rollout.stand(hosts, fleet)).items():
+                sys.stdout.write(f"{name}: {json.dumps(told, sort_keys=True)}\n")
+        return code
+
+
+async def _journal(asked: Asked, fleet: Fleet, hosts: OverShell) -> Journal:
+    if asked.resume:
+        return campaign.resumed(asked.desk)
+    if asked.rollback:
+        return campaign.taken_back(asked.desk, fleet, asked.wish)
+    have = await campaign.installed(hosts, fleet)
+    return campaign.begin(asked.desk, fleet, load(_manifest(asked)), asked.wish, have)
+
+
+def _manifest(asked: Asked) -> Path:
+    return asked.release or asked.desk.state / campaign.RELEASES / "latest"
+
+
+async def _print_plan(asked: Asked, fleet: Fleet) -> int:
+    """Without a look at the hosts: as if each had its databases already."""
+    if asked.resume:
+        done = campaign.resumed(asked.desk).story
+        steps = [step for step in done.steps if step.number not in done.ended]
+    else:
+        have = {host.name: ["postgres"] for host in fleet.hosts}
+        release = load(_manifest(asked))
+        wanted = plan.targets(fleet, release, asked.wish, have)
+        steps = plan.steps(fleet, wanted, asked.wish)
+    for step in steps:
+        sys.stdout.write(json.dumps(step.as_json() | {"told": step.told()}) + "\n")
+    return 0
