@@ -7,11 +7,12 @@ DATA ?= ../shared/data
 SEEDS ?= 1 2 3
 SYNTHETIC_SEEDS ?= $(shell seq 1 20)
 
-.PHONY: setup demo test check bench bench-live bench-dedup soak scale acceptance acceptance-short lock clean help
+.PHONY: setup demo deploy test check bench bench-live bench-dedup soak scale acceptance acceptance-short lock clean help
 
 help:
 	@echo "make demo        record, merge and prove a made-up exchange on this machine (about a minute)"
 	@echo "make test        the test suite (closures and units: make nix-check, as root)"
+	@echo "make deploy      release, infrastructure and rollout to every host (docs/deploy.md)"
 	@echo "make check       ruff, mypy --strict, the rule tests"
 	@echo "make acceptance  every recorded capture and twenty made-up exchanges (about an hour)"
 	@echo "make bench       speed and size as ratios (add ARGS=--json)"
@@ -47,6 +48,10 @@ setup: $(VENV)/.ready
 
 demo: setup
 	$(BIN)/tape demo $(ARGS)
+
+# Phases: make deploy ARGS="rollout --plan"; docs/deploy.md.
+deploy: setup
+	$(BIN)/tape deploy $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow" --ignore tests/nix --ignore tests/onhost --ignore tests/aarch64 --ignore tests/thirdparty --ignore tests/spark $(ARGS)

@@ -32,7 +32,9 @@ in
     os.environ["PATH"] = "${pkgs.python313}/bin:" + os.environ.get("PATH", os.defpath)
     make = "${pkgs.gnumake}/bin/make"
     os.execv(make, [make, "test", "PYTHON=${pkgs.python313}/bin/python3.13", *sys.argv[1:]])'';
+  # In a checkout: it builds this flake's release and deploys cdk/ (docs/deploy.md).
   deploy = script "deploy" ''
     import sys
-    sys.exit("kalshi-deploy: planned; nothing was done (docs/nix.md)")'';
+    from tape.main import main
+    main(["deploy", *sys.argv[1:]])'';
 }

@@ -60,60 +60,73 @@ class Asked:
         return at(fleet, read_addresses(self.addresses)) if self.addresses else fleet
 
 
+# The options, one name each: what they are for is what --help prints.
+Phases = Annotated[
+    list[str] | None, typer.Argument(help="release, infra, rollout; all three without any")
+]
+ShowPlan = Annotated[
+    bool, typer.Option("--plan", help="print the rollout's steps as JSON lines; touch nothing")
+]
+Host = Annotated[list[str] | None, typer.Option(help="only this host; again for more")]
+Rollback = Annotated[bool, typer.Option("--rollback", help="back to what the last deploy replaced")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with a deploy that was cut off")]
+Databases = Annotated[
+    bool, typer.Option("--databases", help="PostgreSQL and its settings too, one host at a time")
+]
+AcceptGap = Annotated[
+    bool, typer.Option("--accept-gap", help="also with too few gatherers to cover")
+]
+BreakLock = Annotated[bool, typer.Option("--break-lock", help="ignore another deploy's lock")]
+Release = Annotated[
+    Path | None, typer.Option(help="a manifest.json; the last built one without it")
+]
+Outputs = Annotated[Path, typer.Option(help="of cdk deploy")]
+Addresses = Annotated[
+    Path | None, typer.Option(help="JSON: address by host; before those of --outputs")
+]
+Private = Annotated[
+    bool, typer.Option("--private", help="reach hosts at their addresses inside the VPC")
+]
+Identity = Annotated[Path, typer.Option(help="SSH key of the user admin")]
+DeployIdentity = Annotated[Path, typer.Option(help="SSH key of the user deploy")]
+KnownHosts = Annotated[Path, typer.Option(help="the hosts' keys")]
+SigningKey = Annotated[Path, typer.Option(help="signs closures")]
+Store = Annotated[str, typer.Option(help="Nix store to copy from; the machine's own")]
+Substitute = Annotated[bool, typer.Option(help="hosts take public paths from the public cache")]
+System = Annotated[str, typer.Option(help="of the hosts")]
+State = Annotated[Path, typer.Option(help="releases, journals, records")]
+Checkout = Annotated[Path, typer.Option(help="of this project")]
+SoakS = Annotated[int, typer.Option(help="how long a host is watched")]
+CanarySoakS = Annotated[int, typer.Option(help="the first gatherer, of each rollout")]
+AwaitS = Annotated[int, typer.Option(help="how long a host may take until it works")]
+
+
 def deploy(
-    phases: Annotated[
-        list[str] | None, typer.Argument(help="release, infra, rollout; all three without any")
-    ] = None,
+    phases: Phases = None,
     *,
-    show_plan: Annotated[
-        bool, typer.Option("--plan", help="print the rollout's steps as JSON lines; touch nothing")
-    ] = False,
-    host: Annotated[list[str] | None, typer.Option(help="only this host; again for more")] = None,
-    rollback: Annotated[
-        bool, typer.Option("--rollback", help="back to what the last deploy replaced")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on with a deploy that was cut off")
-    ] = False,
-    databases: Annotated[
-        bool,
-        typer.Option("--databases", help="PostgreSQL and its settings too, one host at a time"),
-    ] = False,
-    accept_gap: Annotated[
-        bool, typer.Option("--accept-gap", help="also with too few gatherers to cover")
-    ] = False,
-    break_lock: Annotated[
-        bool, typer.Option("--break-lock", help="ignore another deploy's lock")
-    ] = False,
-    release: Annotated[
-        Path | None, typer.Option(help="a manifest.json; the last built one without it")
-    ] = None,
-    outputs: Annotated[Path, typer.Option(help="of cdk deploy")] = Path("cdk/outputs.json"),
-    addresses: Annotated[
-        Path | None, typer.Option(help="JSON: address by host; before those of --outputs")
-    ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="reach hosts at their addresses inside the VPC")
-    ] = False,
-    identity: Annotated[Path, typer.Option(help="SSH key of the user admin")] = HOME / "admin",
-    deploy_identity: Annotated[Path, typer.Option(help="SSH key of the user deploy")] = HOME
-    / "deploy",
-    known_hosts: Annotated[Path, typer.Option(help="the hosts' keys")] = HOME / "known_hosts",
-    signing_key: Annotated[Path, typer.Option(help="signs closures")] = HOME / "signing.secret",
-    store: Annotated[str, typer.Option(help="Nix store to copy from; the machine's own")] = "",
-    substitute: Annotated[
-        bool, typer.Option(help="hosts take public paths from the public cache")
-    ] = True,
-    system: Annotated[str, typer.Option(help="of the hosts")] = build.HOSTS_SYSTEM,
-    state: Annotated[Path, typer.Option(help="releases, journals, records")] = Path(".deploy"),
-    checkout: Annotated[Path, typer.Option(help="of this project")] = Path(),
-    soak_s: Annotated[int, typer.Option(help="how long a host is watched")] = plan.SOAK_S,
-    canary_soak_s: Annotated[
-        int, typer.Option(help="the first gatherer, of each rollout")
-    ] = plan.CANARY_SOAK_S,
-    await_s: Annotated[
-        int, typer.Option(help="how long a host may take until it works")
-    ] = plan.AWAIT_S,
+    show_plan: ShowPlan = False,
+    host: Host = None,
+    rollback: Rollback = False,
+    resume: Resume = False,
+    databases: Databases = False,
+    accept_gap: AcceptGap = False,
+    break_lock: BreakLock = False,
+    release: Release = None,
+    outputs: Outputs = Path("cdk/outputs.json"),
+    addresses: Addresses = None,
+    private: Private = False,
+    identity: Identity = HOME / "admin",
+    deploy_identity: DeployIdentity = HOME / "deploy",
+    known_hosts: KnownHosts = HOME / "known_hosts",
+    signing_key: SigningKey = HOME / "signing.secret",
+    store: Store = "",
+    substitute: Substitute = True,
+    system: System = build.HOSTS_SYSTEM,
+    state: State = Path(".deploy"),
+    checkout: Checkout = Path(),
+    soak_s: SoakS = plan.SOAK_S,
+    canary_soak_s: CanarySoakS = plan.CANARY_SOAK_S,
+    await_s: AwaitS = plan.AWAIT_S,
 ) -> None:
     """Bring this checkout to every host, one after the other, while the others record."""
     asked = Asked(
