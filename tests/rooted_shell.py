@@ -17,7 +17,7 @@ from typing import Final
 
 from deploy.shell import Answer
 
-ROOTED: Final = re.compile(r"(?<![\w./-])/(?:etc/|proc/|nix(?:/|\b)|var/lib)")
+ROOTED: Final = re.compile(r"(?<![\w./-])/(?:etc/|proc/|run/|nix(?:/|\b)|var/lib)")
 SYSTEMCTL: Final = r"""#!/bin/sh
 echo "systemctl $*" >> "$ROOT/calls"
 pid_of() { cat "$ROOT/units/$1" 2>/dev/null || echo 0; }

@@ -261,3 +261,26 @@ def test_the_program_ends_with_its_code(tape: str, tmp_path: Path) -> None:
         )
         assert (done.returncode, words in done.stderr) == (code, True), done.stderr
     assert len(names(LocalStore(tmp_path), PREFIX)) == 1
+
+
+async def test_the_program_brings_a_backup_back_into_an_empty_production_alone(
+    postgres_server: EmbeddedPostgres, tape: str, tmp_path: Path
+) -> None:
+    """`kalshi-backup --restore [NAME]`, as the deploy runs it on the host."""
+    there = await back_up(asked(tape, str(tmp_path)), open_store(str(tmp_path)), Clock(0))
+    target = await empty_database(postgres_server, "brought_back")
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("KT_")}
+    environ |= {"KT_LAKE_URI": str(tmp_path), "KT_PG_BIN": str(PROGRAMS)}
+    for production, words, code, said in (
+        (target, ["--restore", "19990101"], 1, "no backup 19990101"),
+        (target, ["--restore", there.name], 0, "backup restored"),
+        (target, ["--restore"], 1, "is not empty"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "dedup.backup", *words],
+            env={**environ, "KT_PRODUCTION_DSN": production},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    tables = (*RESULT, "merge_state", "gatherer_cursor")
+    assert await table_contents(target, *tables) == await table_contents(tape, *tables)

@@ -16,13 +16,14 @@ Does not do: write-ahead archiving (RDS keeps 7 days), the lake (it is its own c
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import json
 import os
 import sys
 import urllib.parse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -289,6 +290,16 @@ async def restore(backup: Backup, store: Store, pg_bin: Path, dsn: str) -> dict[
     return found
 
 
+async def _restore(settings: BackupSettings, name: str | None) -> None:
+    """On a host: from its bucket into its production database, which has to be empty."""
+    store = open_store(settings.lake_uri)
+    backup = await asyncio.to_thread(found_backup, store, settings.backup_prefix, name)
+    rows = await restore(backup, store, settings.pg_bin, settings.production_dsn)
+    log.info(
+        "backup restored", name=backup.name, windows=backup.windows, rows=sum(rows.values())
+    )  # fmt: skip
+
+
 async def _main(settings: BackupSettings) -> None:
     backup = await back_up(settings, open_store(settings.lake_uri), Clock(settings.clock_offset_ms))
     checked = "restored and counted" if settings.verify_dsn else "read back"
@@ -298,8 +309,14 @@ async def _main(settings: BackupSettings) -> None:
     )  # fmt: skip
 
 
-def main() -> int:
-    """Entry point; 0, 1 if there is no backup, 2 for wrong settings."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; 0, 1 if there is no backup or nothing was restored, 2 for wrong settings."""
+    parser = argparse.ArgumentParser(prog="kalshi-backup", description="a dump of production")
+    parser.add_argument(
+        "--restore", nargs="?", const="", metavar="NAME",
+        help="bring this backup, or the newest, into production, which has to be empty",
+    )  # fmt: skip
+    asked = parser.parse_args(arguments)
     try:
         settings = load(BackupSettings)
     except ConfigError as error:
@@ -308,7 +325,10 @@ def main() -> int:
     logs.setup("backup", settings.log_level)
     log.info("starting", settings=settings.described())
     try:
-        asyncio.run(_main(settings))
+        if asked.restore is None:
+            asyncio.run(_main(settings))
+        else:
+            asyncio.run(_restore(settings, asked.restore or None))
     except (StorageError, LakeError) as error:
         print(error, file=sys.stderr)
         return 1
