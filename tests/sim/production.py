@@ -147,9 +147,10 @@ class ProductionServer(Server):
         raise NotImplementedError(f"the simulated database does not know {sql!r}")
 
     async def _fetchrow(self, tx: Tx, sql: str, args: Any) -> Record | None:
-        if sql == "SELECT * FROM merge_state WHERE shard = $1":
-            state = self.content.state
-            return None if state is None else Record(tuple(state), tuple(state.values()))
+        found = re.fullmatch(r"SELECT ([a-z_, ]+) FROM merge_state WHERE shard = \$1", sql)
+        if found is not None:
+            state, names = self.content.state, found[1].split(", ")
+            return None if state is None else Record(names, [state[name] for name in names])
         raise NotImplementedError(f"the simulated database does not know {sql!r}")
 
     async def _fetch(self, tx: Tx, sql: str, args: Any) -> list[Record]:

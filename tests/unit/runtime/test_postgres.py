@@ -98,14 +98,109 @@ async def test_an_edited_migration_is_refused(
         await postgres.migrate(connection, folder)
 
 
-async def test_a_database_newer_than_the_program_is_refused(
+async def test_a_program_goes_on_with_a_database_of_a_later_version(
     connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    folder = write(tmp_path / "new", v0001_a="SELECT 1", v0002_b="SELECT 2")
-    await postgres.migrate(connection, folder)
+    """While a release goes out, the former one restarts beside the new schema."""
+    newer = write(tmp_path / "new", v0001_a="SELECT 1", v0002_b="SELECT 2")
+    await postgres.migrate(connection, newer)
     older = write(tmp_path / "old", v0001_a="SELECT 1")
-    with pytest.raises(StorageError, match="at schema version 2"):
+    assert await postgres.migrate(connection, older) == []
+    assert await postgres.migrate(connection, newer) == []
+    changed = write(tmp_path / "changed", v0001_a="SELECT 3")
+    with pytest.raises(StorageError, match="applied with other contents"):
+        await postgres.migrate(connection, changed)
+
+
+async def test_a_later_version_that_breaks_older_programs_is_refused_by_them(
+    connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    breaking = f"{postgres.BREAKS_OLDER}: they read what is gone\nSELECT 2"
+    newer = write(tmp_path / "new", v0001_a="SELECT 1", v0002_b=breaking, v0003_c="SELECT 3")
+    await postgres.migrate(connection, newer)
+    older = write(tmp_path / "old", v0001_a="SELECT 1")
+    with pytest.raises(StorageError, match=r"at schema version 3, .* version 2 breaks older"):
         await postgres.migrate(connection, older)
+    knows = write(tmp_path / "knows", v0001_a="SELECT 1", v0002_b=breaking)
+    assert await postgres.migrate(connection, knows) == []
+
+
+async def test_a_later_version_without_an_earlier_one_is_refused(
+    connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """Two lines of development, each with a migration 2, cannot hide behind a third."""
+    folder = write(tmp_path, v0001_a="SELECT 1", v0002_b="SELECT 2", v0003_c="SELECT 3")
+    await postgres.migrate(connection, folder)
+    await connection.execute("DELETE FROM schema_version WHERE version = 2")
+    with pytest.raises(StorageError, match=r"at schema version 3 without \[2\]"):
+        await postgres.migrate(connection, folder)
+
+
+async def test_the_record_of_an_earlier_program_is_completed(
+    connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """Its table had no column for what breaks older programs, and it goes on writing its own."""
+    folder = write(tmp_path, v0001_a="SELECT 1")
+    await postgres.migrate(connection, folder)
+    await connection.execute("ALTER TABLE schema_version DROP COLUMN breaks_older")
+    assert await postgres.migrate(connection, folder) == []
+    await connection.execute(
+        "INSERT INTO schema_version (version, name, sha256) VALUES (2, 'b', 'x')"
+    )
+    assert await postgres.migrate(connection, folder) == []
+
+
+async def test_a_migration_lets_writers_pass_while_a_reader_holds_its_table(
+    connection: asyncpg.Connection, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try gives up, who waits behind it is served; it succeeds when the reader ends."""
+    monkeypatch.setattr(postgres, "MIGRATION_LOCK_MS", 100)
+    folder = write(tmp_path, v0001_a="CREATE TABLE a (x int)")
+    await postgres.migrate(connection, folder)
+    write(tmp_path, v0002_b="ALTER TABLE a ADD y int")
+    reader, writer = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    tries = 0
+    try:
+        holding = reader.transaction()
+        await holding.start()
+        await reader.fetch("SELECT x FROM a")
+        migrating = asyncio.ensure_future(postgres.migrate(connection, folder))
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
+        for round_ in range(3):
+            while not await writer.fetchval(waiting):
+                assert not migrating.done()
+                await asyncio.sleep(0.005)
+            await writer.execute("INSERT INTO a (x) VALUES ($1)", round_)  # waits behind the try
+            tries += 1
+            assert not migrating.done()
+            assert reader.is_in_transaction()
+        await holding.rollback()
+        assert await migrating == [2]
+        assert tries == 3
+        assert await writer.fetchval("SELECT count(*) FROM a WHERE y IS NULL") == 3
+    finally:
+        await reader.close()
+        await writer.close()
+
+
+async def test_a_table_that_is_held_for_too_long_is_told_and_nothing_is_half_done(
+    connection: asyncpg.Connection, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "MIGRATION_LOCK_MS", 20)
+    monkeypatch.setattr(postgres, "MIGRATION_TRIES_MAX", 2)
+    folder = write(tmp_path, v0001_a="CREATE TABLE a (x int)")
+    await postgres.migrate(connection, folder)
+    write(tmp_path, v0002_b="CREATE TABLE b (x int); ALTER TABLE a ADD y int")
+    reader = await asyncpg.connect(dsn)
+    try:
+        async with reader.transaction():
+            await reader.fetch("SELECT x FROM a")
+            with pytest.raises(StorageError, match=r"0002_b found its tables held .* in 2 tries"):
+                await postgres.migrate(connection, folder)
+        assert await connection.fetchval("SELECT to_regclass('b')") is None
+        assert await postgres.migrate(connection, folder) == [2]
+    finally:
+        await reader.close()
 
 
 def test_a_hole_in_the_numbers_of_migrations_is_refused(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class Exporter:
         self.dropped_days.clear()
         self.dropped_days |= await dropped_days(conn)
         await self.look_again(conn)
-        noted = await conn.fetchrow("SELECT * FROM lake_version")
+        noted = await conn.fetchrow("SELECT exported_to_us, version, sha256 FROM lake_version")
         if noted is not None:
             self._exported_to_us = noted["exported_to_us"]
             self.version, self.version_sha256 = noted["version"], noted["sha256"]

@@ -429,7 +429,11 @@ async def _load(conn: asyncpg.Connection, share: Share) -> Standing:
     """Everything needed to go on, in one snapshot."""
     shard = share.number
     async with conn.transaction(isolation="repeatable_read", readonly=True):
-        state = await conn.fetchrow("SELECT * FROM merge_state WHERE shard = $1", shard)
+        state = await conn.fetchrow(
+            "SELECT windows, closed_to_us, received_ns_max, counts FROM merge_state"
+            " WHERE shard = $1",
+            shard,
+        )
         ids = await conn.fetch("SELECT ticker, market_id FROM market ORDER BY market_id")
         tails = await conn.fetch(
             "SELECT ticker, state FROM market_tail JOIN market USING (market_id)"

@@ -358,7 +358,8 @@ async def unexported(conn: Connection) -> list[int]:
 async def versions_of(conn: Connection, hour_us: int) -> list[dict[str, Any]]:
     """Why an hour has the version it has, for the lake's commit records."""
     found = await conn.fetch(
-        "SELECT v.version, v.previous, r.* FROM hour_version v JOIN repair r USING (repair_id)"
+        "SELECT v.version, v.previous, repair_id, r.reason, r.at_us, r.sources"
+        " FROM hour_version v JOIN repair r USING (repair_id)"
         " WHERE v.hour_us = $1 ORDER BY v.version",
         hour_us,
     )

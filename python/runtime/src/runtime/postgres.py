@@ -6,7 +6,10 @@ What holds:
 - `connect` retries with capped full jitter, for ever unless told otherwise; what it cannot repair
   (wrong password, no such database) it says at once.
 - Migrations go forward only, each in its own transaction, under one advisory lock; an applied file
-  whose bytes changed is refused.
+  whose bytes changed is refused. One that cannot have its lock within `MIGRATION_LOCK_MS` lets go
+  and tries again, so that nobody who writes waits behind it for longer.
+- A program goes on with a database of a later version, as long as every migration that it does not
+  know left what it uses as it was: one that did not says so itself (`BREAKS_OLDER`).
 - What writes much ends soon after its connection is lost (`or_lost`).
 - `commit_once` repeats a transaction whose outcome is unknown; the caller's unique key makes the
   repetition harmless.
@@ -21,7 +24,7 @@ import asyncio
 import hashlib
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -40,6 +43,10 @@ CONNECT_TIMEOUT_S: Final = 10.0
 COPY_CHUNK_BYTES: Final = 1024 * 1024
 LOST_S: Final = 1.0  # in which the driver tells of a lost connection by itself
 MIGRATION_LOCK: Final = 0x4B54_4D49  # "KTMI"
+MIGRATION_LOCK_MS: Final = 1_000  # for which those who come after a migration may wait behind it
+MIGRATION_TRIES_MAX: Final = 20  # of one migration; the services then begin again by themselves
+BREAKS_OLDER: Final = "-- breaks older programs"
+"""First words of a line of a migration after which earlier programs must not go on."""
 CHUNK_INTERVALS: Final = {"gatherer_hot": "1 hour"}  # of hypertables; else a day
 STATEMENT_CACHE: Final = 100
 
@@ -142,6 +149,11 @@ class Migration:
     sql: str
 
     @property
+    def breaks_older(self) -> bool:
+        """Whether programs that do not know this migration must not use the database after it."""
+        return any(line.startswith(BREAKS_OLDER) for line in self.sql.splitlines())
+
+    @property
     def checksum(self) -> str:
         """SHA-256 of the file."""
         return hashlib.sha256(self.sql.encode("utf-8")).hexdigest()
@@ -169,45 +181,84 @@ def migrations(folder: str | Traversable) -> list[Migration]:
 async def migrate(connection: Connection, folder: str | Traversable) -> list[int]:
     """Bring the database to the newest version; the versions that were applied now.
 
+    A database that is newer than this program is left as it is.
+
     Raises:
-        StorageError: an applied file has changed, or the database is newer than this program.
+        StorageError: an applied file has changed; the database is newer than this program, and a
+            program this old must not use it; or somebody held a table for too long.
     """
     wanted = migrations(folder)
     await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
     try:
         await _own_schema(connection)
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS schema_version (version integer PRIMARY KEY,"
-            " name text NOT NULL, sha256 text NOT NULL,"
-            " applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        applied = {
-            row["version"]: row["sha256"]
-            for row in await connection.fetch("SELECT version, sha256 FROM schema_version")
-        }
+        await _own_record(connection)
+        applied = await connection.fetch("SELECT version, sha256, breaks_older FROM schema_version")
         _check_applied(applied, wanted)
-        done: list[int] = []
-        for migration in wanted:
-            if migration.version not in applied:
-                sql = migration.sql
-                if await backend(connection) == "hypertable":
-                    home = await connection.fetchval(TIMESCALE_HOME)
-                    sql = as_hypertables(sql, CHUNK_INTERVALS.get(str(folder), "1 day"), home)
-                async with connection.transaction():
-                    await connection.execute(sql)
-                    await connection.execute(
-                        "INSERT INTO schema_version (version, name, sha256) VALUES ($1, $2, $3)",
-                        migration.version,
-                        migration.name,
-                        migration.checksum,
-                    )
-                done.append(migration.version)
+        known = {row["version"] for row in applied}
+        done = [migration for migration in wanted if migration.version not in known]
+        for migration in done:
+            sql = migration.sql
+            if await backend(connection) == "hypertable":
+                home = await connection.fetchval(TIMESCALE_HOME)
+                sql = as_hypertables(sql, CHUNK_INTERVALS.get(str(folder), "1 day"), home)
+            await _apply(connection, migration, sql)
         await compress(connection, str(folder))
     finally:
         await connection.execute("SELECT pg_advisory_unlock($1)", MIGRATION_LOCK)
     if done:
         await connection.reload_schema_state()
-    return done
+    return [migration.version for migration in done]
+
+
+async def _own_record(connection: Connection) -> None:
+    """The table of what was applied. Its last column came later; programs from before it name
+    their columns."""
+    await connection.execute(
+        "CREATE TABLE IF NOT EXISTS schema_version (version integer PRIMARY KEY,"
+        " name text NOT NULL, sha256 text NOT NULL,"
+        " applied_at timestamptz NOT NULL DEFAULT now(),"
+        " breaks_older boolean NOT NULL DEFAULT false)"
+    )
+    if not await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'schema_version'::regclass"
+        " AND attname = 'breaks_older')"
+    ):
+        more = "ALTER TABLE schema_version ADD COLUMN breaks_older boolean NOT NULL DEFAULT false"
+        await _patiently(connection, "the record of migrations", [(more, ())])
+
+
+async def _apply(connection: Connection, migration: Migration, sql: str) -> None:
+    noted = (
+        "INSERT INTO schema_version (version, name, sha256, breaks_older) VALUES ($1, $2, $3, $4)"
+    )
+    what = (migration.version, migration.name, migration.checksum, migration.breaks_older)
+    name = f"migration {migration.version:04d}_{migration.name}"
+    await _patiently(connection, name, [(sql, ()), (noted, what)])
+
+
+async def _patiently(
+    connection: Connection, name: str, statements: Sequence[tuple[str, tuple[Any, ...]]]
+) -> None:
+    """One transaction, tried again while somebody holds a table that it needs.
+
+    Who waits for a table's exclusive lock makes everybody wait who comes after: a long reader would
+    stop the writers. So a try gives up soon, and they pass between two tries.
+    """
+    for attempt in range(MIGRATION_TRIES_MAX):
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {MIGRATION_LOCK_MS}")
+                for sql, values in statements:
+                    await connection.execute(sql, *values)
+        except asyncpg.LockNotAvailableError as error:
+            last = error
+            await asyncio.sleep(backoff_s(attempt))
+        else:
+            return
+    raise StorageError(
+        f"{name} found its tables held by others in {MIGRATION_TRIES_MAX} tries: {last}",
+        hint="pg_stat_activity shows who has been in a transaction for long",
+    ) from last
 
 
 async def _own_schema(connection: Connection) -> None:
@@ -221,15 +272,25 @@ async def _own_schema(connection: Connection) -> None:
     await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {name}")
 
 
-def _check_applied(applied: dict[int, str], wanted: list[Migration]) -> None:
+def _check_applied(applied: Sequence[Mapping[str, Any]], wanted: list[Migration]) -> None:
     known = {migration.version: migration for migration in wanted}
-    for version, checksum in sorted(applied.items()):
+    newest = max((row["version"] for row in applied), default=0)
+    missing = sorted(set(range(1, newest + 1)) - {row["version"] for row in applied})
+    if missing:
+        raise StorageError(
+            f"the database is at schema version {newest} without {missing}",
+            hint="two lines of development met in it; run the program that knows both",
+        )
+    for row in sorted(applied, key=lambda row: row["version"]):
+        version = row["version"]
         if version not in known:
-            raise StorageError(
-                f"the database is at schema version {version}, this program knows {len(wanted)}",
-                hint="run the newer program",
-            )
-        if known[version].checksum != checksum:
+            if row["breaks_older"]:
+                raise StorageError(
+                    f"the database is at schema version {newest}, this program knows"
+                    f" {len(wanted)}, and version {version} breaks older programs",
+                    hint="run the newer program",
+                )
+        elif known[version].checksum != row["sha256"]:
             raise StorageError(
                 f"migration {version:04d}_{known[version].name} was applied with other contents",
                 hint="never edit an applied migration; add a new one",
