@@ -8,9 +8,11 @@ where each host stands, `--resume` goes on.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import Annotated, Final
 
 import typer
 
-from deploy import build, campaign, plan, rollout
+from deploy import addresses as addresses_of
+from deploy import build, campaign, plan, rollout, schema
 from deploy.errors import PlanError
 from deploy.fleet import Fleet, at, from_topology, privately, read_addresses, with_outputs
 from deploy.hosts import OverShell
@@ -26,6 +29,7 @@ from deploy.journal import Journal
 from deploy.plan import Wish
 from deploy.release import load
 from deploy.shell import Ssh
+from tape import deploy_acts
 from tape.deploy_view import View
 from tape.output import guarded
 
@@ -48,10 +52,12 @@ class Asked:
     rollback: bool
     resume: bool
     break_lock: bool
+    alive: bool
+    backup: str
     ssh: dict[str, str | Path]
 
     def fleet(self) -> Fleet:
-        """The hosts that there are, with what is known of where they are."""
+        """The hosts that there are, with the addresses that were given."""
         fleet = from_topology(self.checkout / "topology.toml")
         if self.outputs.exists():
             fleet = with_outputs(fleet, self.outputs)
@@ -59,10 +65,28 @@ class Asked:
             fleet = privately(fleet)
         return at(fleet, read_addresses(self.addresses)) if self.addresses else fleet
 
+    def placed(self) -> Fleet:
+        """The hosts with their addresses, asked of EC2 where nobody gave them."""
+        fleet = self.fleet()
+        is_deployed = self.outputs.exists() and not all(host.address for host in fleet.hosts)
+        return addresses_of.look(fleet) if is_deployed else fleet
+
+    def shell(self, places: Mapping[str, str], control: Path) -> Ssh:
+        """A line to hosts at these places."""
+        words = self.ssh
+        return Ssh(
+            places, Path(words["known_hosts"]), Path(words["identity"]),
+            Path(words["deploy_identity"]), control, store=str(words["store"]),
+            substitute=bool(words["substitute"]),
+        )  # fmt: skip
+
 
 # The options, one name each: what they are for is what --help prints.
 Phases = Annotated[
-    list[str] | None, typer.Argument(help="release, infra, rollout; all three without any")
+    list[str] | None,
+    typer.Argument(
+        help="release, infra, rollout; all three without any; or trust, replace, restore alone"
+    ),
 ]
 ShowPlan = Annotated[
     bool, typer.Option("--plan", help="print the rollout's steps as JSON lines; touch nothing")
@@ -96,6 +120,8 @@ Substitute = Annotated[bool, typer.Option(help="hosts take public paths from the
 System = Annotated[str, typer.Option(help="of the hosts")]
 State = Annotated[Path, typer.Option(help="releases, journals, records")]
 Checkout = Annotated[Path, typer.Option(help="of this project")]
+Alive = Annotated[bool, typer.Option("--alive", help="of replace: even a host that works")]
+Backup = Annotated[str, typer.Option(help="of restore: which; the newest without it")]
 SoakS = Annotated[int, typer.Option(help="how long a host is watched")]
 CanarySoakS = Annotated[int, typer.Option(help="the first gatherer, of each rollout")]
 AwaitS = Annotated[int, typer.Option(help="how long a host may take until it works")]
@@ -123,6 +149,8 @@ def deploy(
     substitute: Substitute = True,
     system: System = build.HOSTS_SYSTEM,
     state: State = Path(".deploy"),
+    alive: Alive = False,
+    backup: Backup = "",
     checkout: Checkout = Path(),
     soak_s: SoakS = plan.SOAK_S,
     canary_soak_s: CanarySoakS = plan.CANARY_SOAK_S,
@@ -133,7 +161,8 @@ def deploy(
         checkout.resolve(),
         campaign.Desk(state.resolve(), datetime.now(UTC)),
         Wish(tuple(host or ()), databases, accept_gap, soak_s, canary_soak_s, await_s),
-        release, outputs, addresses, private, show_plan, rollback, resume, break_lock,
+        release, outputs, addresses, private, show_plan, rollback, resume, break_lock, alive,
+        backup,
         {
             "identity": identity, "deploy_identity": deploy_identity, "known_hosts": known_hosts,
             "store": store, "substitute": "1" if substitute else "",
@@ -142,8 +171,13 @@ def deploy(
 
     def run() -> int:
         chosen = list(phases or ())
+        if len(chosen) == 1 and chosen[0] in deploy_acts.ACTS:
+            return asyncio.run(_act(asked, chosen[0]))
         if strange := sorted(set(chosen) - set(PHASES)):
-            raise PlanError(f"no phase is called {', '.join(strange)}", hint=f"{', '.join(PHASES)}")
+            raise PlanError(
+                f"no phase is called {', '.join(strange)}",
+                hint=f"{', '.join(PHASES)}; or {', '.join(deploy_acts.ACTS)} alone",
+            )
         if not chosen:
             chosen = ["rollout"] if rollback or resume or show_plan else list(PHASES)
         if "release" in chosen:
@@ -156,24 +190,33 @@ def deploy(
     raise typer.Exit(guarded(run))
 
 
-def _hosts(asked: Asked, fleet: Fleet, control: str) -> OverShell:
-    words = asked.ssh
-    shell = Ssh(
-        fleet.addresses, Path(words["known_hosts"]), Path(words["identity"]),
-        Path(words["deploy_identity"]), Path(control), store=str(words["store"]),
-        substitute=bool(words["substitute"]),
+async def _act(asked: Asked, act: str) -> int:
+    """One of the acts beside releases."""
+
+    async def rollout(host: str) -> int:
+        wish = dataclasses.replace(asked.wish, hosts=(host,))
+        return await _rollout(dataclasses.replace(asked, wish=wish))
+
+    ground = deploy_acts.Ground(
+        asked.checkout, asked.desk.state, Path(asked.ssh["known_hosts"]), asked.fleet(),
+        asked.shell, rollout,
     )  # fmt: skip
-    return OverShell(shell, fleet)
+    if act == "trust":
+        return deploy_acts.trust(ground, asked.wish.hosts)
+    if act == "replace":
+        return await deploy_acts.replace_one(ground, asked.wish.hosts, alive=asked.alive)
+    return await deploy_acts.restore(ground, asked.backup)
 
 
 async def _rollout(asked: Asked) -> int:
-    fleet = asked.fleet()
     if asked.show_plan:
-        return await _print_plan(asked, fleet)
+        return await _print_plan(asked, asked.fleet())
+    fleet = asked.placed()
     # Short: a socket's path has about a hundred characters.
     with tempfile.TemporaryDirectory(prefix="kt-", dir="/tmp") as control:
-        hosts = _hosts(asked, fleet, control)
-        journal = await _journal(asked, fleet, hosts)
+        shell = asked.shell(fleet.addresses, Path(control))
+        hosts = OverShell(shell, fleet)
+        journal = await _journal(asked, fleet, shell, hosts)
         with View([host.name for host in fleet.hosts]) as view:
             code = await campaign.carry_out(
                 asked.desk, fleet, hosts, journal, by_force=asked.break_lock, say=view.say
@@ -184,13 +227,16 @@ async def _rollout(asked: Asked) -> int:
         return code
 
 
-async def _journal(asked: Asked, fleet: Fleet, hosts: OverShell) -> Journal:
+async def _journal(asked: Asked, fleet: Fleet, shell: Ssh, hosts: OverShell) -> Journal:
     if asked.resume:
         return campaign.resumed(asked.desk)
     if asked.rollback:
         return campaign.taken_back(asked.desk, fleet, asked.wish)
     have = await campaign.installed(hosts, fleet)
-    return campaign.begin(asked.desk, fleet, load(_manifest(asked)), asked.wish, have)
+    release = load(_manifest(asked))
+    moved = plan.targets(fleet, release, asked.wish, have)
+    await schema.beside(shell, fleet, release, moved, str(asked.ssh["store"]))
+    return campaign.begin(asked.desk, fleet, release, asked.wish, have)
 
 
 def _manifest(asked: Asked) -> Path:
