@@ -39,8 +39,8 @@ class Office:
 
     async def bring(self, wish: Wish = QUICK) -> int:
         desk = self.desk
-        have = await campaign.installed(self.sim, FLEET)
-        journal = campaign.begin(desk, FLEET, NEW, wish, have)
+        have, ailing = await campaign.survey(self.sim, FLEET)
+        journal = campaign.begin(desk, FLEET, NEW, wish, have, ailing)
         return await campaign.carry_out(
             desk, FLEET, self.sim, journal, clock=self.sim, say=self.say
         )
@@ -141,3 +141,30 @@ async def test_a_host_that_cannot_be_told_changes_no_outcome(tmp_path: Path) -> 
     office.sim.refuse["write_down", "gatherer-2"] = "read-only"
     assert await office.bring() == 0
     assert "gatherer-2: not written down or not tidied: gatherer-2: read-only" in office.said
+
+
+async def test_a_release_that_mends_two_gatherers_goes_to_them_first(tmp_path: Path) -> None:
+    """In the usual order the one that still records could not be touched, and nothing would go."""
+    office = Office(tmp_path)
+    broken = f"/nix/store/{'d' * 32}-broken"
+    office.sim.natures[broken] = Nature(ready_s=None)
+    for name in ("gatherer-2", "gatherer-3"):
+        office.sim.hosts[name].running["gatherer"] = broken
+    assert await office.bring() == 0
+    assert office.sim.capturing() == ["gatherer-1", "gatherer-2", "gatherer-3"]
+    told = office.records()[-1]
+    assert list(told["paths"]) == ["deduplicator", "gatherer-1", "gatherer-2", "gatherer-3"]  # type: ignore[call-overload]
+    moves = [line for line in office.said if "switch gatherer" in line]
+    assert [line.partition(":")[0] for line in moves] == ["gatherer-2", "gatherer-3", "gatherer-1"]
+
+
+async def test_one_host_is_brought_up_while_another_stays_broken(tmp_path: Path) -> None:
+    """Who was not well before and was not asked for is nobody's reason to go back."""
+    office = Office(tmp_path)
+    broken = f"/nix/store/{'d' * 32}-broken"
+    office.sim.natures[broken] = Nature(ready_s=None)
+    for name in ("gatherer-2", "gatherer-3"):
+        office.sim.hosts[name].running["gatherer"] = broken
+    only = Wish(hosts=("gatherer-2",), soak_s=2, canary_soak_s=3, await_s=60)
+    assert await office.bring(only) == 0
+    assert office.sim.capturing() == ["gatherer-1", "gatherer-2"]

@@ -232,11 +232,11 @@ async def _journal(asked: Asked, fleet: Fleet, shell: Ssh, hosts: OverShell) -> 
         return campaign.resumed(asked.desk)
     if asked.rollback:
         return campaign.taken_back(asked.desk, fleet, asked.wish)
-    have = await campaign.installed(hosts, fleet)
+    have, ailing = await campaign.survey(hosts, fleet)
     release = load(_manifest(asked))
     moved = plan.targets(fleet, release, asked.wish, have)
     await schema.beside(shell, fleet, release, moved, str(asked.ssh["store"]))
-    return campaign.begin(asked.desk, fleet, release, asked.wish, have)
+    return campaign.begin(asked.desk, fleet, release, asked.wish, have, ailing)
 
 
 def _manifest(asked: Asked) -> Path:

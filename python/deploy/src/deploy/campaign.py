@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from deploy import plan
+from deploy import seen as judge
 from deploy.errors import DeployError, PlanError
 from deploy.fleet import Fleet
 from deploy.hosts import Hosts
@@ -65,9 +66,13 @@ def who() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
-async def installed(hosts: Hosts, fleet: Fleet) -> dict[str, list[str]]:
-    """The closures that each host has. Raises UnreachableError where one does not answer."""
-    return {host.name: list((await hosts.look(host.name)).profiles) for host in fleet.hosts}
+async def survey(hosts: Hosts, fleet: Fleet) -> tuple[dict[str, list[str]], list[str]]:
+    """(the closures that each host has, the gatherers that do not record now).
+
+    Raises UnreachableError where a host does not answer."""
+    seen = {host.name: await hosts.look(host.name) for host in fleet.hosts}
+    have = {name: list(each.profiles) for name, each in seen.items()}
+    return have, [h.name for h in fleet.of("gatherer") if judge.not_capturing(seen[h.name])]
 
 
 def _begin(journal: Journal, steps: list[plan.Step], facts: Mapping[str, Any]) -> Journal:
@@ -77,10 +82,18 @@ def _begin(journal: Journal, steps: list[plan.Step], facts: Mapping[str, Any]) -
 
 
 def begin(
-    desk: Desk, fleet: Fleet, release: Release, wish: Wish, have: Mapping[str, list[str]]
+    desk: Desk,
+    fleet: Fleet,
+    release: Release,
+    wish: Wish,
+    have: Mapping[str, list[str]],
+    ailing: Sequence[str] = (),
 ) -> Journal:
-    """A new rollout's journal with its steps. Raises PlanError; then there is no journal."""
-    steps = plan.steps(fleet, plan.targets(fleet, release, wish, have), wish)
+    """A new rollout's journal with its steps; `have` and `ailing` are a survey's.
+
+    Raises PlanError; then there is no journal."""
+    wanted = plan.ailing_first(fleet, plan.targets(fleet, release, wish, have), ailing)
+    steps = plan.steps(fleet, wanted, wish)
     facts = {
         "who": who(), "at": desk.now.isoformat(), "revision": release.revision,
         "version": release.version, "system": release.system, "wish": asdict(wish),

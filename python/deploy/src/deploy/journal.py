@@ -24,7 +24,8 @@ Outcome = Literal["done", "refused", "rolled back", "in between"]
 class Story:
     """A run as its journal tells it.
 
-    `before`: store path by closure and host, as it was; `ended`: numbers of finished steps; `back`:
+    `before`: store path by closure and host, as it was; `recording`: the gatherers that did then;
+    `ended`: numbers of finished steps; `back`:
     why everything is brought back, "" while it goes forward; `moved`: hosts whose switch was begun.
     """
 
@@ -33,6 +34,7 @@ class Story:
     steps: list[Step] = field(default_factory=list)
     before: dict[str, dict[str, str]] = field(default_factory=dict)
     gaps: int | None = None
+    recording: list[str] = field(default_factory=list)
     ended: set[int] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     moved: list[str] = field(default_factory=list)
@@ -48,7 +50,7 @@ class Story:
             self.steps = [step_of(each) for each in told["steps"]]
         elif event == "before":
             self.before = {h: dict(p) for h, p in told["paths"].items()}
-            self.gaps = told["gaps"]
+            self.gaps, self.recording = told["gaps"], list(told.get("recording", ()))
         elif event == "moving" and told["host"] not in self.moved:
             self.moved.append(told["host"])
         elif event == "end":

@@ -5,7 +5,8 @@ journal and carried out or gone on with. Pure.
 
 The order: look at all; lock all; copy to all (what cannot be copied, is not signed or has no room
 is known before anything moves); then host by host, the deduplicator first, the first gatherer as
-canary: check the others, switch, await, soak; at the end confirm the whole fleet, unlock.
+canary (or one that does not record anyway): check the others, switch, await, soak; at the end
+confirm the fleet, unlock.
 """
 
 from __future__ import annotations
@@ -101,6 +102,19 @@ def targets(
         for host in fleet.hosts
         if not wish.hosts or host.name in wish.hosts
     }
+
+
+def ailing_first(
+    fleet: Fleet, wanted: Mapping[str, Mapping[str, str]], ailing: Sequence[str]
+) -> dict[str, Mapping[str, str]]:
+    """Gatherers that do not record before those that do: the release may be what mends them, and
+    until they record nobody else may be restarted."""
+
+    def place(name: str) -> tuple[bool, bool]:
+        is_gatherer = fleet.host(name).role == "gatherer"
+        return is_gatherer, is_gatherer and name not in ailing
+
+    return {name: wanted[name] for name in sorted(wanted, key=place)}
 
 
 def steps(fleet: Fleet, wanted: Mapping[str, Mapping[str, str]], wish: Wish) -> list[Step]:

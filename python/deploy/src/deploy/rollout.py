@@ -226,6 +226,11 @@ class Rollout:
                 "before",
                 paths={name: dict(each.profiles) for name, each in seen.items()},
                 gaps=judge.gaps(seen.values()),
+                recording=[
+                    host.name
+                    for host in self._fleet.of("gatherer")
+                    if not judge.not_capturing(seen[host.name])
+                ],
             )
 
     async def _check(self, host: str) -> None:
@@ -326,12 +331,13 @@ class Rollout:
                 raise HostRefusedError(f"{host}: unwell while it was watched: {why}")
 
     async def _confirm(self, seconds: float) -> None:
-        """The whole fleet, as it will be left."""
+        """The whole fleet, as it will be left: what was moved, and what was well before."""
         gatherers = self._fleet.of("gatherer")
+        expected = {*self._journal.story.moved, *self._journal.story.recording}
 
         async def reason() -> str:
             recording = await self._recording()
-            lacking = [host.name for host in gatherers if host.name not in recording]
+            lacking = [h.name for h in gatherers if h.name in expected and h.name not in recording]
             if lacking:
                 return f"{', '.join(lacking)} does not record everything"
             for host in self._fleet.of("deduplicator"):
@@ -339,6 +345,8 @@ class Rollout:
                 if seen is None:
                     return f"{host.name} does not answer"
                 for number, gatherer in enumerate(gatherers):
+                    if gatherer.name not in expected:
+                        continue
                     if why := judge.not_heard(seen, number):
                         return f"{gatherer.name}: {why}"
             return await self._tape()
