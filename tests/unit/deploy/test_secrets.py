@@ -86,6 +86,7 @@ async def replaced_and_killed(shell: SimShell) -> AsyncIterator[tuple[Found, Fou
         assert [p.name for p in store.iterdir()] == [KEY]
 
 
+@pytest.mark.slow  # 20 credentials, each cut off
 async def test_killed_between_any_two_steps_it_is_the_former_or_the_new_one(
     shell: SimShell,
 ) -> None:
@@ -96,6 +97,7 @@ async def test_killed_between_any_two_steps_it_is_the_former_or_the_new_one(
     assert CANARY not in everything(shell)
 
 
+@pytest.mark.slow  # the same walk
 async def test_a_credential_that_is_replaced_in_two_steps_is_noticed(
     shell: SimShell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

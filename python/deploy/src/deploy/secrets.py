@@ -190,7 +190,7 @@ _LIST: Final = f"""for file in {STORE}/kalshi-* {SETTINGS}/*.pem* {SETTINGS}/*.e
     [ ! -f "$file" ] || stat -c '%Y %a %n' "$file"
 done
 """
-_CODES: Final[Mapping[int, str]] = {
+CODES: Final[Mapping[int, str]] = {
     91: "what arrived is not what was sent",
     92: "systemd-creds would not encrypt it",
     93: "what was encrypted does not read back",
@@ -236,7 +236,7 @@ async def _quietly(shell: Shell, host: str, name: str, script: str, secret: Secr
             f"{host}: no answer while {name} was set", hint="say it again, it does no harm"
         )
     if answer.code:
-        why = _CODES.get(answer.code, f"exit code {answer.code}")
+        why = CODES.get(answer.code, f"exit code {answer.code}")
         raise HostRefusedError(
             f"{host}: {name} was not set: {why}", hint=f"the former one, if any, is in {STORE}"
         )
@@ -265,7 +265,7 @@ async def set_key_id(shell: Shell, host: str, key_id: str) -> None:
 async def _plainly(shell: Shell, host: str, name: str, script: str) -> str:
     answer = await shell.run(host, script)
     if answer.code:
-        why = _CODES.get(answer.code) or answer.err.strip() or f"exit code {answer.code}"
+        why = CODES.get(answer.code) or answer.err.strip() or f"exit code {answer.code}"
         raise HostRefusedError(f"{host}: {name}: {why}")
     return answer.out
 
