@@ -27,6 +27,7 @@ from tape.repair import repair
 from tape.replay import replay
 from tape.restore import restore
 from tape.root import root
+from tape.secrets import app as secrets_app
 from tape.series import bars, books, quotes, timeline
 from tape.spool import app as spool_app
 from tape.sql import events, markets, sql
@@ -71,6 +72,7 @@ commands = (
 for command in commands:
     app.command()(command)
 app.add_typer(spool_app)
+app.add_typer(secrets_app)
 
 
 def main(arguments: list[str] | None = None) -> None:
