@@ -10,8 +10,6 @@ import asyncio
 import re
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import asyncpg
@@ -19,11 +17,11 @@ import pytest
 
 from dedup.metadata import read_markets
 from dedup.pull import Position, pull, tell
+from deploy import secrets
 from runtime.partitions import Partitions
 from runtime.postgres import connect, migrate
 from tests.nix import units_files as units
 from tests.nix.units_cluster import OTHERS, UnitCluster, account, need_root
-from tests.rules.tree import ROOT
 
 # Only the sockets of refused connections (conftest.py): nothing else here may warn.
 pytestmark = pytest.mark.filterwarnings(
@@ -39,17 +37,8 @@ HOUR_US = 1_790_000_000_000_000  # some exchange time
 
 
 def verifier(password: str) -> str:
-    """Made by the program that docs/units.md gives the owner."""
-    document = (ROOT / "docs" / "units.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        input=f"{password}\n",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
+    """As `tape secrets` gives it to a gatherer host."""
+    return secrets.verifier(secrets.Secret(password.encode(), "the password")).reveal().decode()
 
 
 async def fill(cluster: UnitCluster) -> None:

@@ -10,12 +10,11 @@ the same server with neither.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from deploy import secrets
 from tests.onhost.closures import Closures
-from tests.onhost.image import run
 from tests.onhost.lab import Lab
 from tests.onhost.machine import Machine
 from tests.onhost.network import PRODUCTION, Network
@@ -214,7 +213,6 @@ def documented(language: str, begin: str) -> str:
 
 
 def reader_verifier(password: str) -> str:
-    """What a gatherer host is given in the password's place, by the page's program."""
-    return run(
-        sys.executable, "-c", documented("python", "import base64"), input=password + "\n"
-    ).strip()
+    """What `tape secrets` gives a gatherer host in the password's place."""
+    secret = secrets.Secret(password.encode(), "the password")
+    return secrets.verifier(secret).reveal().decode().strip()

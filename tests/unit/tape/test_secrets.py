@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
+import shlex
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,13 +14,16 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from typer.testing import CliRunner
 
 from deploy import rotation
 from deploy.fleet import Fleet
 from deploy.secrets import KEY, PGPASS, READER
 from gatherer.auth import key_id_in, parse_private_key
 from tape import secrets as module
+from tape.main import app
 from tests.deploy_hosts import SimShell, everything, fleet_of
+from tests.rules.tree import ROOT
 
 ID = "7f9b0c4e-0000-4000-8000-000000000002"
 CANARY = "canary-of-yellow-feathers-7193"
@@ -168,8 +173,47 @@ def test_hosts_are_reached_by_the_options_before_the_command(
 ) -> None:
     """Without any address: refused before anything is said to anybody."""
     monkeypatch.setattr(module, "way", module.Way())
-    from tests.rules.tree import ROOT
-
     code, _, err = run("secrets", "--checkout", ROOT, "--outputs", tmp_path / "none", "list")
     assert code == 2
     assert "no address of deduplicator" in err
+
+
+TOLD = re.compile(r"(?:^|`)tape (secrets\b[^`#\n]*)", re.MULTILINE)
+PAGES = ("docs/deploy.md", "docs/units.md", "docs/aws.md")
+
+
+def taken(words: str) -> str:
+    """What the command line refuses in it; "" where it takes it. Nothing is carried out."""
+    done = CliRunner().invoke(app, shlex.split(words))
+    return "" if done.exit_code == 0 else done.output
+
+
+def test_what_documents_say_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "guarded", lambda action: 0)
+    found = {
+        words.strip() for page in PAGES for words in TOLD.findall((ROOT / page).read_text())
+    } - {"secrets", "secrets set"}
+    assert len(found) >= 12
+    for words in sorted(found):
+        assert taken(words) == "", f"tape {words}"
+    assert "No such option" in taken("secrets set key --everywhere")  # the control
+    assert "No such command" in taken("secrets show")
+
+
+def test_the_commands_of_the_page_bring_everything_that_a_host_needs(
+    run: Callable[..., tuple[int, str, str]], shell: SimShell, key: bytes, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The block of docs/aws.md, section 7, as it is, on hosts that have nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "key.pem").write_bytes(key)
+    page = (ROOT / "docs/aws.md").read_text()
+    lines = re.findall(r"(?m)^tape (secrets .*)$", page)
+    assert len(lines) == 5
+    for line in lines:
+        code, out, err = run(*shlex.split(line), *(["--json"] if "list" in line else []))
+        assert (code, err) == (0, ""), line
+    missing = [row for row in map(json.loads, out.splitlines()) if row["state"] == "missing"]
+    assert sorted((row["host"], row["name"]) for row in missing) == [
+        ("deduplicator", "deduplicator.env"), ("deduplicator", "production.pem")
+    ], "by hand"  # fmt: skip

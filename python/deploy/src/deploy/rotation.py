@@ -128,14 +128,16 @@ async def set_reader(shell: Shell, fleet: Fleet, secret: Secret, say: Say) -> No
     # Before the servers: whenever the deduplicator begins again, it has the one that will be right.
     await secrets.put(shell, reader, PGPASS, secrets.reader_lines(gatherers, secret), merge=True)
     say(f"{reader}: the password file is stored")
+    serving = []  # a host made anew has its secrets before its databases
     for host in gatherers:
         await secrets.put(shell, host.name, READER, secrets.verifier(secret))
-        await _restart(shell, host.name, ROLES, RESTART_TIMEOUT_S)
+        if await _restart(shell, host.name, ROLES, RESTART_TIMEOUT_S):
+            serving.append(host)
         say(f"{host.name}: takes the new password")
     if not await _restart(shell, reader, (DEDUPLICATOR,), RESTART_TIMEOUT_S):
         say(f"{reader}: no deduplicator is there yet; it begins with the new password")
         return
-    await _reads(shell, reader, gatherers)
+    await _reads(shell, reader, serving)
     say(f"{reader}: reads every database with it")
     for host in gatherers:
         await secrets.confirm(shell, host.name, READER)
