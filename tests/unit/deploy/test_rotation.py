@@ -223,6 +223,21 @@ async def test_hosts_without_software_get_their_first_secrets(tmp_path: Path) ->
     assert shell.hosts["gatherer-1"].credential(READER) is not None
 
 
+async def test_a_host_that_was_made_anew_is_not_asked_for_what_it_has_not_yet(
+    made: tuple[SimShell, Fleet],
+) -> None:
+    """It has its secrets before its databases; the others are asked as ever."""
+    shell, fleet = made
+    deduplicator_copies(shell)
+    for unit in (shell.hosts["gatherer-3"].root / "sim/units").iterdir():
+        unit.unlink()
+    servers(shell, PASSWORD, Fleet(fleet.hosts[:3], "", "us-east-1"))
+    await rotation.set_reader(shell, fleet, PASSWORD, lambda _: None)
+    assert shell.hosts["gatherer-3"].credential(READER) is not None
+    kept = shell.hosts["deduplicator"].credential(PGPASS)
+    assert kept == secrets.reader_lines(fleet.of("gatherer"), PASSWORD).reveal()
+
+
 async def test_a_host_that_does_not_answer_is_found_before_anything_begins(
     made: tuple[SimShell, Fleet],
 ) -> None:
