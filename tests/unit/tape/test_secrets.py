@@ -178,6 +178,31 @@ def test_hosts_are_reached_by_the_options_before_the_command(
     assert "no address of deduplicator" in err
 
 
+def test_deployed_hosts_are_looked_for_in_ec2_unless_their_addresses_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Fleet] = []
+
+    def look(fleet: Fleet) -> Fleet:
+        asked.append(fleet)
+        return fleet
+
+    monkeypatch.setattr(module.addresses_of, "look", look)
+    outputs, given_ = tmp_path / "outputs.json", tmp_path / "addresses.json"
+    outputs.write_text(
+        json.dumps({"KalshiGatherer1": {"PrivateIp": "10.0.1.10", "InstanceId": "i-1"}})
+    )
+    given_.write_text(json.dumps({"gatherer-1": "203.0.113.7"}))
+    way = module.Way(outputs=outputs, checkout=ROOT)
+    assert [host.instance for host in way.fleet().hosts] == ["i-1"]
+    assert len(asked) == 1
+    way.addresses = given_
+    assert way.fleet().addresses == {"gatherer-1": "203.0.113.7"}
+    way.addresses, way.private = None, True
+    assert way.fleet().addresses == {"gatherer-1": "10.0.1.10"}
+    assert len(asked) == 1
+
+
 TOLD = re.compile(r"(?:^|`)tape (secrets\b[^`#\n]*)", re.MULTILINE)
 PAGES = ("docs/deploy.md", "docs/units.md", "docs/aws.md")
 

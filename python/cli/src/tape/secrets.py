@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from deploy import addresses as addresses_of
 from deploy import certificates, rotation, secrets
 from deploy.errors import PlanError
 from deploy.fleet import Fleet, Host, at, from_topology, privately, read_addresses, with_outputs
@@ -49,12 +50,14 @@ class Way:
     checkout: Path = Path()
 
     def fleet(self) -> Fleet:
-        """The hosts that there are."""
+        """The hosts with their addresses, asked of EC2 where nobody gave them."""
         fleet = from_topology(self.checkout / "topology.toml")
         if self.outputs.exists():
             fleet = with_outputs(fleet, self.outputs)
         fleet = privately(fleet) if self.private else fleet
-        return at(fleet, read_addresses(self.addresses)) if self.addresses else fleet
+        fleet = at(fleet, read_addresses(self.addresses)) if self.addresses else fleet
+        is_deployed = self.outputs.exists() and not all(host.address for host in fleet.hosts)
+        return addresses_of.look(fleet) if is_deployed else fleet
 
     @contextlib.asynccontextmanager
     async def shell(self, fleet: Fleet) -> AsyncIterator[Shell]:
