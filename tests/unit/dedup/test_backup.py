@@ -276,8 +276,8 @@ async def test_the_program_brings_a_backup_back_into_an_empty_production_alone(
         (target, ["--restore", there.name], 0, "backup restored"),
         (target, ["--restore"], 1, "is not empty"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "dedup.backup", *words],
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-m", "dedup.backup", *words],
             env={**environ, "KT_PRODUCTION_DSN": production},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
