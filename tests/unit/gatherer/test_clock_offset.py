@@ -100,6 +100,23 @@ def test_a_clock_set_by_an_hour_shows_in_the_rows_and_spoils_no_bound() -> None:
     assert clock.reason == ""
 
 
+def test_what_lies_between_two_readings_is_no_step() -> None:
+    """On a real machine the readings are some microseconds apart, differently at each look; a step
+    of a second is one."""
+    clock, hands, kept = made()
+    clock.once()
+    for late_ns in (40_000, -25_000, 99_000_000, -99_000_000):
+        hands.wall += late_ns
+        hands.on(60 * S)
+        clock.once()
+    assert clock.stepped_ns == 0
+    assert [row[5] for row in kept.rows] == [0, 40_000, -25_000, 99_000_000, -99_000_000]
+    hands.wall -= S
+    hands.on(60 * S)
+    clock.once()
+    assert clock.stepped_ns == S
+
+
 def test_a_clock_beyond_its_limit_is_told() -> None:
     clock, hands, _ = made()
     answers(clock, hands, 5 * S)

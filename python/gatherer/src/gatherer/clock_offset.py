@@ -37,6 +37,10 @@ _STA_UNSYNC: Final = 0x0040
 _STA_NANO: Final = 0x2000
 _NS_PER_US: Final = 1_000
 
+STEP_MIN_NS: Final = 100_000_000
+"""Less than this is no step: two clocks are read one after the other, and between the two a busy
+machine runs something else. Counted, it moved the metric at every look: the alert never ended."""
+
 log = logs.get("clock")
 
 
@@ -127,7 +131,8 @@ class ClockOffset:
         says the same of the present."""
         wall_ns = self._clock.wall_ns()
         stepped_ns = self._steps.look(wall_ns, self._clock.monotonic_ns())
-        self.stepped_ns += abs(stepped_ns)
+        if abs(stepped_ns) >= STEP_MIN_NS:
+            self.stepped_ns += abs(stepped_ns)
         self.kernel, bounds = self._ask_kernel(), self.wall_bounds()
         self.reason = trouble(bounds, self.kernel, self._limit_ns)
         if abs(stepped_ns) > STEP_TOLD_NS:
