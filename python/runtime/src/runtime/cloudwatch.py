@@ -4,9 +4,13 @@ Purpose: once a minute ask the host's service for its /status, work out the few 
 topology.toml names, and put them under the namespace that the host's role may write to. A metric
 that cannot be known is not sent: the alarms count a missing value as bad.
 What holds:
-- Nothing else of the host notices when CloudWatch is away: data points wait in memory with their
-  own times (BUFFER_DAYS, as long as CloudWatch takes old ones), log lines in the journal.
-- The series are bounded: METRICS by host, no other dimension.
+- Nothing else of the host notices when CloudWatch is away: data points wait on disk with their own
+  times (BUFFER_DAYS, as long as CloudWatch takes old ones), log lines in the journal.
+- A kill at any instant loses no minute that was measured (backlog); the chunk that was on its way
+  may be there twice.
+- The series are bounded: METRICS by host, no other dimension. So are the requests: one a round, and
+  one for each DATA_EACH_PUT points of a backlog.
+- Action used: PutMetricData.
 Does not do: alarms (infrastructure), Prometheus (runtime.metrics), logs (runtime.journal).
 """
 
@@ -15,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +29,7 @@ import uvloop
 
 from marketdata.errors import ConfigError
 from runtime import logs
+from runtime.backlog import Backlog
 from runtime.clock import Clock
 from runtime.config import CloudwatchSettings, load
 from runtime.journal import JournalShipper
@@ -52,8 +56,13 @@ METRICS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 STATUS_TIMEOUT_S: Final = 5.0
 BUFFER_DAYS: Final = 14
+AGE_MAX_S: Final = BUFFER_DAYS * 86_400 - 3_600
+"""CloudWatch takes two weeks; an hour of them is left for our clock and for the way."""
 DATA_EACH_PUT: Final = 500  # CloudWatch takes 1,000
 NO_PROGRESS_S: Final = 150.0
+NS_PER_S: Final = 1_000_000_000
+STATE_DIR: Final = "the disk of KT_STATE_DIR"
+RUNBOOK: Final = "docs/runbook.md, CloudWatch is away"
 CONTENT_FAULTS: Final = frozenset(
     {"InvalidParameterValue", "InvalidParameterCombination", "ValidationError"}
 )
@@ -114,9 +123,10 @@ class MetricPublisher:
         self._progress = progress
         self._before: Reading | None = None
         rounds = BUFFER_DAYS * 86_400 // settings.interval_s
-        self._waiting: deque[dict[str, Any]] = deque(maxlen=rounds * len(METRICS[settings.role]))
+        self._waiting = Backlog(settings.state_dir, rounds * len(METRICS[settings.role]))
         self.sent = 0
         self.refused = 0
+        self.expired = 0
         self.problem = ""
 
     @property
@@ -137,19 +147,27 @@ class MetricPublisher:
     async def round(self, session: aiohttp.ClientSession) -> None:
         """Measure once, then put everything that waits."""
         now = await self._read(session)
-        for name, value in measured(self._settings.role, now, self._before).items():
-            self._waiting.append(
-                {
-                    "MetricName": name,
-                    "Dimensions": [{"Name": "Host", "Value": self._settings.host_name}],
-                    "Timestamp": datetime.fromtimestamp(now.at_ns // 1_000_000_000, UTC),
-                    "Value": value,
-                    "Unit": UNITS[name],
-                }
-            )
+        points = [
+            {
+                "MetricName": name,
+                "Dimensions": [{"Name": "Host", "Value": self._settings.host_name}],
+                "Timestamp": now.at_ns // NS_PER_S,
+                "Value": value,
+                "Unit": UNITS[name],
+            }
+            for name, value in measured(self._settings.role, now, self._before).items()
+        ]
+        self._keep(lambda: self._waiting.add(points))
         if now.status is not None:
             self._before = now
-        await asyncio.to_thread(self._put_all)
+        await asyncio.to_thread(self._put_all, now.at_ns // NS_PER_S)
+
+    def _keep(self, change: Callable[[], None]) -> None:
+        """A disk that refuses costs what a kill would lose then, and nothing else."""
+        try:
+            change()
+        except OSError as error:
+            log.warning("metrics are in memory only", error=str(error), do=f"free {STATE_DIR}")
 
     async def _read(self, session: aiohttp.ClientSession) -> Reading:
         status: Mapping[str, Any] | None = None
@@ -162,12 +180,19 @@ class MetricPublisher:
         disk = shutil.disk_usage(self._settings.disk)
         return Reading(self._clock.wall_ns(), status, disk.free, disk.total)
 
-    def _put_all(self) -> None:
+    def _put_all(self, now_s: int) -> None:
         """Oldest first; what was not taken stays."""
-        while self._waiting:
-            chunk = [self._waiting[n] for n in range(min(DATA_EACH_PUT, len(self._waiting)))]
+        while chunk := self._waiting.first(DATA_EACH_PUT):
+            old = sum(now_s - point["Timestamp"] > AGE_MAX_S for point in chunk)
+            if old:
+                self.expired += old
+                log.error("metrics expired", data=old, waited_s=AGE_MAX_S, do=RUNBOOK)
+                self._done(old)
+                continue
             try:
-                self._client.put_metric_data(Namespace=self._settings.namespace, MetricData=chunk)
+                self._client.put_metric_data(
+                    Namespace=self._settings.namespace, MetricData=[_sent(p) for p in chunk]
+                )
             except (ClientError, BotoCoreError) as error:
                 is_content = (
                     isinstance(error, ClientError)
@@ -175,16 +200,25 @@ class MetricPublisher:
                 )
                 if not is_content:
                     if not self.problem:
-                        log.warning("metrics wait", waiting=self.waiting, error=str(error))
+                        log.warning(
+                            "metrics wait", waiting=self.waiting, error=str(error), do=RUNBOOK
+                        )
                     self.problem = str(error)
                     return
                 self.refused += len(chunk)
-                log.exception("metrics refused", data=len(chunk))
+                log.exception("metrics refused", data=len(chunk), do=RUNBOOK)
             else:
                 self.sent += len(chunk)
                 self.problem = ""
-            for _ in chunk:
-                self._waiting.popleft()
+            self._done(len(chunk))
+
+    def _done(self, n: int) -> None:
+        self._keep(lambda: self._waiting.taken(n))
+
+
+def _sent(point: Mapping[str, Any]) -> dict[str, Any]:
+    """As boto3 wants it."""
+    return {**point, "Timestamp": datetime.fromtimestamp(point["Timestamp"], UTC)}
 
 
 async def serve(settings: CloudwatchSettings) -> int:

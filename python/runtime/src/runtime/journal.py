@@ -6,6 +6,10 @@ What holds:
   an outage of any length loses no more than the journal itself lets go of (its size limit).
 - A batch that the service refuses for its content is counted and passed over, with its reason in
   our own log: one impossible line must not hold up all others for ever.
+- Events that the service takes and then leaves out (older than 14 days, or than the group keeps)
+  are counted in `rejected` and told.
+- Bytes are bounded: BYTES_PER_S over time, after a burst of BURST_BYTES. What is beyond that waits
+  in the journal and is not dropped; `shipped_bytes` counts what was paid for.
 - Actions used: CreateLogStream and PutLogEvents. The log group is made with the infrastructure.
 Does not do: choosing what is logged (the services do), metrics (runtime.cloudwatch).
 """
@@ -15,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +37,12 @@ LINGER_S: Final = 5.0
 RETRY_CAP_S: Final = 60.0
 LINE_BYTES_MAX: Final = 4 * 1024 * 1024  # of journalctl's JSON
 FIRST_SINCE: Final = "-1h"
+BYTES_PER_S: Final = 3_000
+"""Of one host: 7.8 GB a month, so four hosts cost at most 16 dollars at 0.50 a GB."""
+BURST_BYTES: Final = 64 * 1024 * 1024
+MS_PER_S: Final = 1_000
+NS_PER_S: Final = 1_000_000_000
+RUNBOOK: Final = "docs/runbook.md, CloudWatch is away"
 CONTENT_FAULTS: Final = frozenset({"InvalidParameterException", "DataAlreadyAcceptedException"})
 
 log = get("journal")
@@ -87,6 +98,35 @@ def entry_of(line: bytes) -> Entry | None:
     return Entry(str(fields["__CURSOR"]), int(fields["__REALTIME_TIMESTAMP"]) // 1_000, message)
 
 
+class Allowance:
+    """Bytes that may be sent now: BYTES_PER_S gathered up to BURST_BYTES."""
+
+    def __init__(
+        self,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        rate: int = BYTES_PER_S,
+        burst: int = BURST_BYTES,
+    ) -> None:
+        self._monotonic_ns = monotonic_ns
+        self._rate, self._burst = rate, burst
+        self._left, self._at_ns = burst, monotonic_ns()
+
+    def wait_ms(self, size: int) -> int:
+        """Until so many bytes may be sent; 0: now. More than the burst counts as the burst."""
+        self._gather()
+        return max(0, -((self._left - min(size, self._burst)) * MS_PER_S // self._rate))
+
+    def spend(self, size: int) -> None:
+        """They are sent."""
+        self._gather()
+        self._left -= size
+
+    def _gather(self) -> None:
+        gained = (self._monotonic_ns() - self._at_ns) * self._rate // NS_PER_S
+        self._at_ns += gained * NS_PER_S // self._rate
+        self._left = min(self._burst, self._left + gained)
+
+
 class JournalShipper:
     """One host's journal to one stream.
 
@@ -105,6 +145,7 @@ class JournalShipper:
         *,
         errors: tuple[type[Exception], ...],
         command: Sequence[str] = ("journalctl",),
+        allowance: Allowance | None = None,
     ) -> None:
         self._client = client
         self._group = group
@@ -115,7 +156,10 @@ class JournalShipper:
         self._command = tuple(command)
         self._errors = errors
         self._made = False
+        self._allowance = allowance or Allowance()
         self.shipped = 0
+        self.shipped_bytes = 0
+        self.rejected = 0
         self.refused = 0
         self.problem = ""
 
@@ -185,13 +229,15 @@ class JournalShipper:
         """Until the service has taken or refused the batch; then the cursor moves."""
         attempt = 0
         is_taken = False
+        while wait_ms := self._allowance.wait_ms(batch.size):
+            await self._wait(min(wait_ms / MS_PER_S, RETRY_CAP_S))
         while not is_taken:
             try:
                 await asyncio.to_thread(self._send, batch)
                 is_taken = True
             except self._errors as error:
                 if _code(error) in CONTENT_FAULTS:
-                    log.exception("log events refused", events=len(batch.entries))
+                    log.exception("log events refused", events=len(batch.entries), do=RUNBOOK)
                     break
                 self._made = False
                 self.problem = str(error)
@@ -199,6 +245,8 @@ class JournalShipper:
                 attempt += 1
         self._keep(batch.entries[-1].cursor)
         if is_taken:
+            self._allowance.spend(batch.size)
+            self.shipped_bytes += batch.size
             self.shipped += len(batch.entries)
             self.problem = ""
         else:
@@ -215,9 +263,13 @@ class JournalShipper:
             self._made = True
         events = [{"timestamp": e.at_ms, "message": e.text} for e in batch.entries]
         events.sort(key=lambda e: int(str(e["timestamp"])))  # a clock that was set back
-        self._client.put_log_events(
+        answer = self._client.put_log_events(
             logGroupName=self._group, logStreamName=self._stream, logEvents=events
         )
+        left_out = n_left_out(answer or {}, len(events))
+        if left_out:
+            self.rejected += left_out
+            log.error("log events left out", events=left_out, answer=answer, do=RUNBOOK)
 
     def _keep(self, cursor: str) -> None:
         beside = self._cursor_file.with_suffix(".new")
@@ -228,6 +280,15 @@ class JournalShipper:
         """Known trouble that is tried again is progress too."""
         self._progress()
         await asyncio.sleep(seconds)
+
+
+def n_left_out(answer: Mapping[str, Any], n: int) -> int:
+    """How many of `n` events in order of time an answer to PutLogEvents says were not stored."""
+    told = answer.get("rejectedLogEventsInfo") or {}
+    old = max(
+        int(told.get("tooOldLogEventEndIndex", 0)), int(told.get("expiredLogEventEndIndex", 0))
+    )
+    return old + n - int(told.get("tooNewLogEventStartIndex", n))
 
 
 def _code(error: Exception) -> str:
