@@ -207,6 +207,25 @@ async def test_pings_are_answered_with_their_payload(kind: str) -> None:
     assert heard.closed.reason == "closed_by_us"
 
 
+@pytest.mark.parametrize("control", [frame(PING, b"heartbeat"), frame(PONG, b"")])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_message_that_a_control_frame_follows_in_one_read_does_not_wait(
+    kind: str, control: bytes
+) -> None:
+    """Nothing else comes on a quiet channel: it would be held until the probe's reply is given up
+    (reply and heartbeat came together now and then, and the connection was dropped)."""
+    server = RawServer([frame(TEXT, b"a reply") + control])
+
+    async def act(connection: Connection, heard: Heard) -> None:
+        async with asyncio.timeout(5):
+            while not heard.frames:  # noqa: ASYNC110 - delivery is what is waited for
+                await asyncio.sleep(0.01)
+        connection.close()
+
+    heard = await hear(kind, server, act)
+    assert heard.frames == [b"a reply"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_reset_after_data_keeps_the_data(kind: str) -> None:
     """What was read before the line broke is delivered before the end is told."""

@@ -262,6 +262,7 @@ async def _open_websockets(
 
 _TEXT: Final = picows.WSMsgType.TEXT
 _CLOSE: Final = picows.WSMsgType.CLOSE
+_PING: Final = picows.WSMsgType.PING
 _CONTINUATION: Final = picows.WSMsgType.CONTINUATION
 _DATA: Final = frozenset({_TEXT, picows.WSMsgType.BINARY, _CONTINUATION})
 
@@ -332,7 +333,7 @@ class _Listener(picows.WSListener):
             self.hand_over()
 
     def _unusual(self, transport: Any, frame: Any) -> None:
-        """A short message, a part of one, or a control frame (the library answers pings)."""
+        """A short message, a part of one, or a control frame."""
         kind = frame.msg_type
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
             self._fail(transport, PROTOCOL_ERROR, "reserved bits set")
@@ -340,6 +341,8 @@ class _Listener(picows.WSListener):
             self._ready.append(frame.get_payload_as_bytes())
         elif kind in _DATA:
             self._fragment(transport, frame)
+        elif kind is _PING:
+            transport.send_pong(frame.get_payload_as_bytes())
         elif kind is _CLOSE:
             code = int(frame.get_close_code())
             self.close_frame = Closed("closed_by_peer", code, frame.get_close_reason() or "")
@@ -481,7 +484,9 @@ async def _open_picows(
             max_frame_size=MESSAGE_BYTES_MAX,
             max_redirects=0,
             enable_auto_ping=False,
-            enable_auto_pong=True,
+            # A ping that the library answers is not told to the listener, and it may be the read's
+            # last frame: the messages before it would wait for the next read.
+            enable_auto_pong=False,
         )
     except picows.WSHandshakeError as error:
         body = (error.raw_body or b"")[:REFUSAL_TEXT_MAX].decode("utf-8", "replace")
