@@ -68,9 +68,8 @@ def test_every_expression_speaks_of_what_services_write() -> None:
 def test_every_alert_has_its_entry_in_the_runbook_and_a_test() -> None:
     """Whoever is woken finds what it means for the tape, where to look and what to do."""
     book = (ROOT / "docs" / "runbook.md").read_text()
-    entries = {
-        part.partition("\n")[0]: part for part in book.split("## Alerts")[1].split("\n### ")[1:]
-    }
+    alerts = book.split("\n## Alerts\n")[1].split("\n## ")[0]
+    entries = {part.partition("\n")[0]: part for part in alerts.split("\n### ")[1:]}
     names = [rule["alert"] for rule in rules()]
     assert sorted(entries) == sorted(names)
     assert len(set(names)) == len(names) > 20

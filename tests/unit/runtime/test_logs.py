@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -12,6 +13,7 @@ import pytest
 import structlog
 
 from runtime import logs
+from runtime.advice import ADVICE
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def stream() -> Iterator[io.StringIO]:
     out = io.StringIO()
     root = logging.getLogger()
     before = (root.handlers[:], root.level)
-    logs.setup("g1", "info", out)
+    logs.setup("g1", "info", out, {"gatherer": "g1"})
     yield out
     root.handlers[:] = before[0]
     root.setLevel(before[1])
@@ -81,6 +83,54 @@ def test_the_number_suppressed_is_told_in_the_next_period() -> None:
     now += logs.PERIOD_S
     assert sampler(None, "info", {"event": "x"})["suppressed"] == 100 - passed
     assert "suppressed" not in sampler(None, "info", {"event": "x"})
+
+
+def test_what_was_suppressed_is_told_although_it_never_comes_again() -> None:
+    """With the next line of anything, after its period; and once."""
+    now = 0.0
+    sampler = logs.Sampler(monotonic=lambda: now)
+    for _ in range(100):
+        with contextlib.suppress(structlog.DropEvent):
+            sampler(None, "info", {"event": "x"})
+    assert "left_out" not in sampler(None, "info", {"event": "y"}), "its period goes on"
+    now += logs.PERIOD_S
+    told = sampler(None, "info", {"event": "y"})
+    assert told["left_out"] == {"x": 100 - logs.EVENTS_PER_PERIOD}
+    assert "left_out" not in sampler(None, "info", {"event": "y"})
+
+
+def test_what_is_left_at_the_end_of_the_process_is_told(stream: io.StringIO) -> None:
+    for _ in range(30):
+        logs.get("feed").info("x")
+    logs._LAST()
+    logs._LAST()
+    assert lines(stream)[-1]["counts"] == {"x": 30 - logs.EVENTS_PER_PERIOD}
+    assert len(lines(stream)) == logs.EVENTS_PER_PERIOD + 1
+
+
+def test_every_line_says_which_process_and_whose(stream: io.StringIO) -> None:
+    logs.get("feed").info("connected")
+    logging.getLogger("asyncio").warning("slow")
+    for line in lines(stream):
+        assert (line["process"], line["gatherer"]) == (logs.PROCESS, "g1")
+    assert len(logs.PROCESS) == 8
+
+
+def test_a_warning_says_what_to_do(stream: io.StringIO) -> None:
+    """From the table, by its event; a line that says it itself keeps its own words."""
+    logs.get("pipeline").error("invariant broken", invariant="I1")
+    logs.get("pipeline").error("invariant broken", invariant="I1", do="sleep")
+    logs.get("pipeline").info("invariant broken")
+    first, second, third = lines(stream)
+    assert first["do"] == ADVICE["invariant broken"]
+    assert second["do"] == "sleep"
+    assert "do" not in third
+
+
+def test_a_dependency_cannot_flood_either(stream: io.StringIO) -> None:
+    for n in range(1_000):
+        logging.getLogger("asyncio").error("task %d failed", n)
+    assert len(lines(stream)) == logs.EVENTS_PER_PERIOD
 
 
 def test_the_memory_for_events_is_bounded() -> None:

@@ -167,7 +167,7 @@ def main() -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    logs.setup("deduplicator", settings.log_level)
+    logs.setup("deduplicator", settings.log_level, fields={"merger": settings.merge_shard})
     logs.get("main").info("starting", settings=settings.described())
     tune()
     try:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import orjson
+from structlog.typing import FilteringBoundLogger
 
 from gatherer.auth import Signer, handshake_of, refusal_hint
 from gatherer.intake import Absorbed, LiveIntake
@@ -117,6 +118,12 @@ class FeedConnection:
         self._resuming: asyncio.Task[None] | None = None
 
     @property
+    def _log(self) -> FilteringBoundLogger:
+        """Says the feed, and the connection where there is one."""
+        of_feed: FilteringBoundLogger = log.bind(feed=self.name)
+        return of_feed.bind(conn_id=self.status.conn_id) if self.status.conn_id else of_feed
+
+    @property
     def session(self) -> Session:
         """For status: how many books are subscribed and waited for."""
         return self._session
@@ -186,7 +193,7 @@ class FeedConnection:
         self.status.reason = f"{error}{hint}"
         refusals = self.status.refusals
         refusals[error.status] = refusals.get(error.status, 0) + 1
-        log.warning("connect failed", feed=self.name, status=error.status, error=str(error))
+        self._log.warning("connect failed", status=error.status, error=str(error))
 
     async def _live_once(self) -> None:
         """One connection from the upgrade to its close record."""
@@ -229,7 +236,7 @@ class FeedConnection:
         status = self.status
         status.conn_id, status.state, status.reason = conn_id, "open", ""
         status.connects += 1
-        log.info("connected", feed=self.name, conn_id=conn_id, handshake=handshake)
+        self._log.info("connected", handshake=handshake)
         self._carry_out(self._session.on_open(self._clock.monotonic_ns()))
         early, self._early = self._early, []
         for frames, stamp_ns in early:
@@ -250,7 +257,7 @@ class FeedConnection:
         )
         self.status.state, self.status.reason = "connecting", f"last connection ended: {reason}"
         self.status.closes[reason] = self.status.closes.get(reason, 0) + 1
-        log.info("closed", feed=self.name, reason=reason, code=closed.code, text=closed.text)
+        self._log.info("closed", reason=reason, code=closed.code, text=closed.text)
 
     # --- frames
 
@@ -294,11 +301,11 @@ class FeedConnection:
                 self._on_event(event)
 
     async def _resume(self, connection: Connection) -> None:
-        log.warning("spool is full: reading pauses", feed=self.name, problem=self._spool.problem)
+        self._log.warning("spool is full: reading pauses", problem=self._spool.problem)
         await self._spool.room()
         connection.resume()
         self._resuming = None
-        log.info("spool has room: reading resumes", feed=self.name)
+        self._log.info("spool has room: reading resumes")
 
     # --- what the session wants
 
@@ -330,7 +337,7 @@ class FeedConnection:
 
     def _reconnect(self, reason: str) -> None:
         self._close_reason = reason
-        log.warning("giving the connection up", feed=self.name, reason=reason)
+        self._log.warning("giving the connection up", reason=reason)
         if self._connection is not None:
             self._connection.abort()
 
@@ -351,9 +358,10 @@ class FeedConnection:
                 },
                 self._clock.wall_ns(),
             )
-        log.info(
+        # A probe of a quiet feed is no news: where no frames come, there is one each half minute.
+        say = self._log.debug if report.kind is ReportKind.STALL else self._log.info
+        say(
             "session",
-            feed=self.name,
             kind=report.kind.value,
             channel=report.channel,
             markets=len(report.tickers),

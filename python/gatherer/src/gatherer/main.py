@@ -53,7 +53,11 @@ def main() -> int:
     try:
         settings = config.load(config.GathererSettings)
         check(settings)
-        logs.setup("gatherer", settings.log_level)
+        whose: dict[str, str | int] = {
+            "gatherer": settings.gatherer_name,
+            "feed_process": settings.feed_number,
+        }
+        logs.setup("gatherer", settings.log_level, fields=whose)
         sys.setswitchinterval(SWITCH_S)
         logs.get("main").info("starting", **settings.described())
         return uvloop.run(serve(settings))
