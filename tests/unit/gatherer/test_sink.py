@@ -20,6 +20,7 @@ from gatherer.sink import Sink, SinkSettings
 from runtime.clock import Clock
 from runtime.embedded import EmbeddedPostgres
 from runtime.spool import Position, SpoolWriter
+from runtime.spool_files import segment_name
 from tests import wire_frames as wire
 
 
@@ -264,6 +265,24 @@ async def test_the_distance_counts_segments(tmp_path: Path, dsn: str) -> None:
         assert made.sink._distance(end) == 0
         assert made.sink._distance(Position(end.segment - 1, 16)) == end.offset
         assert made.sink._distance(Position(end.segment - 2, 16)) > module.JOIN_BYTES
+
+
+async def test_what_waits_is_counted_over_all_segments(tmp_path: Path, dsn: str) -> None:
+    """The alert SinkBehind asks for more than a gigabyte, which is many segments; one segment, or
+    4 MiB for many, was all that this ever said."""
+    async with rig(tmp_path, dsn, run=False) as made:
+        assert made.sink.lag_bytes() == made.spool.end.offset
+        made.send(900)
+        await made.spool.sync()
+        end = made.spool.end
+        assert end.segment >= 3
+        files = {n: made.spool.directory / segment_name(n) for n in range(1, end.segment)}
+        sizes = {n: path.stat().st_size for n, path in files.items()}
+        assert made.sink.lag_bytes() == sum(sizes.values()) + end.offset
+        made.sink.status.cursor = Position(2, 100)
+        assert made.sink.lag_bytes() == sum(sizes.values()) - sizes[1] - 100 + end.offset
+        made.sink.status.cursor = end
+        assert made.sink.lag_bytes() == 0
 
 
 async def test_a_refused_row_does_not_hold_up_what_came_after_it(tmp_path: Path, dsn: str) -> None:

@@ -207,3 +207,14 @@ def test_identity_is_written_whole_or_not_at_all(
         spool_files.write_durably(tmp_path / "SPOOL.json", b"{}")
     assert read_meta(tmp_path) is None
     assert look(tmp_path).foreign == []
+
+
+def test_the_size_of_a_sealed_segment_is_that_of_its_plain_bytes(tmp_path: Path) -> None:
+    """However it lies there; one that was removed counts nothing."""
+    body = body_of(1, 200, sealed=True)
+    path = write(tmp_path, 1, body)
+    assert spool_files.sealed_size(tmp_path, 1) == len(body)
+    compress(path)
+    assert not path.exists()
+    assert spool_files.sealed_size(tmp_path, 1) == len(body)
+    assert spool_files.sealed_size(tmp_path, 2) == 0

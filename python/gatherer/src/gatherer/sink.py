@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -30,6 +31,7 @@ from runtime.clock import Clock
 from runtime.loop_thread import LoopThread
 from runtime.postgres import TRANSIENT, backoff_s
 from runtime.spool import START, Position, SpoolWriter, start_of
+from runtime.spool_files import sealed_size
 
 CATCH_UP_ROWS: Final = 20_000
 """Rows of one commit while rows come from the spool."""
@@ -105,6 +107,7 @@ class Sink:
         self._give_up_s = GIVE_UP_S
         self._draining = False
         self._committed_at_ns = 0
+        self._sealed: dict[int, int] = {}  # sizes of segments that are not committed whole
         self._thread = LoopThread("sink")
         self._database = HotDatabase(settings.dsn, spool.meta.spool_uid, self._note_retry)
 
@@ -139,8 +142,14 @@ class Sink:
         self._draining = True
 
     def lag_bytes(self) -> int:
-        """Bytes of the spool not yet committed; a lower bound if segments lie between."""
-        return self._distance(self.status.cursor)
+        """Bytes of the spool not yet committed, all of them: an alert compares them with 1e9, which
+        is many segments. Before the database was reached the whole spool counts."""
+        cursor, end = self.status.cursor, self._spool.end
+        self._sealed = {n: size for n, size in self._sealed.items() if n >= cursor.segment}
+        for number in range(cursor.segment, end.segment):
+            if number not in self._sealed:
+                self._sealed[number] = sealed_size(Path(self._spool.directory), number)
+        return max(0, sum(self._sealed.values()) + end.offset - cursor.offset)
 
     # --- where the database stands
 

@@ -287,6 +287,16 @@ def plain_size(path: Path) -> int:
     return int(size)
 
 
+def sealed_size(directory: Path, number: int) -> int:
+    """Uncompressed length of a segment that is not written any more; 0 where it is not there."""
+    plain = directory / segment_name(number)
+    try:
+        return plain.stat().st_size
+    except FileNotFoundError:
+        packed = plain.with_name(f"{plain.name}.zst")
+        return plain_size(packed) if packed.exists() else 0
+
+
 def load(path: Path) -> bytes:
     """The whole uncompressed bytes of a compressed segment."""
     size = plain_size(path)
