@@ -26,6 +26,7 @@ help:
 	@echo "make sim SEED=n  the whole data path in virtual time, one world (sim-many SEEDS=n, sim-mutants)"
 	@echo "make trials      the merge on every recorded capture under harsh faults, 20 seeds (hours, resumable)"
 	@echo "make faults      one gatherer against every fault, real lengths (about 50 minutes)"
+	@echo "make alerts      every alert by a real fault, none in a quiet hour (about 12 minutes; alerts-short)"
 	@echo "make aarch64     the hosts' processor, emulated: wheels, capture, Parquet, S3 (as root)"
 	@echo "make lake-s3     the lake's tests on S3 instead of a directory, every request recorded (about two minutes)"
 	@echo "make pg-matrix   the database tests on PostgreSQL 15, 16, and 17 with TimescaleDB (as root)"
@@ -100,6 +101,7 @@ clean:
 -include tests/thirdparty/exports/exports.mk
 -include tests/pgmatrix/pgmatrix.mk
 -include tests/faults/faults.mk
+-include tests/monitoring/alerts.mk
 -include tests/sim/sim.mk
 -include tests/bench/latency.mk
 -include tests/bench/shards.mk

@@ -1,6 +1,6 @@
-"""Prometheus' own checker: from the path, or unpacked from Debian's package into a cache.
+"""Prometheus' own checker and its server: from the path, or unpacked from Debian's package.
 
-Nothing is installed. Where there is neither, the tests that need it are skipped and say so.
+Into a cache; nothing is installed. Where there is neither, what needs it is skipped and says so.
 """
 
 from __future__ import annotations
@@ -20,10 +20,20 @@ FETCH_S: Final = 300
 @cache
 def promtool() -> str | None:
     """Where it is; None where it cannot be had."""
-    found = shutil.which("promtool")
+    return _program("promtool")
+
+
+@cache
+def prometheus() -> str | None:
+    """The server, of the same package."""
+    return _program("prometheus")
+
+
+def _program(name: str) -> str | None:
+    found = shutil.which(name)
     if found:
         return found
-    kept = PLACE / "usr" / "bin" / "promtool"
+    kept = PLACE / "usr" / "bin" / name
     if not kept.exists():
         _unpack()
     return str(kept) if kept.exists() else None
