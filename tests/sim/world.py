@@ -72,6 +72,9 @@ class _NoPartitions(Partitions):
 class _Silent:
     """A logger that says nothing."""
 
+    def bind(self, **_: Any) -> _Silent:
+        return self
+
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
 
