@@ -19,6 +19,7 @@ import uvloop
 from dedup.archive import Archive
 from dedup.exchange_seen import told
 from dedup.export import Exporter
+from dedup.page.serving import Page
 from dedup.pipeline import Pipeline
 from dedup.processes import Processes
 from dedup.retain import Retention
@@ -81,6 +82,7 @@ def report(pipeline: Pipeline, health: Health, clock: Clock, **more: Any) -> dic
         },
         windows_closed_by=dict(sorted(standing.closings.items())),
         live=pipeline.live.told(),
+        seen=pipeline.seen.told(),
         finished=pipeline.finished,
         shard=pipeline.together.told(),
         **more,
@@ -131,21 +133,30 @@ async def serve(settings: DedupSettings) -> int:
             supervisor.ready("merging")
 
     pipeline = Pipeline(settings, exporter, health, metrics, progressed, archive)
+
+    def told() -> dict[str, Any]:
+        return report(
+            pipeline,
+            health,
+            clock,
+            verified_to_us=archive.verified_to_us,
+            retention=retention.told(),
+        )
+
+    page = None if settings.merge_parent else Page.of(settings, health, told)
     server = HealthServer(
         health,
         metrics,
         bind=settings.bind,
         health_port=settings.health_port,
         metrics_port=settings.metrics_port,
-        status=lambda: report(
-            pipeline,
-            health,
-            clock,
-            verified_to_us=archive.verified_to_us,
-            retention=retention.told(),
-        ),
+        status=told,
+        routes=page.routes() if page is not None else (),
     )
-    async with server:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(server)
+        if page is not None:
+            stack.push_async_callback(page.close)
         supervisor.add("pipeline", pipeline.run, stop=pipeline.stop, deadline_s=STOP_DEADLINE_S)
         if pipeline.together.share.first:
             supervisor.add("archive", archive.run)

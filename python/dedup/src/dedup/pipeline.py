@@ -37,11 +37,13 @@ from dedup.output import ArbiterSettings, WindowOutput
 from dedup.publication import Publication
 from dedup.publish import Publisher, Standing, broken_once_failed
 from dedup.readers import GathererReader
+from dedup.seen import Seen
 from dedup.shards import Level, StopAsked, Together
 from dedup.state import known_runs, life_of
 from dedup.status import Tally
 from dedup.suspects import ASIDE, SUSPECT, read_counts
 from marketdata.errors import LakeError, StorageError
+from marketdata.rows import GathererBatch
 from marketdata.share import Share
 from runtime.config import DedupSettings
 from runtime.health import Health
@@ -123,6 +125,7 @@ class Pipeline:
             settings.production_dsn, len(settings.gatherer_dsns), health, metrics,
             on=settings.live and settings.merge == "runs", shard=share.number, owns=share.owns,
         )  # fmt: skip
+        self.seen = Seen(len(settings.gatherer_dsns))
         self.readers: list[GathererReader] = []
         self._reads: Reads = {}
         self.publishing = Publishing(self._publish, 0, self._plan)
@@ -216,6 +219,7 @@ class Pipeline:
         self.publishing = Publishing(self._publish, standing.closed_to_us, self._plan)
         await self._close_readers()
         await self.live.begin(standing)
+        self.seen.began()
         self.readers = [self._reader(g, standing) for g in range(len(self._settings.gatherer_dsns))]
         self._reads = {}
         self.measured.began()
@@ -259,8 +263,13 @@ class Pipeline:
             resume_at=resume_at,
             runs=known_runs(standing.named_states, gatherer),
             life=life_of(standing.named_states, gatherer),
-            heard=self.live.heard,
+            heard=self._heard,
         )
+
+    def _heard(self, batch: GathererBatch) -> None:
+        """A reader has a batch, the merge not yet."""
+        self.live.heard(batch)
+        self.seen.heard(batch)
 
     def _leave_out_silent(self, arbiter: Arbiter) -> None:
         """Wait no longer for what was read before a restart where it does not come."""

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from dedup.page.serving import Page
 from marketdata.errors import ConfigError
 from runtime.children import (
     ANSWER_WITHIN_S,
@@ -121,6 +122,7 @@ class Processes:
         """Listen, and have the processes started with the supervisor's parts."""
         timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
         self._http = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+        page = Page.of(self._settings, self.health, self.status)
         server = HealthServer(
             self.health,
             Metrics(),
@@ -129,8 +131,10 @@ class Processes:
             metrics_port=self._settings.metrics_port,
             status=self.status,
             exposition=self.exposition,
+            routes=page.routes(),
         )
         await stack.enter_async_context(server)
+        stack.push_async_callback(page.close)
         self.health_port = server.health_port
         self._supervisor.add("mergers", self._run, stop=self._stop, deadline_s=STOP_S * 1.5)
         self._supervisor.add("look", self._look)

@@ -11,7 +11,9 @@ Does not do: turning evidence into intervals (marketdata.coverage), writing evid
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dedup.repair import subtracted
 from marketdata.coverage import (
@@ -68,6 +70,12 @@ _EPOCHS = (
 )
 
 
+_BEGAN = (
+    "SELECT m.ticker FROM market_epoch e JOIN market m USING (market_id)"
+    " WHERE e.from_us >= $1 AND e.from_us < $2"
+)
+
+
 _REPAIRS = (
     "SELECT coalesce(m.ticker, '') AS ticker, p.channel, p.gatherer, p.from_us, p.to_us, p.note"
     " FROM repair_proof p LEFT JOIN market m USING (market_id)"
@@ -81,29 +89,46 @@ _ADDED = (
 FILLED = ("gap", "quarantined", "late")  # kinds of marks that a repair answers
 
 
-async def load_evidence(conn: Connection, from_us: int, to_us: int) -> Evidence:
-    """All evidence about [from_us, to_us)."""
+async def load_evidence(
+    conn: Connection, from_us: int, to_us: int, tickers: Sequence[str] | None = None
+) -> Evidence:
+    """All evidence about [from_us, to_us), or all that bears on some markets."""
     made = Evidence()
     made.progress = [RunProgress(*r) for r in await conn.fetch(_PROGRESS, from_us, to_us)]
-    made.claims = [MarketClaim(*r) for r in await conn.fetch(_CLAIMS, from_us, to_us)]
-    made.marks = [Mark(*r) for r in await conn.fetch(_MARKS, from_us, to_us)]
-    made.audits = [AuditPoint(*r) for r in await conn.fetch(_AUDITS, from_us, to_us)]
-    began = await conn.fetch(
-        "SELECT m.ticker FROM market_epoch e JOIN market m USING (market_id)"
-        " WHERE e.from_us >= $1 AND e.from_us < $2",
-        from_us,
-        to_us,
+    span: tuple[Any, ...] = from_us, to_us
+    claims, marks, audits, began_in = (
+        _of_some(sql, tickers) for sql in (_CLAIMS, _MARKS, _AUDITS, _BEGAN)
     )
-    await _take_repairs(conn, made, from_us, to_us)
-    tickers = {c.ticker for c in made.claims} | {m.ticker for m in made.marks}
-    made.tickers = sorted(tickers | {r["ticker"] for r in began})
+    if tickers is not None:
+        span = *span, list(tickers)
+    made.claims = [MarketClaim(*r) for r in await conn.fetch(claims, *span)]
+    made.marks = [Mark(*r) for r in await conn.fetch(marks, *span)]
+    made.audits = [AuditPoint(*r) for r in await conn.fetch(audits, *span)]
+    began = await conn.fetch(began_in, *span)
+    await _take_repairs(conn, made, from_us, to_us, tickers)
+    concerned = {c.ticker for c in made.claims} | {m.ticker for m in made.marks}
+    made.tickers = sorted(concerned | {r["ticker"] for r in began})
     found = [EpochStart(*r) for r in await conn.fetch(_EPOCHS, made.tickers, to_us)]
     added = await conn.fetch(_ADDED, made.tickers)
     made.epochs = with_added(found, [tuple(r) for r in added])
     return made
 
 
-async def _take_repairs(conn: Connection, made: Evidence, from_us: int, to_us: int) -> None:
+def _of_some(sql: str, tickers: Sequence[str] | None) -> str:
+    """The statement over all markets, or over those named in $3."""
+    if tickers is None:
+        return sql
+    head, order, tail = sql.partition(" ORDER BY")
+    return f"{head} AND m.ticker = ANY($3::text[]){order}{tail}"
+
+
+async def _take_repairs(
+    conn: Connection,
+    made: Evidence,
+    from_us: int,
+    to_us: int,
+    tickers: Sequence[str] | None,
+) -> None:
     """Proofs of repairs, as claims of runs that are none of the deduplicator's."""
     answered: dict[str, list[tuple[int, int]]] = defaultdict(list)
     notes: list[Mark] = []
@@ -111,7 +136,7 @@ async def _take_repairs(conn: Connection, made: Evidence, from_us: int, to_us: i
         ticker, channel, gatherer, low, high, note = r
         if channel == TRADE:
             made.progress.append(RunProgress(gatherer, -n, TRADE, low, high, ended=True, reason=""))
-        elif channel == ORDERBOOK:
+        elif channel == ORDERBOOK and (tickers is None or ticker in tickers):
             made.claims.append(MarketClaim(ticker, gatherer, -n, low, high, valid=True, reason=""))
             notes.append(Mark(ticker, "late", low, high, note))
             answered[ticker].append((low, high))

@@ -63,6 +63,8 @@ class ServiceSettings(BaseSettings):
     metrics_port: Port = 9090
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     clock_offset_ms: int = 0  # tests: added to the wall clock
+    # What is deployed, for the status page; empty: unknown.
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]{0,64}$")] = ""
 
     def described(self) -> dict[str, Any]:
         """All settings for the log at start, passwords blanked."""

@@ -2,6 +2,8 @@
 
 What holds:
 - Read only: GET and HEAD, no request body, no parameters, nothing a page could embed.
+- One request a connection, within the limits of runtime.door: whatever is done to the ports, they
+  answer, and the service does not notice.
 - /health is 200 while every component is ok or degraded, else 503, always with the reasons in plain
   words. `degraded` means: works, late or with less; `failing` means: does not do its work.
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -21,6 +23,7 @@ from typing import Any, Final, Literal, Self
 from aiohttp import web
 
 from marketdata.errors import StorageError
+from runtime.door import BACKLOG, Door
 from runtime.metrics import Metrics
 
 State = Literal["starting", "ok", "degraded", "failing", "stopping"]
@@ -28,9 +31,10 @@ STATES: Final[tuple[State, ...]] = ("ok", "degraded", "starting", "stopping", "f
 COMPONENTS_MAX: Final = 100
 REASON_CHARS_MAX: Final = 500
 
+_POLICY: Final = "Content-Security-Policy"
 HEADERS: Final[Mapping[str, str]] = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    _POLICY: "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Server": "kalshi-tape",
@@ -99,8 +103,9 @@ class HealthServer:
 
     `detail` adds to /health (`detail` key), `status` is the body of /status, `exposition` gives
     metrics of other processes to stand behind those of this one, `lines` are answers of many rows
-    by path: one JSON object a line, made one by one, so that nothing else waits for long. Port 0:
-    the system chooses; `health_port` and `metrics_port` tell which.
+    by path: one JSON object a line, made one by one, so that nothing else waits for long; `routes`
+    are more of the health port's, with headers of their own where they set them. Port 0: the system
+    chooses; `health_port` and `metrics_port` tell which.
     """
 
     def __init__(
@@ -115,12 +120,15 @@ class HealthServer:
         status: Report | None = None,
         exposition: Callable[[], Awaitable[bytes]] | None = None,
         lines: Mapping[str, Lines] | None = None,
+        routes: Sequence[web.RouteDef] = (),
     ) -> None:
         self._health, self._metrics = health, metrics
         self._bind = bind
         self.health_port, self.metrics_port = health_port, metrics_port
         self._detail, self._status, self._exposition = detail, status, exposition
         self._lines = dict(lines or {})
+        self._routes = routes
+        self.doors: list[Door] = []  # of the health port, of the metrics port
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -132,6 +140,7 @@ class HealthServer:
                     "/status": self._answer_status,
                     **dict.fromkeys(self._lines, self._answer_lines),
                 },
+                self._routes,
             )
             self.metrics_port = await self._serve(
                 self.metrics_port, {"/metrics": self._answer_metrics}
@@ -149,23 +158,32 @@ class HealthServer:
     ) -> None:
         await self._stack.aclose()
 
-    async def _serve(self, port: int, routes: Mapping[str, _Answer]) -> int:
+    async def _serve(
+        self, port: int, routes: Mapping[str, _Answer], more: Sequence[web.RouteDef] = ()
+    ) -> int:
         app = web.Application(client_max_size=1024)
         app.on_response_prepare.append(_safe_headers)
         for path, answer in routes.items():
             app.router.add_get(path, answer)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        app.router.add_routes(more)
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, lingering_time=0.0
+        )
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, self._bind, port)
+        assert runner.server is not None
+        door = Door(runner.server)
+        self.doors.append(door)
         try:
-            await site.start()
+            loop = asyncio.get_running_loop()
+            server = await loop.create_server(door, self._bind, port, backlog=BACKLOG)
         except OSError as error:
             raise StorageError(
                 f"cannot listen on {self._bind}:{port}: {error.strerror or error}",
                 hint="choose another port, or 0 to let the system choose",
             ) from error
-        return int(runner.addresses[0][1])
+        self._stack.callback(server.close)
+        return int(server.sockets[0].getsockname()[1])
 
     async def _answer_health(self, _request: web.Request) -> web.StreamResponse:
         body = self._health.report()
@@ -198,7 +216,12 @@ class HealthServer:
 
 
 async def _safe_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    own = response.headers.get(_POLICY)
     response.headers.update(HEADERS)
+    if own is not None:
+        response.headers[_POLICY] = own
+    response.headers["Connection"] = "close"  # the head is made before this: said as well as done
+    response.force_close()
 
 
 def _json(body: Mapping[str, Any], status: int) -> web.Response:
