@@ -181,6 +181,7 @@ async def capture_until_stopped(resolved: Resolved, console: Console, seconds: f
     await preflight(config, console)
     readings = screen.Readings(phase="recording; Ctrl-C ends it well")
     async with recording(config) as fleet:
+        console.print(f"status page: {fleet.url('dedup', '/')}", highlight=False, soft_wrap=True)
         drawing = asyncio.create_task(screen.show(fleet, readings, console, drawn))
         try:
             await _watch(fleet, stop, seconds)

@@ -104,6 +104,7 @@ async def run_fleet(plan: DemoPlan, kill_count: int, console: Console) -> dict[s
     readings, stop, play_over = screen.Readings(), asyncio.Event(), asyncio.Event()
     async with running_fleet(plan) as fleet:
         readings.phase = "recording"
+        console.print(f"status page: {fleet.url('dedup', '/')}", highlight=False, soft_wrap=True)
         drawing = asyncio.create_task(screen.show(fleet, readings, console, stop))
         targets = [*fleet.gatherer_names, "dedup", *fleet.databases]
         kills = plan_kills(kill_count, targets, plan.seed)

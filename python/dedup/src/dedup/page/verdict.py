@@ -51,7 +51,8 @@ def judge(
     failing = _failing(health)
     fresh = _recent(recent)
     lacks = _lacks(hours)
-    standing = bool(merge.get("finished"))
+    ended = [g.get("state") == "ended" for g in merge.get("gatherers") or []]
+    standing = bool(merge.get("finished")) or (bool(ended) and all(ended))
     late = not standing and tape_lag_ms is not None and tape_lag_ms > LATE_MS
     word: Word
     if known is None or known["trouble"] or not hours or (known["age_ms"] > STALE_MS):
@@ -126,11 +127,13 @@ def _recent(gaps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         kinds.setdefault((gap["kind"], gap["reason"]), []).append(gap)
     found = []
     for (kind, reason), of in kinds.items():
-        markets = sorted({gap["market"] for gap in of})
-        last = format_ts_us(max(gap["to_us"] for gap in of))[11:19]
-        more = f" and {len(markets) - 1} more" if markets[1:] else ""
-        why = f"{kind} ({reason}), {len(of)} stretches, the last to {last}Z"
-        found.append(_line("incomplete", f"{markets[0]}{more}", why))
+        markets = {gap["market"] for gap in of}
+        last = max(of, key=lambda gap: (gap["to_us"], gap["market"]))
+        where = f"{len(markets)} order books" if len(markets) > 1 else last["market"]
+        times = f"{len(of)} times, last" if len(of) > 1 else "to"
+        at = f"{times} {format_ts_us(last['to_us'])[11:19]}Z"
+        more = f" ({last['market']})" if len(markets) > 1 else ""
+        found.append(_line("incomplete", where, f"{kind}, {reason}: {at}{more}"))
     return found
 
 
