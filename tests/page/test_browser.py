@@ -13,6 +13,7 @@ import json
 import shutil
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from tests.page.browser import AXE, CHROMIUM, Watched, browser, opened
 pytest.importorskip("playwright", reason="make page installs what drives the browser")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no chromium: make page"),
     pytest.mark.skipif(not AXE.exists(), reason="no axe-core: make page"),
 ]
@@ -47,7 +48,7 @@ async def ask(http: aiohttp.ClientSession, url: str) -> Any:
         return await answer.json()
 
 
-async def until(what: str, true: Any, seconds: float = 60.0) -> float:
+async def until(what: str, true: Any, seconds: float = 90.0) -> float:
     """Wait until it is so; how long it took."""
     began_s = time.monotonic()
     while not await true():
@@ -119,7 +120,7 @@ async def pictures(running: Any, base: str) -> None:
     ):
         tab = await opened(running, base, width=width, height=height, scheme=scheme)
         await looked_at(tab)
-        await until("the rates of some seconds", lambda: _seconds_heard(tab), 10)
+        await until("the rates of some seconds", partial(_seconds_heard, tab), 20)
         await tab.tab.evaluate("scrollTo(0, 0); document.activeElement.blur()")
         shown = await tab.tab.screenshot(full_page=width > 400)
         small = Image.open(io.BytesIO(shown)).convert("RGB").quantize(96)
@@ -212,15 +213,15 @@ async def test_the_page_shows_what_happened(tmp_path: Path) -> None:
 
         async def merged() -> bool:
             events = await tab.tab.locator('dd[data-name="events on the tape"] > span').all()
-            return bool(events) and await events[0].inner_text() not in ("0", "–")
+            return bool(events) and await events[0].inner_text() not in ("0", "\u2013")
 
         await until("something is merged", merged)
         await break_every_subscription(fleet, http, tab)
         await pictures(running, base)
-        await until("the play is over", lambda: _played(http, fleet), 120)
+        await until("the play is over", lambda: _played(http, fleet), 400)
         for name in fleet.gatherer_names:
             assert await fleet.children[name].stop() == 0
-        assert await fleet.children["dedup"].wait(120) == 0
+        assert await fleet.children["dedup"].wait(400) == 0
         await fleet.children["exchange"].stop()
         verdict, _ = await asyncio.to_thread(prove.prove, out)
         await until("the page says that it hears nothing", lambda: _lost(tab), 30)

@@ -46,6 +46,8 @@ DURATIONS = {
     "gatherer.witness": "seconds between looks",
     "dedup.main": "deadlines in seconds",
     "dedup.measured": "ages in seconds and hours for the metrics",
+    "dedup.page.asked": "seconds that an answer stands, share of the time it may cost",
+    "dedup.page.serving": "seconds that an answer stands, of the stream",
     "dedup.pipeline": "patience and poll interval in seconds",
     "dedup.publish": "seconds between tries",
     "dedup.processes": "deadlines in seconds",

@@ -37,9 +37,7 @@ def evidence() -> Evidence:
         RunProgress(0, 1, "orderbook", HOUR, HOUR + 1000, ended=False, reason=""),
         RunProgress(0, 2, "trade", HOUR, HOUR + 500, ended=False, reason=""),
     ]
-    made.claims = [
-        MarketClaim(t, 0, 1, HOUR, OPEN_US, valid=True, reason="") for t in made.tickers
-    ]
+    made.claims = [MarketClaim(t, 0, 1, HOUR, OPEN_US, valid=True, reason="") for t in made.tickers]
     made.marks = [Mark("KXA-1", "gap", HOUR + 100, HOUR + 130, "error")]
     return made
 
@@ -76,7 +74,9 @@ def test_markets_that_lack_most_come_first_with_their_reason() -> None:
     assert [m["name"] for m in found["markets"]] == ["KXA-1", "KXA-2", "KXB-1"]
     assert found["markets"][0]["reasons"] == [{"status": "gap", "reason": "error", "us": 30}]
     assert found["markets"][0]["lack_us"] == 30
-    many = [{**rows[0], "channel": "orderbook", "market": f"M{n}"} for n in range(MARKETS_SHOWN + 3)]
+    many = [
+        {**rows[0], "channel": "orderbook", "market": f"M{n}"} for n in range(MARKETS_SHOWN + 3)
+    ]
     assert markets_told(many, "orderbook")["left_out"] == 3
 
 
@@ -100,7 +100,7 @@ async def test_the_running_hour_is_summed_as_far_as_it_is_closed(
     await calendar.look(conn)
     hours = [us for us, _, _ in calendar.newest("orderbook", 5)]
     assert HOUR in hours
-    at, to_us, cells = next(h for h in calendar.newest("orderbook", 5) if h[0] == HOUR)
+    _, to_us, cells = next(h for h in calendar.newest("orderbook", 5) if h[0] == HOUR)
     assert to_us == min(made.closed_to_us, HOUR + HOUR_US)
     assert set(cells) == {"KXA", "KXB"}
     assert cells["KXB"].lacking == 1
@@ -112,7 +112,10 @@ async def test_the_running_hour_is_summed_as_far_as_it_is_closed(
     assert {r["market"] for r in rows} == {"KXB-1"}
     rows, _ = await rows_of(conn, store, HOUR, market="KXA-1")
     assert {r["market"] for r in rows} == {"KXA-1"}
-    assert await rows_of(conn, store, HOUR + 50 * HOUR_US, market="KXA-1") == ([], HOUR + 50 * HOUR_US)
+    assert await rows_of(conn, store, HOUR + 50 * HOUR_US, market="KXA-1") == (
+        [],
+        HOUR + 50 * HOUR_US,
+    )
     assert [h.noted for h in await hours_of(conn, HOUR)] == [None]
     await publisher.close()
 

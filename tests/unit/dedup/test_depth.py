@@ -35,10 +35,8 @@ async def test_books_are_those_of_the_lake(tape: Tape) -> None:
         told = await book_told(conn, ticker)
         assert told["proven"], told["why"]
         rows = lake.deltas(ticker, on_gap="ignore")
-        assert told["market_seq"] == max(
-            n for n, e in zip(rows["market_seq"].to_pylist(), rows["epoch"].to_pylist(), strict=True)
-            if e == told["epoch"]
-        )  # fmt: skip
+        here = zip(rows["market_seq"].to_pylist(), rows["epoch"].to_pylist(), strict=True)
+        assert told["market_seq"] == max(n for n, epoch in here if epoch == told["epoch"])
         view = lake.book(ticker, at=told["exchange_us"], on_gap="ignore")
         assert told["yes"] == [list(level) for level in view.yes_bids]
         assert told["no"] == [list(level) for level in view.no_bids]

@@ -17,7 +17,9 @@ def batch(*controls: ControlRow, received_ns: int = 0, gatherer: int = 0) -> Gat
     return GathererBatch(gatherer, 1, 1, received_ns, rows, controls=list(controls))
 
 
-def control(kind: str, *, conn: int = 7, run: int = 0, reason: str = "", channel: str = "") -> ControlRow:
+def control(
+    kind: str, *, conn: int = 7, run: int = 0, reason: str = "", channel: str = ""
+) -> ControlRow:
     return ControlRow(1, 0, S, kind, conn, run, reason=reason, detail={"channel": channel})
 
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 from collections import defaultdict
+from pathlib import Path
 
 import aiohttp
 import pytest
 
-from dedup.page.serving import FILES, POLICY, STREAMS_MAX, RefusedError, moment_us
+from dedup.main import serve
+from dedup.page.serving import FILES, POLICY, STREAMS_MAX, NoSuchTimeError, moment_us
 from dedup.publication import HOUR_US
 from kalshilake import open_lake
 from kalshilake.schema import STATUSES
 from kalshilake.tables import times_us
 from marketdata.units import format_ts_us
 from runtime.embedded import EmbeddedPostgres
+from tests.databases import fresh_database
+from tests.dedup_rig import make_recordings, settings
 from tests.described_by import faults
+from tests.gatherer_rows import make_stream
 from tests.page_world import OPENAPI, Served, Tape, merged_tape, serving
 
 
@@ -113,13 +120,16 @@ async def test_what_is_not_a_request_of_ours_is_refused(tape: Tape) -> None:
             "/api/book?market=" + "A" * 101,
             "/api/depth?market=A&minutes=61",
             "/api/depth?market=A&minutes=0",
-            "/api/coverage/hours?day=2026-02-30",
-            "/api/coverage/hours?day=0000-01-01",
-            "/api/coverage/markets?series=A&hour=2026-01-01T24",
             "/api/coverage/days?channel=ticker",
             "/api/overview?x=1",
         ):
             assert (await page.get(path, 400))["error"]
+        for path in (
+            "/api/coverage/hours?day=2026-02-30",
+            "/api/coverage/hours?day=0000-01-01",
+            "/api/coverage/markets?series=A&hour=2026-01-01T24",
+        ):
+            assert "no such time" in (await page.get(path, 404))["error"]
         async with page.http.get(page.url("/page.js?x=1")) as answer:
             assert answer.status == 400
         for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
@@ -197,11 +207,39 @@ async def test_the_stream_tells_an_overview_again_and_again_and_has_a_limit(tape
                 each.close()
 
 
+async def test_readers_of_the_stream_do_not_keep_a_finished_service(
+    postgres_server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """KT_FINAL with somebody at the page: it ends with 0 all the same."""
+    stream = make_stream(22, events=300)
+    made = await make_recordings(postgres_server, stream, gatherers=1, gaps=0, disconnects=0)
+    production = await fresh_database(postgres_server, "production")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    service = asyncio.create_task(serve(settings(made, production, tmp_path, health_port=port)))
+
+    async def read_on() -> int:
+        heard = 0
+        async with aiohttp.ClientSession() as http:
+            while not service.done():
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with http.get(f"http://127.0.0.1:{port}/api/events") as answer:
+                        async for _ in answer.content:
+                            heard += 1
+                await asyncio.sleep(0.05)
+        return heard
+
+    reading = asyncio.create_task(read_on())
+    assert await service == 0
+    assert await reading > 0
+
+
 def test_moments_are_read_exactly_or_refused() -> None:
     assert moment_us("1970-01-02") == 24 * HOUR_US
     assert moment_us("1970-01-01T02") == 2 * HOUR_US
     for text in ("2026-13-01", "2026-01-01T25", "0000-01-01"):
-        with pytest.raises(RefusedError):
+        with pytest.raises(NoSuchTimeError):
             moment_us(text)
 
 

@@ -13,6 +13,8 @@ from kalshilake.schema import STATUSES
 
 HOUR = 3_600_000_000
 WELL: dict[str, Any] = {"components": {"merge": {"state": "ok", "reason": ""}}}
+BROKEN = {"components": {"s": {"state": "failing", "reason": "disk"}}}
+FRESH = {"market": "M", "to_us": HOUR, "kind": "gap", "reason": "error"}
 KNOWN = {"at_ms": 1, "age_ms": 0, "trouble": ""}
 
 
@@ -46,11 +48,13 @@ def test_complete_is_said_where_nothing_is_wrong() -> None:
         ("unknown", "no window", {"hours": []}),
         ("late", "merge is late", {"lag": LATE_MS + 1}),
         ("incomplete", "1 of 3 order books", {"hours": hours(KXB=cell(complete=1, gap=2_500_000))}),
-        ("incomplete", "disk", {"health": {"components": {"s": {"state": "failing", "reason": "disk"}}}}),
-        ("incomplete", "gap, error", {"recent": [{"market": "M", "to_us": HOUR, "kind": "gap", "reason": "error"}]}),
+        ("incomplete", "disk", {"health": BROKEN}),
+        ("incomplete", "gap, error", {"recent": [FRESH]}),
     ],
 )  # fmt: skip
-def test_every_single_lack_takes_the_word_away(word: str, says: str, changed: dict[str, Any]) -> None:
+def test_every_single_lack_takes_the_word_away(
+    word: str, says: str, changed: dict[str, Any]
+) -> None:
     """Negative control of `complete`: each of these alone."""
     found = judge(
         changed.get("health", WELL), {}, changed.get("hours", GOOD), changed.get("known", KNOWN),

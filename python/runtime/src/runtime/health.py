@@ -15,12 +15,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from marketdata.errors import StorageError
 from runtime.door import BACKLOG, Door
@@ -39,6 +41,17 @@ HEADERS: Final[Mapping[str, str]] = {
     "Referrer-Policy": "no-referrer",
     "Server": "kalshi-tape",
 }
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a record of aiohttp's tells of us, not of a request that was none."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, HttpProcessingError)
+
+
+# Whoever sends nonsense must not fill the journal with it.
+_LOG: Final = logging.getLogger("runtime.health")
+_LOG.addFilter(_is_ours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +180,12 @@ class HealthServer:
             app.router.add_get(path, answer)
         app.router.add_routes(more)
         runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, lingering_time=0.0
+            app,
+            access_log=None,
+            logger=_LOG,
+            handle_signals=False,
+            shutdown_timeout=1.0,
+            lingering_time=0.0,
         )
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)

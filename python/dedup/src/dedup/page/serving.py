@@ -74,6 +74,10 @@ class RefusedError(Exception):
     """A request that cannot be answered as it is; the text says why."""
 
 
+class NoSuchTimeError(Exception):
+    """A text of the right form that names no day or hour."""
+
+
 def parameters(request: web.Request, forms: Mapping[str, str], optional: frozenset[str]) -> Params:
     """The parameters of a request, each once and of its form.
 
@@ -98,12 +102,12 @@ def parameters(request: web.Request, forms: Mapping[str, str], optional: frozens
 
 
 def moment_us(text: str) -> int:
-    """Microseconds of a day or an hour, UTC. Raises RefusedError where there is no such time."""
+    """Microseconds of a day or an hour, UTC. Raises NoSuchTimeError."""
     form = "%Y-%m-%dT%H" if "T" in text else "%Y-%m-%d"
     try:
         at = dt.datetime.strptime(text, form).replace(tzinfo=dt.UTC)
     except ValueError:
-        raise RefusedError(f"{text} is no time") from None
+        raise NoSuchTimeError(text) from None
     return (at - _EPOCH) // _US
 
 
@@ -191,8 +195,9 @@ class Page:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
         for queue in self._streams:
-            with contextlib.suppress(asyncio.QueueFull):
-                queue.put_nowait(None)
+            while not queue.empty():
+                queue.get_nowait()
+            queue.put_nowait(None)
         await self.production.close()
 
     # -- answering -------------------------------------------------------------------------------
@@ -205,6 +210,8 @@ class Page:
                 body = await answer(parameters(request, forms, optional))
             except RefusedError as error:
                 return _json({"error": str(error)}, 400)
+            except NoSuchTimeError as error:
+                return _json({"error": f"there is no such time: {error}"}, 404)
             except depth.UnknownMarketError as error:
                 return _json({"error": f"{error} is not on the tape"}, 404)
             except UnansweredError as error:
