@@ -32,6 +32,7 @@ help:
 	@echo "make pg-matrix   the database tests on PostgreSQL 15, 16, and 17 with TimescaleDB (as root)"
 	@echo "make thirdparty  clients that others wrote, against the simulated exchange (about a minute)"
 	@echo "make pictures    the pictures of docs/ that show recorded data (about two minutes)"
+	@echo "make page        the status page in a real browser, made-up requests, misuse (as root; make page-bench: its cost)"
 	@echo "make spark       books, bars and the verifier on a local Spark; needs Java (about three minutes)"
 	@echo "make thirdparty-exports  files of tape export, read by the programs they are for (about three minutes)"
 	@echo "make lock        resolve the dependencies again"
@@ -111,3 +112,4 @@ clean:
 -include tests/lake_on_s3.mk
 -include tests/spark/spark.mk
 -include tests/pictures/pictures.mk
+-include tests/page/page.mk

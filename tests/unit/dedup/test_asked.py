@@ -41,22 +41,28 @@ async def test_an_answer_stands_and_is_made_once_for_all_who_ask(production: str
 
 
 async def test_a_dear_answer_stands_longer(production: str) -> None:
-    """What costs a second is made at most every hundred."""
-    clock, made = Clock(), []
+    """What costs a tenth of a second is made at most every ten; nothing stands for ever."""
+    clock, made, cost_s = Clock(), [], [0.1]
 
     async def make(_: Any) -> dict[str, Any]:
         made.append(1)
-        clock.s += 1.0
+        clock.s += cost_s[0]
         return {}
 
     page = Production(production, monotonic=clock)
     await page.known("a", make, stands_s=5)
-    clock.s += 1.0 / asked.SHARE - 1
+    clock.s += 9.8
     await page.known("a", make, stands_s=5)
     assert len(made) == 1
     clock.s += 2
     await page.known("a", make, stands_s=5)
     assert len(made) == 2
+    cost_s[0] = 100.0
+    clock.s += 11
+    await page.known("a", make, stands_s=5)
+    clock.s += asked.STANDS_S_MAX + 0.1
+    await page.known("a", make, stands_s=5)
+    assert len(made) == 4
     await page.close()
 
 

@@ -34,7 +34,12 @@ async def test_everything_about_a_stretch_and_nothing_else(production: str) -> N
     await publisher.open()
     await publisher.commit(publication_of([output], {}, {}), {})
     found = await load_evidence(await publisher.connection(), T0, T0 + H)
+    some = await load_evidence(await publisher.connection(), T0, T0 + H, ["A", "OLD", "NONE"])
     await publisher.close()
+    assert some.progress == found.progress
+    assert [c.ticker for c in some.claims] == ["A"]
+    assert (some.marks, some.audits, some.tickers) == ([], found.audits, ["A"])
+    assert some.epochs == found.epochs
     assert [p.run_id for p in found.progress] == [2]
     assert [(c.ticker, c.valid) for c in found.claims] == [("A", True), ("C", False)]
     assert found.marks == output.marks[:1]

@@ -14,6 +14,7 @@ import pytest
 
 from dedup.main import serve
 from dedup.page.serving import FILES, POLICY, STREAMS_MAX, NoSuchTimeError, moment_us
+from dedup.processes import together
 from dedup.publication import HOUR_US
 from kalshilake import open_lake
 from kalshilake.schema import STATUSES
@@ -205,6 +206,20 @@ async def test_the_stream_tells_an_overview_again_and_again_and_has_a_limit(tape
             assert str(STREAMS_MAX) in refused["error"]
             for each in held:
                 each.close()
+
+
+async def test_the_page_of_several_mergers_tells_the_same_way(tape: Tape) -> None:
+    """Of one of them nothing is heard; gatherers are told as the first one reads them."""
+    async with serving(tape) as page:
+        page.page._status = lambda: together([tape.status(), None, tape.status()])
+        told = await page.get("/api/overview")
+        assert told["merge"]["rows_merged"] == 2 * tape.status()["rows_merged"]
+        assert len(told["merge"]["mergers"]) == 3
+        assert told["gatherers"]
+        page.page._status = lambda: together([None, None])
+        told = await page.get("/api/overview")
+        assert told["gatherers"] == []
+        assert (await page.get("/api/interruptions"))["interruptions"] == []
 
 
 async def test_readers_of_the_stream_do_not_keep_a_finished_service(

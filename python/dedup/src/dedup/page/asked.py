@@ -3,7 +3,7 @@
 Purpose: nothing that somebody looks at may slow the merge. So the page has connections of its own,
 read-only, CONNECTIONS_MAX of them, each statement ended by the server after STATEMENT_MS; and every
 answer stands for a while: at least as long as it is asked to, and so long that making it costs at
-most SHARE of the time.
+most SHARE of the time, up to STANDS_S_MAX.
 
 What holds:
 - One making of an answer is on its way at a time, however many ask for it.
@@ -35,6 +35,8 @@ ANSWER_S: Final = 15.0
 IDLE_S: Final = 60.0
 ANSWERS_MAX: Final = 200
 SHARE: Final = 1 / 100
+STANDS_S_MAX: Final = 45.0
+"""However dear it is: an answer must not grow so old that nobody can rely on it."""
 FAILED_STANDS_S: Final = 2.0
 """After a failure production is left alone for so long."""
 
@@ -113,7 +115,8 @@ class Production:
                 kept.body = await make(conn)
                 cost_s = self._monotonic() - held_s
             kept.made_ms, kept.trouble, self.trouble = self._wall_ms(), "", ""
-            kept.stands_until_s = self._monotonic() + max(stands_s, cost_s / SHARE)
+            stands_s = max(stands_s, min(cost_s / SHARE, STANDS_S_MAX))
+            kept.stands_until_s = self._monotonic() + stands_s
         except FAILURES as error:
             kept.trouble = self.trouble = f"{type(error).__name__}: {error}"[:200]
             kept.stands_until_s = began_s + FAILED_STANDS_S

@@ -24,8 +24,8 @@ Word = Literal["complete", "incomplete", "late", "unknown"]
 LATE_MS: Final = 60_000
 """Rows received so long ago and not on the tape: it is late."""
 STALE_MS: Final = 60_000
+KINDS: Final = ("gap", "quarantined", "disputed", "ambiguous")
 LINES_MAX: Final = 20
-CLOSED_SHOWN: Final = 3
 
 Hours = Sequence[tuple[int, int, Mapping[str, Cell]]]
 
@@ -121,12 +121,12 @@ def _lacks(hours: Hours) -> list[dict[str, Any]]:
 
 
 def _recent(gaps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """By kind and reason, the newest first."""
+    """By kind and reason; a gap is worse than a doubt."""
     kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for gap in gaps:
         kinds.setdefault((gap["kind"], gap["reason"]), []).append(gap)
     found = []
-    for (kind, reason), of in kinds.items():
+    for (kind, reason), of in sorted(kinds.items(), key=lambda item: KINDS.index(item[0][0])):
         markets = {gap["market"] for gap in of}
         last = max(of, key=lambda gap: (gap["to_us"], gap["market"]))
         where = f"{len(markets)} order books" if len(markets) > 1 else last["market"]

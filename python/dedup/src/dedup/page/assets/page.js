@@ -77,7 +77,7 @@ function showFigures(node, rows) {
     }
     const [dt, dd] = group.children;
     put(dt, name);
-    dd.className = bad ? "bad" : "";
+    dd.className = `${bad ? "bad" : ""} ${value.length > 16 ? "long" : ""}`;
     dd.dataset.name = name;
     put(dd.children[0], value);
     put(dd.children[1], small ? ` ${small}` : "");
@@ -146,7 +146,7 @@ const pick = (market) => el("button", { type: "button", className: "name", textC
 function showGaps(told) {
   $("gaps-known").dataset.said = `${told.gaps.length} newest stretches that are not complete; windows that closed without everybody: ${told.unwaited.length}.`;
   table($("gaps"), [["from (exchange time)"], ["length", "n"], ["market"], ["kind"], ["reason", "wide"]],
-    told.gaps.map((g) => [w.moment(g.from_us), w.duration(g.to_us - g.from_us), pick(g.market), g.kind, w.reason(g.reason)]), "No gap is known.");
+    told.gaps.map((g) => [w.moment(g.from_us).slice(5), w.duration(g.to_us - g.from_us), pick(g.market), g.kind, w.reason(g.reason)]), "No gap is known.");
 }
 function showInterruptions(told) {
   put($("interruptions-known"), `${w.count(told.interrupted)} since this process began. Whether the tape lacks anything there, the merge decides.`);
@@ -156,12 +156,12 @@ function showInterruptions(told) {
 }
 function showQuarantine(told) {
   table($("quarantine"), [["from (exchange time)"], ["market"], ["gatherer", "n"], ["rows", "n"], ["reason", "wide"]],
-    told.quarantine.map((q) => [w.moment(q.from_us), q.market ? pick(q.market) : "–", String(q.gatherer + 1), w.count(q.rows), q.reason]), "Nothing was kept aside.");
+    told.quarantine.map((q) => [w.moment(q.from_us).slice(5), q.market ? pick(q.market) : "–", String(q.gatherer + 1), w.count(q.rows), q.reason]), "Nothing was kept aside.");
 }
 function showAudits(told) {
   $("audits-known").dataset.said = `${told.audits.filter((a) => !a.agrees).length} of the last ${told.audits.length} differ.`;
   table($("audits"), [["exchange time"], ["market"], ["gatherer", "n"], ["book"]],
-    told.audits.map((a) => [w.moment(a.exchange_us), pick(a.market), String(a.gatherer + 1), el("span", { className: a.agrees ? "ok" : "bad", textContent: a.agrees ? "agrees" : "DIFFERS" })]), "No snapshot was held against the book yet.");
+    told.audits.map((a) => [w.moment(a.exchange_us).slice(5), pick(a.market), String(a.gatherer + 1), el("span", { className: a.agrees ? "ok" : "bad", textContent: a.agrees ? "agrees" : "DIFFERS" })]), "No snapshot was held against the book yet.");
 }
 function showHost(told) {
   showFigures($("host-figures"), [

@@ -6,7 +6,7 @@ export const WORDS = { complete: "complete", incomplete: "not complete", late: "
 export const LETTERS = { gap: "G", ambiguous: "A", disputed: "D", unproven: "U" };
 
 const REASONS = {
-  gap: "messages were lost in every recording",
+  gap: "messages were lost",
   book_equal: "a hole in every recording; the book was the same before and after it",
   close: "the connection was closed",
   closed_by_peer: "the exchange closed the connection",
