@@ -32,6 +32,7 @@ from tests.databases import fresh_database
 from tests.dedup_rig import Recordings, pipeline, settings
 from tests.gatherer_rows import make_stream
 from tests.page.browser import browser, opened
+from tests.page.test_requests import answers
 
 MARKETS = 10_000
 SERIES = 100
@@ -43,34 +44,38 @@ HOUR_US = 3_600_000_000
 OPEN_US = 2**62
 
 
+FILL = """
+INSERT INTO market SELECT n, 'KXS' || lpad((n % {series})::text, 3, '0') || '-E-' || n, {before}
+FROM generate_series(1, {markets}) n;
+INSERT INTO run_progress SELECT g, 1, 'orderbook', {before}, {now}, false, ''
+FROM generate_series(0, 2) g;
+INSERT INTO run_progress SELECT g, 2, 'trade', {before}, {now}, false, ''
+FROM generate_series(0, 2) g;
+INSERT INTO market_claim SELECT market_id, g, 1, {before}, {open}, true, ''
+FROM market, generate_series(0, 2) g;
+INSERT INTO mark SELECT 1, market_id, market_id, 'gap', {hour} + 1000000, {hour} + 2000000, 'gap'
+FROM market WHERE market_id % 97 = 0;
+INSERT INTO lake_hour VALUES ({before}, true, true, 0), ({hour}, true, true, 0);
+INSERT INTO merge_state (windows, closed_to_us, received_ns_max, settings, counts)
+VALUES (1, {now}, {now} * 1000::bigint, '{{}}', '{{}}');
+ANALYZE;
+"""
+
+
 async def fill(dsn: str, now_us: int) -> None:
     """Ten thousand markets in the running hour and the one before."""
     hour_us = now_us - now_us % HOUR_US
     conn = await asyncpg.connect(dsn)
     await conn.execute(
-        "INSERT INTO market SELECT n, 'KXS' || lpad((n % $2::integer)::text, 3, '0') || '-E-' || n, $3::bigint"
-        " FROM generate_series(1, $1::integer) n", MARKETS, SERIES, hour_us - HOUR_US,
-    )  # fmt: skip
-    for gatherer in range(3):
-        await conn.execute(
-            "INSERT INTO run_progress VALUES ($1::integer, 1, 'orderbook', $2::bigint, $3::bigint, false, ''),"
-            " ($1, 2, 'trade', $2, $3, false, '')", gatherer, hour_us - HOUR_US, now_us,
-        )  # fmt: skip
-        await conn.execute(
-            "INSERT INTO market_claim SELECT market_id, $1::integer, 1, $2::bigint, $3::bigint, true, '' FROM market",
-            gatherer, hour_us - HOUR_US, OPEN_US,
-        )  # fmt: skip
-    await conn.execute(
-        "INSERT INTO mark SELECT 1, market_id, market_id, 'gap', $1::bigint, $1::bigint + 1000000, 'gap'"
-        " FROM market WHERE market_id % 97 = 0", hour_us + 1_000_000,
-    )  # fmt: skip
-    for us in (hour_us - HOUR_US, hour_us):
-        await conn.execute("INSERT INTO lake_hour VALUES ($1, true, true, 0)", us)
-    await conn.execute(
-        "INSERT INTO merge_state (windows, closed_to_us, received_ns_max, settings, counts)"
-        " VALUES (1, $1::bigint, $2::bigint, '{}', '{}')", now_us, now_us * 1_000,
-    )  # fmt: skip
-    await conn.execute("ANALYZE")
+        FILL.format(
+            markets=MARKETS,
+            series=SERIES,
+            before=hour_us - HOUR_US,
+            hour=hour_us,
+            now=now_us,
+            open=OPEN_US,
+        )
+    )
     await conn.close()
 
 
@@ -124,7 +129,7 @@ async def measure(seconds: float) -> dict[str, float]:
     process = psutil.Process(child.pid)
     base = f"http://127.0.0.1:{port}/"
     try:
-        await asyncio.sleep(5)
+        await answers(f"{base}api/overview", 60)
         async with browser() as running:
             tab = await opened(running, base)
             await tab.tab.wait_for_selector("#hours button")
