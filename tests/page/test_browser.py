@@ -61,7 +61,11 @@ async def until(what: str, true: Any, seconds: float = 90.0) -> float:
 async def break_every_subscription(
     fleet: Fleet[DemoPlan], http: aiohttp.ClientSession, tab: Watched
 ) -> None:
-    """Error 25 on every book subscription of every gatherer: what the page says of it, and when."""
+    """Error 25 on every book subscription of every gatherer: what the page says of it, and when.
+
+    The 5 s count from the receipt at the gatherer: the exchange carries the order out at its own
+    pace, which is that of the machine.
+    """
     before = await ask(http, fleet.url("dedup", "/api/gaps"))
     newest_us = max((g["to_us"] for g in before["gaps"]), default=0)
     at_ms = time.time_ns() // 1_000_000
@@ -76,8 +80,15 @@ async def break_every_subscription(
         told = {row[1] for row in rows if row[0] >= injected and "error" in row[4]}
         return told == {"1", "2", "3"}
 
-    await until("an interruption of each gatherer with its reason", told_of_all)
-    live_s = time.monotonic() - began_s
+    await until("an interruption of each gatherer with its reason", told_of_all, 180)
+    shown_ms = time.time_ns() // 1_000_000
+    ordered_s = time.monotonic() - began_s
+    told = (await ask(http, fleet.url("dedup", "/api/interruptions")))["interruptions"]
+    received: dict[int, int] = {}  # by gatherer, of its first one after the order
+    for row in told:  # newest first
+        if row["received_ms"] >= at_ms and "error" in row["reason"]:
+            received[row["gatherer"]] = row["received_ms"]
+    live_s = (shown_ms - max(received.values())) / 1_000
 
     async def gap_is_on_the_tape() -> bool:
         found = await ask(http, fleet.url("dedup", "/api/gaps"))
@@ -86,8 +97,9 @@ async def break_every_subscription(
         return bool(gaps) and bool(shown) and shown[0][2] == gaps[0]["market"]
 
     await until("the gap of the tape", gap_is_on_the_tape)
-    print(f"\ninterruption with its reason on the page after {live_s:.1f} s, the gap of the tape")
-    print(f"after {time.monotonic() - began_s:.1f} s (its window of 5 s and the grace of 2 s)")
+    print(f"\non the page with its reason {live_s:.1f} s after the last gatherer received it and")
+    print(f"{ordered_s:.1f} s after the order to the exchange; as a gap of the tape after")
+    print(f"{time.monotonic() - began_s:.1f} s (windows of 5 s, a grace of 2 s)")
     assert live_s <= WITHIN_S
 
 
