@@ -120,7 +120,12 @@ async def looked_at(tab: Watched) -> None:
     await page.keyboard.press("Tab")
     await page.press("#market", "Enter")
     await page.wait_for_selector("#ladder td")
-    await page.wait_for_function("document.querySelector('#depth-text').textContent.length > 0")
+    # Not by a function of the page's: its policy forbids to evaluate text.
+    await until("the depth is drawn", partial(_drawn, tab), 20)
+
+
+async def _drawn(tab: Watched) -> bool:
+    return bool(await tab.text("#depth-text"))
 
 
 async def pictures(running: Any, base: str) -> None:
