@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,20 +80,41 @@ def _layer(work: Path, nix: Nix, paths: list[str]) -> Path:
     return layer
 
 
+def store() -> Path:
+    """The Nix store of the closures, a folder: what `nix copy --from` and `--store` take."""
+    return cache() / "closures" / "store"
+
+
+def _build(work: Path, change: Callable[[Path], None]) -> tuple[Nix, dict[str, str]]:
+    """Build this checkout as `change` left the copy of it; store path by closure."""
+    packages, files, key = _supplies(work)
+    with tempfile.TemporaryDirectory(dir=work, prefix="source-") as folder:
+        source = snapshot(Path(folder))
+        change(source)
+        nix = Nix(store(), source, packages)
+        known = store() / f"supplied-{key}"
+        if not known.exists():
+            nix.add(files)
+            known.touch()
+        paths = nix.build(*(f"packages.{MACHINE}.{name}" for name in NAMES))
+        return nix, dict(zip(NAMES, paths, strict=True))
+
+
 def closures() -> Closures:
     """Build what this checkout says. The first time takes about ten minutes, later ones seconds."""
     work = cache() / "closures"
     work.mkdir(exist_ok=True)
     with locked("closures"):
-        packages, files, key = _supplies(work)
-        with tempfile.TemporaryDirectory(dir=work, prefix="source-") as folder:
-            nix = Nix(work / "store", snapshot(Path(folder)), packages)
-            known = work / "store" / f"supplied-{key}"
-            if not known.exists():
-                nix.add(files)
-                known.touch()
-            paths = nix.build(*(f"packages.{MACHINE}.{name}" for name in NAMES))
-            return Closures(_layer(work, nix, paths), dict(zip(NAMES, paths, strict=True)))
+        nix, paths = _build(work, lambda source: None)
+        return Closures(_layer(work, nix, list(paths.values())), paths)
+
+
+def changed(change: Callable[[Path], None]) -> dict[str, str]:
+    """Build a copy of this checkout in which `change` (given its folder) changed something."""
+    work = cache() / "closures"
+    work.mkdir(exist_ok=True)
+    with locked("closures"):
+        return _build(work, change)[1]
 
 
 if __name__ == "__main__":

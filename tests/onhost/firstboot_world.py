@@ -32,7 +32,8 @@ from tests.rules.tree import ROOT
 
 MIRROR_ADDRESS = "203.0.113.80"
 TIME_ADDRESS = "169.254.169.123"
-INSTALLED = ("chrony", "nix-bin")  # in the tree, and not in Debian's image
+# In the tree, and not in Debian's image.
+INSTALLED = ("chrony", "nix-bin", "nix-setup-systemd", "unattended-upgrades")
 PASSWORD = "correct horse"
 OWNERS_NIX = """experimental-features = nix-command flakes
 substituters =

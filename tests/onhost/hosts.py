@@ -173,7 +173,8 @@ class Cluster:
         machine.run("systemctl", "daemon-reload")
         units = [p.name for p in (machine.seed / "etc/systemd/system").glob("kalshi*")]
         wanted = [u for u in units if "WantedBy" in machine.run("systemctl", "cat", u).stdout]
-        machine.run("systemctl", "enable", *sorted(wanted))
+        if wanted:
+            machine.run("systemctl", "enable", *sorted(wanted))
 
     def _tls(self, machine: Machine) -> None:
         """The certificate command of the page, with this host's address."""

@@ -29,7 +29,7 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "libnss-systemd", "dbus", "udev", "iproute2", "nftables"),
     *("procps", "python3", "iputils-ping", "openssl", "ca-certificates", "sudo", "curl", "zstd"),
     *("postgresql-17", "postgresql-17-timescaledb", "nix-bin", "openssh-server", "chrony"),
-    *("strace", "libfaketime"),
+    *("strace", "libfaketime", "nix-setup-systemd", "unattended-upgrades"),
 )
 # What would fail in a namespace, or steer the real machine (chrony its clock).
 MASKED = (
@@ -42,6 +42,7 @@ DISABLED = (
     *("postgresql.service", "systemd-timesyncd.service", "apt-daily.timer"),
     *("apt-daily-upgrade.timer", "fstrim.timer", "e2scrub_all.timer", "dpkg-db-backup.timer"),
     *("ssh.service", "nix-daemon.service", "nix-daemon.socket", "systemd-networkd.service"),
+    "unattended-upgrades.service",
 )
 # Hooks run outside the tree, with its path as the first argument: never without it.
 NO_CLUSTER = (
