@@ -53,6 +53,9 @@ BROKEN: Final[Mapping[str, str]] = {
     ),
     "forged": f"import sys\n{GATHER}",  # good, and signed by nobody we trust
 }
+# Good ones with much in them: no host has it, and copying takes a moment.
+BIG: Final = ("big-1", "big-2")
+BIG_BYTES: Final = 256 << 20
 # Small directories are copied, because systemd's links lead into them; the rest is linked.
 BREAK: Final = r"""
 mkdir -p "$out/bin" "$out/lib"
@@ -64,6 +67,7 @@ rm "$out/bin/kalshi-gatherer"
 { printf '#!%s/bin/python3.13 -sP\n' "$out"; cat "$text"; } > "$out/bin/kalshi-gatherer"
 chmod 555 "$out/bin/kalshi-gatherer"
 """
+FILL: Final = f'head -c {BIG_BYTES} /dev/urandom > "$out/ballast"\n'
 # The stand-in has no PostgreSQL: the closure's settings and units, and the programs of Debian.
 WITH_SERVER: Final = r"""
 mkdir "$out"
@@ -158,6 +162,10 @@ def releases(folder: Path) -> Releases:
             paths[name]["postgres"] = _derived("kalshi-postgres", closure, WITH_SERVER, SERVER)
         for name, text in BROKEN.items():
             made = _derived(f"kalshi-gatherer-{name}", paths["a"]["gatherer"], BREAK, text)
+            paths[name] = {**paths["a"], "gatherer": made}
+        for name in BIG:
+            text = f"import sys  # {name}\n{GATHER}"
+            made = _derived(f"kalshi-gatherer-{name}", paths["a"]["gatherer"], BREAK + FILL, text)
             paths[name] = {**paths["a"], "gatherer": made}
         signed = {p for name, found in paths.items() if name != "forged" for p in found.values()}
         _nix("store", "sign", "--recursive", "--key-file", signing, *sorted(signed))

@@ -26,6 +26,7 @@ from tests.onhost.lab import Lab
 from tests.onhost.machine import Machine
 from tests.onhost.network import EXCHANGE, PRODUCTION, Network
 from tests.onhost.outside import Outside
+from tests.onhost.tape_checks import audits_failed, collected
 
 pytestmark = [pytest.mark.onhost, pytest.mark.timeout(3000)]
 
@@ -170,8 +171,9 @@ def test_the_tape_is_the_exchanges_truth_after_everything_failed(run: Run) -> No
         cluster.wait_active(run.host(name), "kalshi-gatherer", 300)
         cluster.wait_active(run.host(name), "kalshi-timescaledb", 300)
     _finish(run)
-    verdict, frames = prove.prove(_collected(run, outside.folder))
-    failed = sum(_audits_failed(run.host(name)) for name in GATHERERS)
+    gatherers = {name: run.host(name) for name in GATHERERS}
+    verdict, frames = prove.prove(collected(gatherers, outside))
+    failed = sum(audits_failed(host) for host in gatherers.values())
     print(json.dumps({**asdict(verdict), "frames": frames, "audits_failed": failed}, indent=1))
     assert proof.exit_ok(verdict, audits_failed=failed), verdict.examples
     assert verdict.events_merged > EVENTS_PER_S * SECONDS * 0.8
@@ -226,25 +228,6 @@ def _finish(run: Run) -> None:
 
     deduplicator.wait(has_ended, FINISH_S, "the deduplicator to finish the tape")
     run.cluster.outside.stop_exchange()
-
-
-def _collected(run: Run, out: Path) -> Path:
-    """The folder as `tape demo` leaves one: truth, spools, lake."""
-    for number, name in enumerate(GATHERERS, 1):
-        shutil.copytree(
-            run.host(name).path("/var/lib/kalshi-gatherer/spool"), out / f"g{number}" / "spool"
-        )
-    assert run.cluster.outside.fetch_lake(out / "lake") > 0
-    return out
-
-
-def _audits_failed(host: Machine) -> int:
-    said = host.run(
-        *("sudo", "-u", "kalshi-timescaledb", "psql", "-X", "-At", "-p", "5432"),
-        *("-h", "/run/kalshi-timescaledb", "-U", "postgres", "-d", "kalshi"),
-        *("-c", "SELECT count(*) FROM orderbook_snapshot WHERE verdict = 2"),
-    )
-    return int(said.stdout)
 
 
 def _check_that_the_proof_can_fail(run: Run) -> None:

@@ -31,9 +31,10 @@ def test_flags_are_read_with_units(tmp_path: Path) -> None:
 def test_all_wrong_flags_are_told_together(tmp_path: Path) -> None:
     """One message, not one fault a start."""
     wrong = ("--synthetic", "0", "--rate", "fast", "--seconds", "-1", "--tls-cert", "x")
+    wrong += ("--start", "-1")
     with pytest.raises(ConfigError) as caught:
         read_flags(flags_of(tmp_path, *wrong))
-    for part in ("--rate fast", "--synthetic 0", "--seconds -1.0", "--tls-key"):
+    for part in ("--rate fast", "--synthetic 0", "--seconds -1.0", "--tls-key", "--start -1"):
         assert part in str(caught.value)
 
 
@@ -43,6 +44,13 @@ def test_seconds_cap_the_play_and_the_plan(tmp_path: Path) -> None:
     half = build_venue(read_flags([*base, "--seconds", "30"]), Ledger())
     assert half.plan.span_us == 30_000_000
     assert half.plan.events_expected == 300
+
+
+def test_the_exchanges_clock_begins_where_it_is_told(tmp_path: Path) -> None:
+    """Who compares the tape's end with a clock needs a play in the present."""
+    base = flags_of(tmp_path, "--synthetic", "2", "--seconds", "30", "--start", "1800000000")
+    venue = build_venue(read_flags(base), Ledger())
+    assert (venue.plan.start_us, venue.now_us) == (1_800_000_000_000_000,) * 2
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from exchange.rest import Rest
 from exchange.server import Gate
 from exchange.serving import Place, serve_venue, tls_context
 from exchange.switches import Switches
-from exchange.synthetic import DEFAULT_SECONDS, SyntheticSource
+from exchange.synthetic import DEFAULT_SECONDS, START_US, SyntheticSource
 from exchange.timeline import Source
 from exchange.truth import Ledger, TruthWriter
 from exchange.venue import Venue
@@ -48,6 +48,7 @@ class Flags:
     seconds: float
     events_per_s: float | None
     turnover_per_s: int
+    start_s: int
     rate: float | None
     faults: FaultLevel
     seed: int
@@ -70,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=0.0, help="engine seconds (0: all)")
     parser.add_argument("--events-per-s", type=float, default=None, help="synthetic, all markets")
     parser.add_argument("--turnover-per-s", type=int, default=0, help="markets opening and closing")
+    parser.add_argument(
+        "--start", type=int, default=START_US // SECOND_US, metavar="UNIX_SECONDS",
+        help="synthetic: the exchange's clock when the play begins",
+    )  # fmt: skip
     parser.add_argument("--rate", default="1", help="multiple of engine time, or max")
     parser.add_argument("--faults", choices=list(FaultLevel), default=FaultLevel.NONE)
     parser.add_argument("--seed", type=int, default=1)
@@ -103,6 +108,8 @@ def read_flags(arguments: list[str]) -> Flags:
         faults.append(f"--synthetic {synthetic} markets: at least 1 is needed")
     if named.turnover_per_s < 0:
         faults.append(f"--turnover-per-s {named.turnover_per_s} is negative")
+    if named.start < 0:
+        faults.append(f"--start {named.start} is negative")
     if named.seconds < 0:
         faults.append(f"--seconds {named.seconds} is negative")
     if (named.tls_cert is None) != (named.tls_key is None):
@@ -115,6 +122,7 @@ def read_flags(arguments: list[str]) -> Flags:
         seconds=named.seconds,
         events_per_s=named.events_per_s,
         turnover_per_s=named.turnover_per_s,
+        start_s=named.start,
         rate=rate,
         faults=FaultLevel(named.faults),
         seed=named.seed,
@@ -143,6 +151,7 @@ def build_venue(flags: Flags, ledger: Ledger) -> Venue:
             events_per_s=flags.events_per_s,
             level=flags.faults,
             turnover_per_s=flags.turnover_per_s,
+            start_us=flags.start_s * SECOND_US,
         )
     end_us, expected = source.end_us, source.events_expected
     if flags.seconds:

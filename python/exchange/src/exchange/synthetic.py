@@ -101,14 +101,15 @@ class SyntheticSource:
         events_per_s: float | None = None,
         level: FaultLevel = FaultLevel.NONE,
         turnover_per_s: int = 0,
+        start_us: int = START_US,
     ) -> None:
         """`turnover_per_s`: markets that open, and as many that close, in every second; 0: the
-        recorded shares."""
+        recorded shares. `start_us`: the exchange's clock at the beginning of the play."""
         self.turnover_per_s = turnover_per_s
         self._seed = seed
         self._level = level
-        self.start_us = START_US
-        self.end_us = START_US + int(seconds * SECOND_US)
+        self.start_us = start_us
+        self.end_us = start_us + int(seconds * SECOND_US)
         self._rate = markets * EVENTS_PER_MARKET_S if events_per_s is None else events_per_s
         self.events_expected = int(self._rate * seconds)
         self._markets = markets

@@ -1,0 +1,86 @@
+"""What the on-host tests ask of a finished tape, besides `tape demo`'s own proof.
+
+`collected` brings truth, spools and lake into one folder. `witnesses` and `unproven` look at a
+window of exchange time: by how many gatherers was each event recorded, and is every market's
+coverage complete without a hole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kalshilake import open_lake
+from tape import prove
+from tests.onhost.machine import Machine
+from tests.onhost.outside import Outside
+
+GATHERER_BITS = 0b111
+
+
+def collected(gatherers: Mapping[str, Machine], outside: Outside) -> Path:
+    """The folder as `tape demo` leaves one: truth, spools, lake."""
+    out = outside.folder
+    for number, name in enumerate(sorted(gatherers), 1):
+        shutil.copytree(
+            gatherers[name].path("/var/lib/kalshi-gatherer/spool"), out / f"g{number}" / "spool"
+        )
+    assert outside.fetch_lake(out / "lake") > 0
+    return out
+
+
+def audits_failed(host: Machine) -> int:
+    """Snapshots that differed from the book that the gatherer had followed."""
+    said = host.run(
+        *("sudo", "-u", "kalshi-timescaledb", "psql", "-X", "-At", "-p", "5432"),
+        *("-h", "/run/kalshi-timescaledb", "-U", "postgres", "-d", "kalshi"),
+        *("-c", "SELECT count(*) FROM orderbook_snapshot WHERE verdict = 2"),
+    )
+    return int(said.stdout)
+
+
+def witnesses(lake: Path, from_us: int, to_us: int) -> dict[int, int]:
+    """Order-book events of a window by the number of gatherers that recorded them."""
+    found = open_lake(str(lake)).deltas(
+        None, from_us, to_us, on_gap="ignore", columns=["kind", "sources"]
+    )
+    counts: Counter[int] = Counter()
+    for kind, sources in zip(found["kind"].to_pylist(), found["sources"].to_pylist(), strict=True):
+        if kind == "delta":  # a reset's time is inferred
+            counts[(sources & GATHERER_BITS).bit_count()] += 1
+    return dict(sorted(counts.items()))
+
+
+def unproven(lake: Path, from_us: int, to_us: int) -> tuple[list[str], int]:
+    """(what keeps the window from being complete, markets that are complete all through it)."""
+    intervals, _ = prove.read_coverage(open_lake(str(lake)))
+    faults: list[str] = []
+    throughout = 0
+    for market, found in sorted(intervals.items()):
+        inside = sorted(
+            (i for i in found if i.to_us > from_us and i.from_us < to_us), key=lambda i: i.from_us
+        )
+        end: int | None = None
+        for interval in inside:
+            if interval.status != "complete":
+                faults.append(f"{market}: {interval}")
+            if end is not None and interval.from_us > end:
+                faults.append(f"{market}: nothing from {end} to {interval.from_us}")
+            end = interval.to_us
+        if inside and inside[0].from_us <= from_us and (end or 0) >= to_us:
+            throughout += 1
+    return faults, throughout
+
+
+def summary(lake: Path, from_us: int, to_us: int) -> dict[str, Any]:
+    """Both of a window, for people."""
+    faults, throughout = unproven(lake, from_us, to_us)
+    return {
+        "seconds": (to_us - from_us) // 1_000_000,
+        "events by witnesses": witnesses(lake, from_us, to_us),
+        "markets complete throughout": throughout,
+        "faults of coverage": len(faults),
+    }

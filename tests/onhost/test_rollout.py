@@ -1,0 +1,88 @@
+"""P1: twenty rollouts under 2,000 frames a second, and not one event that fewer than two saw.
+
+The fleet goes back and forth between two revisions by the owner's command, over real SSH and Nix.
+Then the tape is compared with the exchange's truth by the code of `tape demo`, its coverage is
+looked through, and every event's witnesses are counted. The controls restart gatherers without the
+rule, two at once and then all three: sampler, witnesses and coverage must each see it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.onhost import rollout_world, tape_checks
+from tests.onhost.hosts import GATHERERS
+from tests.onhost.lab import Lab
+from tests.onhost.rollout_world import Fleet
+
+pytestmark = [pytest.mark.onhost, pytest.mark.timeout(3 * 3600)]
+
+ROLLOUTS = int(os.environ.get("KT_ONHOST_ROLLOUTS", "20"))
+FRAMES_PER_S_MIN = 1900
+OTHER = {"a": "b", "b": "a"}
+TWO_AT_ONCE, ALL_AT_ONCE = "control: two at once", "control: all at once"
+
+
+@pytest.fixture(scope="module")
+def fleet(lab: Lab, tree: Path) -> Iterator[Fleet]:
+    with rollout_world.fleet(lab, tree) as made:
+        yield made
+
+
+def test_rollouts_in_a_row_leave_two_recording(fleet: Fleet) -> None:
+    """Each ends with 0 and with every host on the other revision."""
+    before = fleet.outside.exchange_status()
+    took: list[float] = []
+    with fleet.window("rollouts"):
+        for number in range(ROLLOUTS):
+            release = OTHER[fleet.stands]
+            ended = fleet.roll(release)
+            assert ended.code == 0, f"rollout {number + 1}: {ended.said}"
+            took.append(round(ended.seconds, 1))
+            print(f"{number + 1}/{ROLLOUTS}: {json.dumps(fleet.seconds_by_host())}", flush=True)
+            fleet.check_stands(release)
+    after = fleet.outside.exchange_status()
+    seen = fleet.windows["rollouts"]
+    told = sum(after[kind] - before[kind] for kind in ("events", "trades", "tickers"))
+    frames_per_s = told * 1_000_000 // (seen.to_us - seen.from_us)
+    print(json.dumps({"rollouts": ROLLOUTS, "seconds each": took, "frames/s": frames_per_s}))
+    assert seen.few == 0
+    assert frames_per_s >= FRAMES_PER_S_MIN or "KT_ONHOST_EVENTS_PER_S" in os.environ
+
+
+def test_the_sampler_sees_two_gatherers_restarted_at_once(fleet: Fleet) -> None:
+    """The control: a rollout that ignores the rule."""
+    _restart_without_the_rule(fleet, TWO_AT_ONCE, GATHERERS[:2])
+    _restart_without_the_rule(fleet, ALL_AT_ONCE, GATHERERS)
+
+
+def _restart_without_the_rule(fleet: Fleet, name: str, victims: tuple[str, ...]) -> None:
+    with fleet.window(name):
+        for victim in victims:
+            fleet.host(victim).run("systemctl", "stop", "--no-block", "kalshi-gatherer")
+        for victim in victims:
+            fleet.host(victim).run("systemctl", "stop", "kalshi-gatherer")
+        for victim in victims:
+            fleet.host(victim).run("systemctl", "start", "--no-block", "kalshi-gatherer")
+        fleet.wait_for_all()
+    assert fleet.windows[name].few > 0
+
+
+def test_the_tape_is_the_truth_complete_and_seen_twice(fleet: Fleet) -> None:
+    """After all of it; and the controls' windows are found wanting."""
+    folder = fleet.finish()
+    fleet.prove(folder)
+    for name, window in fleet.windows.items():
+        seen = tape_checks.summary(folder / "lake", window.from_us, window.to_us)
+        print(json.dumps({name: {**seen, "few": window.few, "samples": window.samples}}))
+    for name, window in fleet.windows.items():
+        counts = tape_checks.witnesses(folder / "lake", window.from_us, window.to_us)
+        faults, throughout = tape_checks.unproven(folder / "lake", window.from_us, window.to_us)
+        assert (min(counts) < 2) == (name in (TWO_AT_ONCE, ALL_AT_ONCE)), (name, counts)
+        assert bool(faults) == (name == ALL_AT_ONCE), (name, faults[:5])
+        assert throughout > 0 or name == ALL_AT_ONCE
