@@ -1,4 +1,4 @@
-"""P1: twenty rollouts under 2,000 frames a second, and not one event that fewer than two saw.
+"""P1 and P3: twenty rollouts under 2,000 frames a second, and every event with two witnesses.
 
 The fleet goes back and forth between two revisions by the owner's command, over real SSH and Nix.
 Then the tape is compared with the exchange's truth by the code of `tape demo`, its coverage is
@@ -17,14 +17,17 @@ import pytest
 
 from tests.onhost import rollout_world, tape_checks
 from tests.onhost.hosts import GATHERERS
+from tests.onhost.image import run
 from tests.onhost.lab import Lab
 from tests.onhost.rollout_world import Fleet
+from tests.rules.tree import ROOT
 
 pytestmark = [pytest.mark.onhost, pytest.mark.timeout(3 * 3600)]
 
 ROLLOUTS = int(os.environ.get("KT_ONHOST_ROLLOUTS", "20"))
 FRAMES_PER_S_MIN = 1900
 OTHER = {"a": "b", "b": "a"}
+CDK_PYTHON = ROOT / ".venv-cdk" / "bin" / "python"
 TWO_AT_ONCE, ALL_AT_ONCE = "control: two at once", "control: all at once"
 
 
@@ -53,6 +56,24 @@ def test_rollouts_in_a_row_leave_two_recording(fleet: Fleet) -> None:
     print(json.dumps({"rollouts": ROLLOUTS, "seconds each": took, "frames/s": frames_per_s}))
     assert seen.few == 0
     assert frames_per_s >= FRAMES_PER_S_MIN or "KT_ONHOST_EVENTS_PER_S" in os.environ
+
+
+def test_the_outputs_of_a_real_cdk_deploy_lead_the_rollout(fleet: Fleet) -> None:
+    """P3: the CDK's own command line against moto writes the file that the rollout reads."""
+    file = fleet.deploy.folder / "outputs.json"
+    run(CDK_PYTHON, "-m", "tests.onhost.cdk_outputs", file, cwd=ROOT)
+    release = OTHER[fleet.stands]
+    with fleet.window("outputs of cdk deploy"):
+        ended = fleet.roll(release, "--outputs", file)
+        assert ended.code == 0, ended.said
+        fleet.check_stands(release)
+    assert fleet.windows["outputs of cdk deploy"].few == 0
+    # The control: what it says of the hosts is believed in nothing that topology.toml denies.
+    told = json.loads(file.read_text())
+    told["KalshiGatherer2"]["PrivateIp"] = "10.0.2.99"
+    file.write_text(json.dumps(told))
+    ended = fleet.roll(OTHER[release], "--outputs", file)
+    assert (ended.code, "10.0.2.99" in ended.said) == (2, True), ended.said
 
 
 def test_the_sampler_sees_two_gatherers_restarted_at_once(fleet: Fleet) -> None:
