@@ -56,13 +56,15 @@ BROKEN: Final[Mapping[str, str]] = {
 # Good ones with much in them: no host has it, and copying takes a moment.
 BIG: Final = ("big-1", "big-2")
 BIG_BYTES: Final = 256 << 20
-# Small directories are copied, because systemd's links lead into them; the rest is linked.
+# Small directories are copied, because systemd's links lead into them; the rest is linked, from
+# beside, because a deploy reads it in a store that is not at /nix.
 BREAK: Final = r"""
 mkdir -p "$out/bin" "$out/lib"
 for part in systemd sysusers.d tmpfiles.d; do cp -R "$good/lib/$part" "$out/lib/"; done
-ln -s "$good/lib/python3.13" "$out/lib/python3.13"
+beside=../../$(basename "$good")
+ln -s "$beside/lib/python3.13" "$out/lib/python3.13"
 cp "$good/pyvenv.cfg" "$out/"
-for program in "$good"/bin/*; do ln -s "$program" "$out/bin/"; done
+for program in "$good"/bin/*; do ln -s "$beside/bin/$(basename "$program")" "$out/bin/"; done
 rm "$out/bin/kalshi-gatherer"
 { printf '#!%s/bin/python3.13 -sP\n' "$out"; cat "$text"; } > "$out/bin/kalshi-gatherer"
 chmod 555 "$out/bin/kalshi-gatherer"

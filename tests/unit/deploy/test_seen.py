@@ -76,6 +76,9 @@ def test_a_gatherer_records_when_it_says_so() -> None:
     assert judge.not_caught_up(seen()) == ""
     assert "16000 ms behind" in judge.not_caught_up(seen(health={"detail": {"lag_ms": 16_000}}))
     assert "does not say" in judge.not_caught_up(seen(health={"detail": {"lag_ms": None}}))
+    began = {"lag_ms": 0, "batches": 0}
+    assert "taken nothing" in judge.not_caught_up(seen(health={"detail": began}))
+    assert judge.not_caught_up(seen(health={"detail": began | {"batches": 1}})) == ""
 
 
 def test_the_deduplicator_merges_follows_and_hears() -> None:
