@@ -166,13 +166,12 @@ class Fleet:
             "[Service]\nRestart=on-failure\n",
         )
         deduplicator.run("systemctl", "daemon-reload")
-        deduplicator.run("systemctl", "restart", "--no-block", "kalshi-deduplicator")
+        deduplicator.run("systemctl", "restart", "kalshi-deduplicator", timeout_s=300)
 
         def has_ended() -> bool:
-            shown = deduplicator.show("kalshi-deduplicator", "ActiveState", "Result", "NRestarts")
+            shown = deduplicator.show("kalshi-deduplicator", "ActiveState", "Result")
             return (shown["ActiveState"], shown["Result"]) == ("inactive", "success")
 
-        time.sleep(2)
         deduplicator.wait(has_ended, FINISH_S, "the deduplicator to finish the tape")
         self.outside.stop_exchange()
         return tape_checks.collected(self.gatherers, self.outside)
