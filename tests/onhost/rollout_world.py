@@ -103,9 +103,13 @@ class Fleet:
                 seconds[name] = round(seconds.get(name, 0.0) + told["seconds"], 1)
         return seconds
 
+    def journals(self) -> list[Path]:
+        """The journals of all rollouts, the newest last."""
+        return sorted((self.deploy.folder / "state" / "journals").glob("*.jsonl"))
+
     def journal(self) -> list[dict[str, Any]]:
         """The newest journal, line by line; one that is being written may end anywhere."""
-        found = sorted((self.deploy.folder / "state" / "journals").glob("*.jsonl"))
+        found = self.journals()
         told = []
         for line in found[-1].read_text().splitlines() if found else ():
             try:
