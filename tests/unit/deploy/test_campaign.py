@@ -168,3 +168,16 @@ async def test_one_host_is_brought_up_while_another_stays_broken(tmp_path: Path)
     only = Wish(hosts=("gatherer-2",), soak_s=2, canary_soak_s=3, await_s=60)
     assert await office.bring(only) == 0
     assert office.sim.capturing() == ["gatherer-1", "gatherer-2"]
+
+
+async def test_a_lock_of_a_run_that_ended_here_is_nobodys(tmp_path: Path) -> None:
+    """A host that did not answer when its run ended keeps the lock; another desk's stays."""
+    office = Office(tmp_path)
+    assert await office.bring() == 0
+    (told,) = office.records()
+    office.sim.hosts["gatherer-2"].lock = str(told["run"])
+    assert await office.bring() == 0
+    assert office.sim.hosts["gatherer-2"].lock == ""
+    office.sim.hosts["gatherer-2"].lock = "of somebody else"
+    assert await office.bring() == 2
+    assert office.sim.hosts["gatherer-2"].lock == "of somebody else"

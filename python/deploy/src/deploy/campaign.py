@@ -140,6 +140,12 @@ async def _remember(hosts: Hosts, fleet: Fleet, line: bytes, *, tidy: bool, say:
             say(host.name, f"not written down or not tidied: {error}")
 
 
+def ended(desk: Desk) -> frozenset[str]:
+    """The runs of this desk that came to an end: nothing of theirs goes on."""
+    stories = (Journal(path).story for path in desk.journals.glob(f"*{SUFFIX}"))
+    return frozenset(s.run for s in stories if s.outcome not in (None, "in between"))
+
+
 async def carry_out(
     desk: Desk,
     fleet: Fleet,
@@ -153,7 +159,9 @@ async def carry_out(
     """Run a journal to its outcome, keep the record here and on the hosts; the exit code."""
     facts = journal.story.facts
     wish = Wish(**facts["wish"] | {"hosts": tuple(facts["wish"]["hosts"])})
-    options = Options(facts["system"], gap=wish.gap, by_force=by_force, await_s=wish.await_s)
+    options = Options(
+        facts["system"], gap=wish.gap, by_force=by_force, await_s=wish.await_s, ended=ended(desk)
+    )
     rollout = Rollout(hosts, fleet, journal, options, clock=clock, say=say)
     outcome = await rollout.run()
     line = record(journal, rollout, outcome)

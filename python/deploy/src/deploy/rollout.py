@@ -70,12 +70,14 @@ class RealTime:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`system`: of the release. `gap`: ask for no others that cover. `by_force`: break locks."""
+    """`system`: of the release. `gap`: ask for no others that cover. `by_force`: break locks.
+    `ended`: runs of this desk that came to an end; a lock of theirs is nobody's."""
 
     system: str
     gap: bool = False
     by_force: bool = False
     await_s: int = 300
+    ended: frozenset[str] = frozenset()
 
 
 class Rollout:
@@ -141,10 +143,7 @@ class Rollout:
         if step.do == "preflight":
             await self._preflight()
         elif step.do == "lock":
-            for each in self._fleet.hosts:
-                await self._hosts.lock(
-                    each.name, self._journal.story.run, by_force=self._options.by_force
-                )
+            await self._lock()
         elif step.do == "copy":
             await self._hosts.copy(host, step.paths)
         elif step.do == "check":
@@ -355,6 +354,17 @@ class Rollout:
         before, now = self._journal.story.gaps, judge.gaps((await self._all()).values())
         if before is not None and now is not None:
             self.tape_gaps = now - before
+
+    async def _lock(self) -> None:
+        for host in self._fleet.hosts:
+            if self._options.ended:
+                # A host that did not answer when its run ended still has that run's lock.
+                held = (await self._look(host.name)).lock
+                if held in self._options.ended:
+                    await self._hosts.unlock(host.name, held)
+            await self._hosts.lock(
+                host.name, self._journal.story.run, by_force=self._options.by_force
+            )
 
     async def _unlock(self) -> None:
         for host in self._fleet.hosts:
