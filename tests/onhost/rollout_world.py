@@ -87,6 +87,8 @@ class Fleet:
             few, counts = self.sampler.few(since_s=since_s), self.sampler.summary(since_s)
             self.windows[name] = Window(from_us, self.exchange_us(), len(few), counts)
             print(f"{name}: samples by gatherers that record {counts}", flush=True)
+            for sample in few[:20]:
+                print(f"  {sample.at_s:.1f} s: {', '.join(sample.recording) or 'none'}", flush=True)
 
     def roll(self, release: str, *flags: str | Path, soak: str = SOAK) -> Ended:
         """A rollout, told of on standard output."""

@@ -9,6 +9,9 @@ Where no spool grew nobody records.
 Looking costs the hosts nothing: names and sizes of files, read through /proc of the host's process
 1; nothing runs inside them, and nothing is asked of the services or the exchange.
 
+WINDOW_S is longer than this machine's disk stalls: all hosts share it, and with a load of twenty on
+two cores no spool at all grew for 1.4 s, which with a window of 1 s looked like nobody recording.
+
 What it cannot see: which frames they are, and an overlap shorter than WINDOW_S. That every single
 event was recorded by two gatherers is asked of the tape itself (`tape_checks.witnesses`).
 """
@@ -26,7 +29,7 @@ from tests.onhost.machine import Machine
 
 SPOOL = "/var/lib/kalshi-gatherer/spool"
 EVERY_S = 0.1
-WINDOW_S = 1.0
+WINDOW_S = 2.0
 SHARE_MIN = 0.2
 
 
