@@ -228,7 +228,7 @@ def test_the_deploy_machine_killed_anywhere_and_gone_on_with(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Up to three deaths, each before or after any act; releases good and bad."""
-    natures = st.sampled_from([GOOD, Nature(ready_s=None), Nature(crash_s=12.0)])
+    natures = st.sampled_from([GOOD, Nature(ready_s=None), Nature(crash_s=12.0)])  # watched longer
     bad = {name: data.draw(natures) for name in ("gatherer", "deduplicator")}
     play = Play(tmp_path_factory.mktemp("play"), **bad)
     journal = play.journal()

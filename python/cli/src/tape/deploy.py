@@ -123,7 +123,7 @@ Checkout = Annotated[Path, typer.Option(help="of this project")]
 Alive = Annotated[bool, typer.Option("--alive", help="of replace: even a host that works")]
 Backup = Annotated[str, typer.Option(help="of restore: which; the newest without it")]
 SoakS = Annotated[int, typer.Option(help="how long a host is watched")]
-CanarySoakS = Annotated[int, typer.Option(help="the first gatherer, of each rollout")]
+CanarySoakS = Annotated[int, typer.Option(help="the deduplicator and the first gatherer")]
 AwaitS = Annotated[int, typer.Option(help="how long a host may take until it works")]
 
 

@@ -4,8 +4,8 @@ Purpose: from the fleet, a release and wishes to a list of steps that can be pri
 journal and carried out or gone on with. Pure.
 
 The order: look at all; lock all; copy to all (what cannot be copied, is not signed or has no room
-is known before anything moves); then host by host, the deduplicator first, the first gatherer as
-canary (or one that does not record anyway): check the others, switch, await, soak; at the end
+is known before anything moves); then host by host, the deduplicator first, the first gatherer (or
+one that does not record anyway) as canary: check the others, switch, await, soak; at the end
 confirm the fleet, unlock.
 """
 
@@ -141,14 +141,14 @@ def steps(fleet: Fleet, wanted: Mapping[str, Mapping[str, str]], wish: Wish) -> 
     add("lock")
     for name, paths in wanted.items():
         add("copy", name, paths)
-    canary = True
+    seen: set[str] = set()  # roles: the first host of each is the canary for what it runs
     for name, paths in wanted.items():
-        is_gatherer = fleet.host(name).role == "gatherer"
+        role = fleet.host(name).role
         add("check", name)
         add("switch", name, paths)
         add("await", name, seconds=wish.await_s)
-        add("soak", name, seconds=wish.canary_soak_s if is_gatherer and canary else wish.soak_s)
-        canary = canary and not is_gatherer
+        add("soak", name, seconds=wish.soak_s if role in seen else wish.canary_soak_s)
+        seen.add(role)
     add("confirm", seconds=wish.await_s)
     add("unlock")
     return made
