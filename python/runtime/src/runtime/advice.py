@@ -39,7 +39,7 @@ ADVICE: Final[dict[str, str]] = {
     "trades came by REST only": "nothing: they are on the tape; if it goes on, a trade feed loses",
     # deduplicator
     "a gatherer takes no word of how far we are": _BOOK + "Old rows are not removed",
-    "a batch was not looked at": "nothing: the page lacks it, the tape does not; report the traceback",
+    "a batch was not looked at": "nothing: only the page lacks it; report the traceback",
     "a gatherer was replaced": "nothing, if somebody replaced it; else " + _BOOK + "GathererLag",
     "chunks stay uncompressed": NOTHING + "; the disk fills faster",
     "export failed": NOTHING + "; if it goes on: " + _BOOK + "ExportBehind",
