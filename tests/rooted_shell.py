@@ -37,8 +37,6 @@ case $1 in
         mkdir -p "$ROOT/proc/$pid"
         printf '%s/bin/python3\0-sP\0x\0' "$(readlink -f "$ROOT/nix/var/nix/profiles/$name")" \
             > "$ROOT/proc/$pid/cmdline" ;;
-    is-enabled) for unit in "$@"; do :; done; [ -e "$ROOT/enabled/$unit" ] ;;
-    enable) for unit in "$@"; do :; done; touch "$ROOT/enabled/$unit" ;;
 esac
 """
 NIX: Final = r"""#!/bin/sh
@@ -58,7 +56,7 @@ class RootedShell:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for folder in ("bin", "units", "enabled", "etc/kalshi", "proc", "nix/store", "var/lib"):
+        for folder in ("bin", "units", "etc/kalshi", "proc", "nix/store", "var/lib"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         programs = {"systemctl": SYSTEMCTL, "nix": NIX, "nix-env": NIX_ENV}
         quiet = ("systemd-sysusers", "systemd-tmpfiles", "nix-store", "curl", "journalctl")

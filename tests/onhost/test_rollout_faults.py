@@ -176,6 +176,8 @@ def test_the_deploy_machine_dies_at_every_step(fleet: Fleet) -> None:
             killed.append(step)
             print(f"killed at {step}", flush=True)
             words = fleet.deploy.rollout_command("--resume", *SOAK)
+        if code == REFUSED and fleet.journal()[-1].get("outcome") == "done":
+            code = DONE  # it died after its last note: nothing waited to be gone on with
         assert code == DONE, said
         fleet.check_stands(release)
     print(json.dumps({"killed at": killed}))

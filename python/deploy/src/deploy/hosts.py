@@ -134,12 +134,21 @@ for kind in sysusers tmpfiles; do
     [ -e "$place" ] || [ ! -e "$profile/lib/$kind.d/kalshi.conf" ] ||
         link "$profile/lib/$kind.d/kalshi.conf" "$place"
 done
+# Not by systemctl enable: it follows links to their end and would want a path of this generation,
+# which is collected some day. A link to the name beside it holds whatever the profile is.
+for file in "$CLOSURE_PATH"/lib/systemd/system/*; do
+    name=${file##*/}
+    [ -z "$RUNS_NOTHING" ] && [ -e "$file" ] && grep -q '^WantedBy=' "$file" || continue
+    wants=/etc/systemd/system/$(sed -n 's/^WantedBy=//p' "$file" | head -1).wants
+    mkdir -p "$wants"
+    link "../$name" "$wants/$name"
+done
 for place in /etc/systemd/system/kalshi-*; do # a unit that this closure does not bring any more
     case $(readlink "$place" 2>/dev/null || true) in
         "$profile"/*)
             [ -e "$place" ] && continue
-            systemctl disable --now "${place##*/}" 2>/dev/null || true
-            rm -f "$place"
+            systemctl stop "${place##*/}" 2>/dev/null || true
+            rm -f "$place" /etc/systemd/system/*.wants/"${place##*/}"
             linked=1
             ;;
     esac
@@ -149,11 +158,6 @@ if [ -n "$linked" ]; then
     systemd-tmpfiles --create
 fi
 systemctl daemon-reload
-for file in "$CLOSURE_PATH"/lib/systemd/system/*; do
-    name=${file##*/}
-    [ -z "$RUNS_NOTHING" ] && [ -e "$file" ] && grep -q '^WantedBy=' "$file" || continue
-    systemctl is-enabled --quiet "$name" || systemctl enable --quiet "$name"
-done
 for unit in $UNITS; do
     pid=$(systemctl show --property=MainPID --value "$unit")
     mark=$HOME_OF_DEPLOY/runs-$unit
