@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dedup import keyframes as module
-from dedup.keyframes import by_epoch, place
+from dedup.keyframes import begin, by_epoch, place
 from dedup.publication import DAY_US, HOUR_US, signed
 from dedup.tape_rows import DELTA_COPY
 from marketdata.book import Book
@@ -240,3 +240,55 @@ def test_rows_are_split_where_market_or_epoch_changes() -> None:
         (2, 2): 1,
     }
     assert by_epoch(rows[:0]) == {}
+
+
+async def epoch(conn: Connection, number: int, from_us: int, start: Book, reason: str) -> None:
+    await conn.execute(
+        "INSERT INTO market_epoch VALUES (1, $1, $2, $3, $4)",
+        number, from_us, signed(start.hash), reason,
+    )  # fmt: skip
+
+
+async def test_an_epoch_after_a_gap_with_the_same_book_gets_a_start_of_its_own(
+    conn: Connection,
+) -> None:
+    """Its snapshot stands at the end of the epoch before it; two such epochs follow each other."""
+    hour = DAY + HOUR_US
+    books = await market(conn, 1, [hour + n for n in range(25)], epoch_us=hour - 1)
+    await epoch(conn, 2, hour + 100, books[-1], "book_equal")
+    await epoch(conn, 3, hour + 200, books[-1], "book_equal")  # nothing happened in the second
+    assert await begin(conn, Partitions(), hour) == 2
+    rows = await conn.fetch(
+        "SELECT epoch, market_seq, (extract(epoch FROM exchange_ts) * 1000000)::bigint AS us,"
+        " levels FROM orderbook_snapshot WHERE epoch > 1 ORDER BY 1"
+    )
+    same = books[-1].to_bytes()
+    assert [tuple(r) for r in rows] == [(2, 0, hour + 99, same), (3, 0, hour + 199, same)]
+    assert await begin(conn, Partitions(), hour) == 0
+    assert await begin(conn, Partitions(), hour + HOUR_US) == 0
+
+
+async def test_a_start_that_is_not_proven_or_has_a_keyframe_gets_none(conn: Connection) -> None:
+    hour = DAY + HOUR_US
+    books = await market(conn, 1, [hour + n for n in range(5)], epoch_us=hour - 1)
+    await epoch(conn, 2, hour + 100, books[0], "book_equal")  # another book than the end's
+    await epoch(conn, 3, hour + 200, books[-1], "gap")  # nothing says that the book is the same
+    assert await begin(conn, Partitions(), hour) == 0
+    await conn.execute(
+        "UPDATE market_epoch SET start_hash = $1 WHERE epoch = 2", signed(books[-1].hash)
+    )
+    await conn.execute(
+        "INSERT INTO orderbook_snapshot VALUES (to_timestamp($1), 5, $2, 1, 2, 0, 1, $3)",
+        hour // 1_000_000, signed(books[-1].hash), books[-1].to_bytes(),
+    )  # fmt: skip
+    assert await begin(conn, Partitions(), hour) == 0  # the merge has placed it
+
+
+async def test_a_start_at_an_hours_first_moment_belongs_to_the_hour_before(
+    conn: Connection,
+) -> None:
+    hour = DAY + HOUR_US
+    books = await market(conn, 1, [hour - 60, hour - 50], epoch_us=hour - HOUR_US)
+    await epoch(conn, 2, hour, books[-1], "book_equal")
+    assert await begin(conn, Partitions(), hour) == 0
+    assert await begin(conn, Partitions(), hour - HOUR_US) == 1

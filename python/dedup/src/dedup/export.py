@@ -298,6 +298,7 @@ class Exporter:
         records: list[ObjectRecord] = []
         for hour in ready:
             rows_dirty, _ = self._dirty[hour]
+            rows_dirty |= await keyframes.begin(conn, self._partitions, hour) > 0
             if rows_dirty or hour % DAY_US == 0:
                 rows_dirty |= await keyframes.place(conn, self._partitions, hour) > 0
             known_ns = await self._known_ns(conn, hour, received_ns_max)

@@ -2,7 +2,8 @@
 
 Purpose: before an hour is exported, the books that a reader will want to start from: after every
 EVERY_EVENTS-th event of an epoch in the hour, at the hour's start where the market moved in the
-hour before, at a day's start for every market that somebody recorded then. Where each belongs is
+hour before, at a day's start for every market that somebody recorded then, and at the start of an
+epoch that would have none. Where each belongs is
 fixed by the tape alone, so that a killed and an undisturbed deduplicator write the same rows.
 
 What holds:
@@ -112,6 +113,21 @@ VALUES ($1, $2, $3, $4, $5, $6, 0, $7) ON CONFLICT DO NOTHING
 """
 
 
+# Its run's snapshot was placed at the end of the epoch before it, where the run seemed to go on.
+_WITHOUT: Final = """
+SELECT e.market_id, e.epoch, e.from_us, e.start_hash, coalesce((
+    SELECT max(market_seq) FROM orderbook_delta AS o
+    WHERE o.market_id = e.market_id AND o.epoch = e.epoch - 1
+), 0) AS last
+FROM market_epoch AS e
+WHERE e.reason = 'book_equal' AND e.from_us > $1 AND e.from_us <= $2 AND NOT EXISTS (
+    SELECT FROM orderbook_snapshot AS s
+    WHERE s.market_id = e.market_id AND s.epoch = e.epoch AND s.market_seq = 0
+)
+ORDER BY 1, 2
+"""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
     """Where a keyframe is due: after `position` events of an epoch; it says `us`."""
@@ -148,15 +164,50 @@ async def place(conn: Connection, partitions: Partitions, hour_us: int) -> int:
     for places in _chunks(sorted(due), CHUNK_PLACES):
         made, missed = await _computed(conn, places)
         unproven += missed
-        for day in sorted({row[0] // DAY_US for row in made}):
-            at = day * DAY_US
-            await partitions.ensure(conn, "orderbook_snapshot", at, at, "day")
-        rows = [(moment(us), *rest) for us, *rest in made]
-        await or_lost(conn, conn.executemany(_INSERT, rows))
+        await _insert(conn, partitions, made)
         written += len(made)
     if unproven:
         log.warning("keyframes could not be proven and were left out", hour=hour_us, count=unproven)
     return written
+
+
+async def begin(conn: Connection, partitions: Partitions, hour_us: int) -> int:
+    """Keyframes for epochs that begin in the hour without one, with the book of the epoch before:
+    they follow a gap with the same book on both sides. Without it nobody could rebuild a book that
+    coverage calls complete. How many were written; run it before `place`.
+
+    Each stands a microsecond before its epoch, where the merge puts none: a snapshot that comes
+    late to the epoch's start has the place of its own.
+
+    Raises:
+        asyncpg.PostgresError, OSError: production went away; what was written stays.
+    """
+    written = 0
+    while True:  # where several such epochs follow each other, each needs the one before it
+        found: dict[int, Any] = {}
+        for row in await conn.fetch(_WITHOUT, hour_us, hour_us + HOUR_US):
+            found.setdefault(row["market_id"], row)
+        made = []
+        for some in _chunks(list(found.values()), CHUNK_PLACES):
+            places = [Place(r["market_id"], r["epoch"] - 1, r["last"], 0, 0) for r in some]
+            for _, received_ns, book_hash, market, _, _, levels in (await _computed(conn, places))[
+                0
+            ]:
+                row = found[market]
+                if book_hash == row["start_hash"]:
+                    us = row["from_us"] - 1
+                    made.append((us, received_ns, book_hash, market, row["epoch"], 0, levels))
+        if not made:
+            return written
+        written += len(made)
+        await _insert(conn, partitions, made)
+
+
+async def _insert(conn: Connection, partitions: Partitions, made: Sequence[_Row]) -> None:
+    for day in sorted({row[0] // DAY_US for row in made}):
+        await partitions.ensure(conn, "orderbook_snapshot", day * DAY_US, day * DAY_US, "day")
+    rows = [(moment(us), *rest) for us, *rest in made]
+    await or_lost(conn, conn.executemany(_INSERT, rows))
 
 
 async def _by_number(conn: Connection, hour_us: int) -> list[Place]:
