@@ -104,6 +104,12 @@ MUTANTS = (
         "the fast path names the first gatherer only",
     ),
     Mutant(
+        "no_keyframe_at_the_start", "dedup.quiet",
+        "if position <= self.keyframed.get(epoch, -1):",
+        "if position <= self.keyframed.get(epoch, 0):",
+        "a keyframe at an epoch's start counts as placed already",
+    ),
+    Mutant(
         "snapshot_at_the_wrong_place", "dedup.markets",
         "self._place_keyframe(frame, pair.gatherer, epoch, zero + index, us)",
         "self._place_keyframe(frame, pair.gatherer, epoch, zero + index + 1, us)",

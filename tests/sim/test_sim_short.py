@@ -19,6 +19,7 @@ from tests.sim.run import run_seed
 SEEDS = 40
 QUICK_MUTANTS = (
     "claim_starts_too_early", "epoch_without_gap_row", "duplicate_witness", "xid_window_to_xmax",
+    "no_keyframe_at_the_start",
 )  # fmt: skip
 
 

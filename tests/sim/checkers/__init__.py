@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.sim.checkers import accounts, again, coverage, effects, liveness, numbering, truth
+from tests.sim.checkers import accounts, again, books, coverage, effects, liveness, numbering, truth
 from tests.sim.checkers.view import View, Violation
 from tests.sim.world import World
 
@@ -19,6 +19,7 @@ CHECKERS = (
     ("trades and tickers", truth.check_others),
     ("provenance", truth.check_sources),
     ("coverage is true", coverage.check_true),
+    ("books can be rebuilt", books.check_rebuildable),
     ("coverage and quarantine", coverage.check_quarantine),
     ("runs are over", coverage.check_ended),
     ("coverage is not empty", coverage.check_claimed),
