@@ -136,7 +136,8 @@ def test_initdb_that_fails_gives_its_own_words(tmp_path: Path) -> None:
     home.chmod(0o755)
     try:
         with pytest.raises(StorageError, match=r"initdb failed in .*exists but is not empty"):
-            run_initdb(wheel_root(), home, service_account())
+            # A checkout below a closed directory: a copy, which the account can run.
+            run_initdb(ClusterSource().binaries(service_account()), home, service_account())
         with pytest.raises(StorageError, match="initdb did not run"):
             run_initdb(Path("/nowhere"), home, service_account())
     finally:
