@@ -23,7 +23,7 @@ import typer
 from deploy import addresses as addresses_of
 from deploy import build, campaign, plan, rollout, schema
 from deploy.errors import PlanError
-from deploy.fleet import Fleet, at, from_topology, privately, read_addresses, with_outputs
+from deploy.fleet import Fleet, known
 from deploy.hosts import OverShell
 from deploy.journal import Journal
 from deploy.plan import Wish
@@ -58,18 +58,11 @@ class Asked:
 
     def fleet(self) -> Fleet:
         """The hosts that there are, with the addresses that were given."""
-        fleet = from_topology(self.checkout / "topology.toml")
-        if self.outputs.exists():
-            fleet = with_outputs(fleet, self.outputs)
-        if self.private:
-            fleet = privately(fleet)
-        return at(fleet, read_addresses(self.addresses)) if self.addresses else fleet
+        return known(self.checkout, self.outputs, self.addresses, private=self.private)
 
     def placed(self) -> Fleet:
         """The hosts with their addresses, asked of EC2 where nobody gave them."""
-        fleet = self.fleet()
-        is_deployed = self.outputs.exists() and not all(host.address for host in fleet.hosts)
-        return addresses_of.look(fleet) if is_deployed else fleet
+        return addresses_of.placed(self.fleet(), self.outputs)
 
     def shell(self, places: Mapping[str, str], control: Path) -> Ssh:
         """A line to hosts at these places."""

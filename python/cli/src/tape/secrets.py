@@ -22,7 +22,7 @@ import typer
 from deploy import addresses as addresses_of
 from deploy import certificates, rotation, secrets
 from deploy.errors import PlanError
-from deploy.fleet import Fleet, Host, at, from_topology, privately, read_addresses, with_outputs
+from deploy.fleet import Fleet, Host, known
 from deploy.secrets import Secret
 from deploy.shell import Shell, Ssh
 from gatherer.auth import parse_private_key
@@ -51,13 +51,8 @@ class Way:
 
     def fleet(self) -> Fleet:
         """The hosts with their addresses, asked of EC2 where nobody gave them."""
-        fleet = from_topology(self.checkout / "topology.toml")
-        if self.outputs.exists():
-            fleet = with_outputs(fleet, self.outputs)
-        fleet = privately(fleet) if self.private else fleet
-        fleet = at(fleet, read_addresses(self.addresses)) if self.addresses else fleet
-        is_deployed = self.outputs.exists() and not all(host.address for host in fleet.hosts)
-        return addresses_of.look(fleet) if is_deployed else fleet
+        fleet = known(self.checkout, self.outputs, self.addresses, private=self.private)
+        return addresses_of.placed(fleet, self.outputs)
 
     @contextlib.asynccontextmanager
     async def shell(self, fleet: Fleet) -> AsyncIterator[Shell]:

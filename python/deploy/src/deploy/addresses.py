@@ -9,6 +9,7 @@ Does not do: remembering addresses (fleet.read_addresses reads a file of them), 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import boto3
@@ -51,6 +52,13 @@ def look(fleet: Fleet) -> Fleet:
             hint="--private reaches them inside the VPC, --addresses FILE names them",
         )
     return Fleet(tuple(hosts), fleet.topology, fleet.region)
+
+
+def placed(fleet: Fleet, outputs: Path) -> Fleet:
+    """The fleet with all addresses, asked of EC2 where one is lacking and it was deployed. Raises
+    PlanError as `look` does."""
+    lacks = not all(host.address for host in fleet.hosts)
+    return look(fleet) if lacks and outputs.exists() else fleet
 
 
 def _instances(fleet: Fleet) -> list[Mapping[str, Any]]:

@@ -72,7 +72,9 @@ async def survey(hosts: Hosts, fleet: Fleet) -> tuple[dict[str, list[str]], list
     Raises UnreachableError where a host does not answer."""
     seen = {host.name: await hosts.look(host.name) for host in fleet.hosts}
     have = {name: list(each.profiles) for name, each in seen.items()}
-    return have, [h.name for h in fleet.of("gatherer") if judge.not_capturing(seen[h.name])]
+    names = [host.name for host in fleet.of("gatherer")]
+    recording = judge.recording(names, seen)
+    return have, [name for name in names if name not in recording]
 
 
 def _begin(journal: Journal, steps: list[plan.Step], facts: Mapping[str, Any]) -> Journal:

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from deploy.errors import PlanError
 
-ROLES: Final = ("deduplicator", "gatherer")
 # The consumer first: a newer reader understands older rows. Then gatherers, the first as canary.
+ROLES: Final = ("deduplicator", "gatherer")
 GATHERERS_MIN: Final = 2  # so many always record; with fewer a rollout would be a gap
 
 
@@ -138,3 +138,16 @@ def read_addresses(path: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(v, str) and v for v in found.values()):
         raise PlanError(f'{path} must be like {{"gatherer-1": "203.0.113.7"}}')
     return found
+
+
+def known(
+    checkout: Path, outputs: Path, addresses: Path | None = None, *, private: bool = False
+) -> Fleet:
+    """The hosts of a checkout that an outputs file tells of, with the addresses that were given:
+    those inside the VPC, or of a file, whose word goes first. Raises PlanError."""
+    fleet = from_topology(checkout / "topology.toml")
+    if outputs.exists():
+        fleet = with_outputs(fleet, outputs)
+    if private:
+        fleet = privately(fleet)
+    return at(fleet, read_addresses(addresses)) if addresses else fleet

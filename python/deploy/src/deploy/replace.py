@@ -115,11 +115,8 @@ async def _may_be_replaced(hosts: Hosts, fleet: Fleet, name: str, *, alive: bool
         raise HostRefusedError(
             f"{name} works: it would be destroyed", hint="--alive replaces it all the same"
         )
-    recording = [
-        host.name
-        for host in fleet.of("gatherer")
-        if host.name != name and host.name in seen and not judge.not_capturing(seen[host.name])
-    ]
+    others = (host.name for host in fleet.of("gatherer") if host.name != name)
+    recording = judge.recording(others, seen)
     if len(recording) < GATHERERS_MIN:
         raise HostRefusedError(
             f"only {', '.join(recording) or 'none'} of the other gatherers records",

@@ -194,11 +194,8 @@ class Rollout:
         """The gatherers, but one, that record everything now."""
         names = [host.name for host in self._fleet.of("gatherer") if host.name != but]
         found = await asyncio.gather(*map(self._look_or_none, names))
-        return [
-            n
-            for n, seen in zip(names, found, strict=True)
-            if seen and not judge.not_capturing(seen)
-        ]
+        seen = {name: each for name, each in zip(names, found, strict=True) if each}
+        return judge.recording(names, seen)
 
     async def _until(self, reason: Callable[[], Awaitable[str]], seconds: float, what: str) -> None:
         """Wait until there is no reason left. Raises HostRefusedError with the last one."""
@@ -225,11 +222,7 @@ class Rollout:
                 "before",
                 paths={name: dict(each.profiles) for name, each in seen.items()},
                 gaps=judge.gaps(seen.values()),
-                recording=[
-                    host.name
-                    for host in self._fleet.of("gatherer")
-                    if not judge.not_capturing(seen[host.name])
-                ],
+                recording=judge.recording((h.name for h in self._fleet.of("gatherer")), seen),
             )
 
     async def _check(self, host: str) -> None:

@@ -22,7 +22,6 @@ NIX_FREE_BYTES_MIN: Final = 2 << 30
 VAR_FREE_BYTES_MIN: Final = 1 << 30
 SKEW_MS_MAX: Final = 2_000  # between a host's clock and ours; the question takes a part of it
 STORE: Final = re.compile(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+._?=-]+")
-UNKNOWN_REVISION: Final = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +137,11 @@ def not_capturing(seen: Seen) -> str:
     told = seen.health.get("components", {}).get("capture", {})
     reason = told.get("reason") if isinstance(told, dict) else ""
     return str(reason or "has not said that its capture is complete")
+
+
+def recording(names: Iterable[str], seen: Mapping[str, Seen]) -> list[str]:
+    """The gatherers of these names that record everything; who was not seen does not."""
+    return [name for name in names if name in seen and not not_capturing(seen[name])]
 
 
 def not_caught_up(seen: Seen) -> str:
