@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,6 +56,23 @@ def test_unfinished_writes_are_no_part_of_the_store(tmp_path: Path) -> None:
     store.put("a", b"1")
     (tmp_path / ".tmp" / "999-1-1").write_bytes(b"half")
     assert [o.key for o in store.list("")] == ["a"]
+
+
+def test_what_a_killed_writer_left_is_taken_away_and_nothing_of_the_living(tmp_path: Path) -> None:
+    """A process killed in a write leaves up to an hour of a table behind, again at each death."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    folder = tmp_path / ".tmp"
+    folder.mkdir()
+    host = socket.gethostname()
+    for name in (f"{host}.{gone.pid}-1-1", f"{host}.{os.getppid()}-1-1", f"other.{gone.pid}-1-1"):
+        (folder / name).write_bytes(b"half")
+    store = LocalStore(tmp_path)
+    store.put("a", b"1")
+    left = {f"{host}.{os.getppid()}-1-1", f"other.{gone.pid}-1-1"}
+    assert {p.name for p in folder.iterdir()} == left
+    store.put("b", b"2")
+    assert [o.key for o in store.list("")] == ["a", "b"]
 
 
 @pytest.mark.parametrize("key", ["", "/etc/x", "../x", "a/../b", "a//b", "a/./b", "a\\b", "a/"])

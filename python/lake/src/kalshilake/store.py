@@ -5,13 +5,16 @@ right to delete: `delete` is for `kalshilake.compact` alone, which a person runs
 
 Durability of LocalStore: `put` and `put_if_absent` return after the bytes and their directory
 entry are synced; a reader sees the old object or the new one, never a part. Unfinished writes lie
-under `.tmp/` and are no part of the lake.
+under `.tmp/` and are no part of the lake; what a killed process left there, the next writer on that
+host takes away before its first write.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import socket
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -101,6 +104,9 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._names = itertools.count(1)  # next() is atomic: threads may share a store
+        self._host = socket.gethostname()  # a lake may lie on a disk that several hosts share
+        self._swept = False
+        self._sweeping = threading.Lock()
 
     @property
     def location(self) -> str:
@@ -193,7 +199,11 @@ class LocalStore:
         check_size(body)
         folder = self._root / TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{os.getpid()}-{id(self)}-{next(self._names)}"
+        with self._sweeping:
+            if not self._swept:
+                _sweep_temporary(folder, self._host)
+                self._swept = True
+        path = folder / f"{self._host}.{os.getpid()}-{id(self)}-{next(self._names)}"
         with path.open("wb") as f:
             for piece in pieces(body):
                 f.write(piece)
@@ -225,6 +235,25 @@ def open_store(location: str | Path) -> Store:
             f"{text!r} is no place for a lake", hint="a directory or s3://bucket/prefix"
         )
     return LocalStore(Path(text))
+
+
+def _sweep_temporary(folder: Path, host: str) -> None:
+    """Take away unfinished writes of processes of this host that are no more."""
+    for path in folder.iterdir():
+        owner, _, rest = path.name.rpartition(".")
+        pid = rest.partition("-")[0]
+        if owner == host and pid.isdigit() and not _lives(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another account's
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:
