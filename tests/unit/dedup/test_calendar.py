@@ -24,7 +24,7 @@ from dedup.publish import Publisher
 from kalshilake import tables
 from kalshilake.schema import STATUSES
 from kalshilake.store import LocalStore
-from marketdata.coverage import OPEN_US, Mark, MarketClaim, RunProgress
+from marketdata.coverage import OPEN_US, EpochStart, Mark, MarketClaim, RunProgress
 from tests.window_outputs import T0, window_output
 
 HOUR = T0 - T0 % HOUR_US
@@ -38,6 +38,7 @@ def evidence() -> Evidence:
         RunProgress(0, 2, "trade", HOUR, HOUR + 500, ended=False, reason=""),
     ]
     made.claims = [MarketClaim(t, 0, 1, HOUR, OPEN_US, valid=True, reason="") for t in made.tickers]
+    made.epochs = [EpochStart(t, 1, HOUR) for t in made.tickers]
     made.marks = [Mark("KXA-1", "gap", HOUR + 100, HOUR + 130, "error")]
     return made
 

@@ -33,39 +33,3 @@ def test_every_channel_of_every_market_is_told_without_a_hole() -> None:
     assert complete["epoch"] == 1
     assert any(r["epoch"] is None for r in records)
     assert records_table("coverage", records).num_rows == len(records)
-
-
-def test_quiet_time_before_the_first_keyframe_belongs_to_its_epoch() -> None:
-    """Two gatherers subscribe one after the other: one stretch of proof must not look like two."""
-    evidence = Evidence(
-        tickers=["A", "B"],
-        progress=[
-            RunProgress(0, 1, "orderbook", T0, T0 + 60, ended=False, reason=""),
-            RunProgress(1, 2, "orderbook", T0, T0 + 60, ended=False, reason=""),
-        ],
-        claims=[
-            MarketClaim("A", 0, 1, T0 + 10, OPEN_US, valid=True, reason=""),
-            MarketClaim("A", 1, 2, T0 + 20, OPEN_US, valid=True, reason=""),
-            MarketClaim("B", 0, 1, T0 + 10, T0 + 15, valid=True, reason="close"),
-            MarketClaim("B", 1, 2, T0 + 20, OPEN_US, valid=True, reason=""),
-        ],
-        epochs=[EpochStart("A", 1, T0 + 20), EpochStart("B", 1, T0 + 20)],
-    )
-    records = coverage_records(evidence, T0, T0 + 60)
-    found = [
-        (r["from_ts"] - T0, r["status"], r["epoch"])
-        for r in records
-        if r["market_ticker"] == "A" and r["channel"] == "orderbook"
-    ]
-    assert found == [(0, "dark", None), (10, "complete", 1), (20, "complete", 1)]
-    found = [
-        (r["from_ts"] - T0, r["status"], r["epoch"])
-        for r in records
-        if r["market_ticker"] == "B" and r["channel"] == "orderbook"
-    ]
-    assert found == [
-        (0, "dark", None),
-        (10, "complete", None),
-        (15, "gap", None),
-        (20, "complete", 1),
-    ], "over a gap nothing is taken for granted"

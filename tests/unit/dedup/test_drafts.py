@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dedup.drafts import Draft, Drafter, end_hash
+from dedup.drafts import Draft, Drafter, end_book, end_hash
 from dedup.inflow import Inflow
 from dedup.runs import Keyframe, Pair, Run, Standing
-from tests.hand import QUICK, Hand, book_hash
+from marketdata.book import Book
+from tests.hand import QUICK, Hand, book_hash, us
 
 BOOK = {100_000: 500}
 HOLD = QUICK.float_hold_ns
@@ -171,3 +172,29 @@ def test_the_keyframe_of_a_quiet_run_stands_before_its_first_event() -> None:
     (draft,) = Drafter(pair, run, batch.deltas, None).cut([], None, HOLD)
     assert draft.keyframes == [(0, frame, -1)]
     assert pair.keyframe is None
+
+
+def test_the_book_at_the_end_is_known_from_the_drafts_last_snapshot() -> None:
+    """An epoch that a run opens behind rows without a place begins with it."""
+    hand = opened()
+    hand.delta(100, "A", 10_000, 7)
+    hand.snap("A", {**BOOK, 10_000: 7})
+    hand.delta(200, "A", 20_000, 7)
+    hand.delta(300, "A", 10_000, -7)
+    (draft,) = drafted(hand, ahead=False)
+    at_end = {**BOOK, 20_000: 7}
+    frame = end_book(draft, end_hash(draft))
+    assert frame is not None
+    assert frame.book_hash == book_hash(at_end)
+    assert dict(Book.from_bytes(frame.levels).levels(0)) == at_end
+    assert frame.exchange_us == us(300)
+    assert end_book(draft, end_hash(draft) ^ 1) is None, "a book that is not proven is none"
+    (nobody,) = drafted(opened_and_moved(), ahead=False)
+    assert end_book(nobody, end_hash(nobody)) is None
+
+
+def opened_and_moved() -> Hand:
+    """A run that brings a change and no snapshot."""
+    hand = opened()
+    hand.delta(100, "A", 10_000, 7)
+    return hand

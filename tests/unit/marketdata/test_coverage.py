@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from marketdata.coverage import (
+    NO_BOOK,
     OPEN_US,
     AuditPoint,
     EpochStart,
@@ -23,7 +24,7 @@ class Found:
     progress: list[RunProgress] = field(default_factory=list)
     claims: list[MarketClaim] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
-    epochs: list[EpochStart] = field(default_factory=list)
+    epochs: list[EpochStart] = field(default_factory=lambda: [EpochStart("A", 1, 0)])
     audits: list[AuditPoint] = field(default_factory=list)
 
 
@@ -151,3 +152,31 @@ def test_tickers_come_out_in_order_and_once() -> None:
     found = Found(tickers=["B", "A", "B"])
     made = intervals(found, 0, 10)
     assert [i.ticker for i in made] == ["A"] * 3 + ["B"] * 3
+
+
+def test_quiet_time_that_leads_into_the_first_epoch_is_of_it() -> None:
+    """Two gatherers subscribe one after the other: one stretch of proof must not look like two."""
+    found = Found(claims=[claim(10, 90), claim(20, 90, 1)], epochs=[EpochStart("A", 1, 20)])
+    made = [i for i in intervals(found, 0, 100) if i.channel == "orderbook"]
+    assert [(i.from_us, i.status, i.epoch) for i in made] == [
+        (0, "dark", 0), (10, "complete", 1), (20, "complete", 1), (90, "dark", 1),
+    ]  # fmt: skip
+
+
+def test_time_before_the_first_epoch_that_does_not_lead_into_it_has_no_book() -> None:
+    """Nothing was missed in it, but nobody who asks for the book could be answered (INV-C4)."""
+    late = [claim(10, 15), claim(20, 90, 1)]
+    found = Found(claims=late, epochs=[EpochStart("A", 1, 20)])
+    made = [i for i in intervals(found, 0, 90) if i.channel == "orderbook"]
+    assert [(i.from_us, i.status, i.epoch) for i in made] == [
+        (0, "dark", 0), (10, "unproven", 0), (15, "gap", 0), (20, "complete", 1),
+    ]  # fmt: skip
+    assert made[1].reason == NO_BOOK
+    none = [i for i in intervals(Found(claims=late, epochs=[]), 0, 90) if i.status == "complete"]
+    assert none == []
+
+
+def test_trades_need_no_epoch() -> None:
+    progress = [RunProgress(0, 1, "trade", 0, 100, False, "")]
+    made = intervals(Found(progress=progress, epochs=[]), 0, 100)
+    assert [i.status for i in made if i.channel == "trade"] == ["complete"]

@@ -19,7 +19,10 @@ import numpy as np
 from dedup.items import FLOATING
 from dedup.runs import Keyframe, Pair, Run, Standing
 from marketdata.alignment import Events, chain_break, events_of
+from marketdata.book import Book
+from marketdata.errors import SegmentError
 from marketdata.evidence import Replies
+from marketdata.keyframes import after
 from marketdata.merge import Piece
 from marketdata.rows import DeltaFlag, DeltaRows, SnapshotRow, SnapshotVerdict
 
@@ -207,3 +210,18 @@ def end_hash(draft: Draft) -> int:
     events: Events = draft.piece.events
     h = int(events.h_after[-1]) if len(events) else draft.h_start
     return (h + draft.piece.constant) & MASK
+
+
+def end_book(draft: Draft, h: int) -> Keyframe | None:
+    """The book after the draft's last event, whose hash is `h`; None where no snapshot gives it."""
+    if not draft.keyframes or not draft.rows.size:
+        return None
+    at, frame, _ = draft.keyframes[-1]
+    try:
+        book = after(Book.from_bytes(frame.levels), draft.rows[at:])
+    except SegmentError:
+        return None
+    last = draft.rows[-1]
+    if book.hash != h:
+        return None
+    return Keyframe(int(last["exchange_us"]), int(last["received_ns"]), h, book.to_bytes())

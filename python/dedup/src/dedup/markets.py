@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from dedup.claims import Context, Placement
-from dedup.drafts import Draft, Drafter, end_hash
+from dedup.drafts import Draft, Drafter, end_book, end_hash
 from dedup.output import QuarantineRow
 from dedup.quiet import QuietRuns
 from dedup.runs import Keyframe, Pair, Run, Standing
@@ -189,7 +189,9 @@ class MarketWindow(QuietRuns):
             )
             if not joined:
                 first = int(new.us[0])
-                self._open_epoch(h_start, first if from_us < 0 else min(first, from_us), from_us)
+                begins = first if from_us < 0 else min(first, from_us)
+                # What ended runs left proven stays the former epoch's: they show its book there.
+                self._open_epoch(h_start, max(begins, market.live_to_us), from_us)
             self.segment_at[id(segment)] = (market.epoch, market.count)
         epoch, zero = self.segment_at[id(segment)]
         if len(new):
@@ -338,11 +340,12 @@ class MarketWindow(QuietRuns):
         if timed.any():
             pair.last_us = max(pair.last_us, int(piece.events.us[timed][-1]))
         for at, _, seq in draft.keyframes:
+            if seq < 0:
+                continue  # it waited, and counted in its own window, or it is a book of ours
             earlier = piece.events.us[:at]
             seen_us = int(earlier[-1]) if earlier.size else before_us
             pair.audited_us = max(pair.audited_us, seen_us)
-            known = pair.standing in (Standing.PINNED, Standing.PENDING)
-            if seq >= 0 and pair.claim_seq < 0 and known:
+            if pair.claim_seq < 0 and pair.standing in (Standing.PINNED, Standing.PENDING):
                 self.open_claim(pair, seq)
 
     def _settle_standing(self, draft: Draft, rejects: list[Rejected]) -> None:
@@ -384,6 +387,10 @@ class MarketWindow(QuietRuns):
                 continue
             for at, frame, _ in draft.keyframes:
                 self._keyframe(draft, at, frame, places.get(id(draft.piece), []))
+            pair = draft.pair
+            if pair.standing == Standing.PENDING and pair.keyframe is None:
+                # It may open an epoch where it stands now, and nobody else may know the book there.
+                pair.keyframe = end_book(draft, pair.h)
 
     def _keyframe(
         self, draft: Draft, at: int, frame: Keyframe, places: list[tuple[Segment, Part]]

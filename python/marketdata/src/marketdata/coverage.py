@@ -6,7 +6,8 @@ evidence is written where something begins, ends or goes wrong, and coverage is 
 
 Invariants: INV-C1 `complete` only where a claim that nobody took back reaches, and nowhere where
 a mark lies. INV-C2 the intervals of a market and channel are disjoint, ascending and fill [a, b).
-INV-C3 no `complete` interval crosses the start of an epoch.
+INV-C3 no `complete` interval crosses the start of an epoch. INV-C4 a `complete` interval of an
+order book lies in an epoch: that nobody missed anything is not enough where no book is known.
 
 Does not do: deciding what a run proves (dedup.evidence), reading or writing.
 """
@@ -26,6 +27,8 @@ REPAIRED_EPOCH: Final = 1 << 24  # epochs from here on were added by `tape repai
 ORDERBOOK: Final = "orderbook"
 TRADE: Final = "trade"
 TICKER: Final = "ticker"
+
+NO_BOOK: Final = "in sequence, and no book is known yet"
 
 Status = Literal["complete", "gap", "dark", "ambiguous", "disputed", "unproven"]
 MarkKind = Literal["gap", "ambiguous", "disputed", "quarantined", "unproven", "late"]
@@ -165,7 +168,7 @@ def intervals(evidence: Evidence, from_us: int, to_us: int) -> list[Interval]:
             ticker, ORDERBOOK, from_us, to_us, claims.get(ticker, []), marks.get(ticker, []),
             epochs.get(ticker, []),
         )  # fmt: skip
-        made += [_with_audits(i, times) for i in book]
+        made += [_with_audits(i, times) for i in _in_epochs(book)]
         made += _channel(ticker, TRADE, from_us, to_us, trades, [], [])
         if from_us < to_us:
             reason = "no sequence numbers"
@@ -229,6 +232,23 @@ def _channel(
             made.pop()
         made.append(part)
     return made
+
+
+def _in_epochs(made: list[Interval]) -> list[Interval]:
+    """INV-C4: complete time right before a market's first epoch is of that epoch, for nothing
+    happened in between (a gatherer that came late proves it); what does not lead there is unproven.
+    """
+    found, after = list(made), None
+    for at in range(len(found) - 1, -1, -1):
+        here = found[at]
+        if here.epoch == 0 and here.status == "complete":
+            if after is not None and after.status == "complete":
+                here = replace(here, epoch=after.epoch)
+            else:
+                here = replace(here, status="unproven", reason=NO_BOOK)
+            found[at] = here
+        after = here
+    return found
 
 
 def _epoch_at(starts: list[tuple[int, int]], us: int) -> int:

@@ -30,14 +30,14 @@ def book_at(start: bytes, start_position: int, rows: DeltaRows, position: int) -
     if rows["market_seq"].tolist() != list(range(start_position + 1, position + 1)):
         return None
     try:
-        book = _after(Book.from_bytes(start), rows)
+        book = after(Book.from_bytes(start), rows)
     except SegmentError:
         return None
     return None if rows.size and book.hash != int(rows["book_hash"][-1]) else book
 
 
-def _after(book: Book, rows: DeltaRows) -> Book:
-    """The book after these changes; a reset empties it."""
+def after(book: Book, rows: DeltaRows) -> Book:
+    """The book after these changes (n rows of a delta layout, in order); a reset empties it."""
     resets = np.flatnonzero((rows["flags"] & int(DeltaFlag.RESET)) != 0)
     if resets.size:
         book, rows = Book(), rows[int(resets[-1]) + 1 :]
