@@ -31,7 +31,7 @@ from tests.trial import EXTREME, HARSH, Plan, Recorder, Stream, play, recorded_s
 from tests.trial_judge import Verdict, judge
 
 ROOT = Path(__file__).resolve().parents[2]
-MARKETDATA = ("merge", "alignment", "pieces", "cuts", "coverage", "evidence")
+MARKETDATA = ("merge", "alignment", "pieces", "cuts", "coverage", "evidence", "keyframes")
 DEDUP = (
     "arbitrate", "beginnings", "claims", "drafts", "fast", "gate", "inflow", "markets", "quiet",
     "runs", "state", "suspects", "tails", "union", "window",
