@@ -110,6 +110,12 @@ MUTANTS = (
         "a keyframe at an epoch's start counts as placed already",
     ),
     Mutant(
+        "complete_without_a_book", "marketdata.coverage",
+        "for i in _in_epochs(book)]",
+        "for i in book]",
+        "time before the first epoch is complete though no book is known",
+    ),
+    Mutant(
         "snapshot_at_the_wrong_place", "dedup.markets",
         "self._place_keyframe(frame, pair.gatherer, epoch, zero + index, us)",
         "self._place_keyframe(frame, pair.gatherer, epoch, zero + index + 1, us)",
