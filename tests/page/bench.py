@@ -53,6 +53,7 @@ INSERT INTO run_progress SELECT g, 2, 'trade', {before}, {now}, false, ''
 FROM generate_series(0, 2) g;
 INSERT INTO market_claim SELECT market_id, g, 1, {before}, {open}, true, ''
 FROM market, generate_series(0, 2) g;
+INSERT INTO market_epoch SELECT market_id, 1, {before}, 0, 'first' FROM market;
 INSERT INTO mark SELECT 1, market_id, market_id, 'gap', {hour} + 1000000, {hour} + 2000000, 'gap'
 FROM market WHERE market_id % 97 = 0;
 INSERT INTO lake_hour VALUES ({before}, true, true, 0), ({hour}, true, true, 0);
