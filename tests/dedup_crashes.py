@@ -183,13 +183,16 @@ class Crasher:
         assert self._process is not None
         self._process.communicate(timeout=60)
 
-    def run(self, chosen: DedupSettings, at: int | None = None) -> dict[str, Any]:
-        """One deduplicator, killed with -9 after its `at`-th effect: {"signal", "code", "labels"};
-        `labels` are those of all effects where it ended by itself, else of the last one."""
+    def run(
+        self, chosen: DedupSettings, at: int | None = None, *, cut: bool = False
+    ) -> dict[str, Any]:
+        """One deduplicator, killed with -9 after its `at`-th effect, or `cut` from its production
+        there: {"signal", "code", "labels"}; `labels` are those of all effects where it ended by
+        itself, else of the last one."""
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        job = {"settings": chosen.model_dump(mode="json"), "at": at}
+        job = {"settings": chosen.model_dump(mode="json"), "at": at, "cut": cut}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         found: dict[str, Any] = json.loads(self._process.stdout.readline())
@@ -206,7 +209,8 @@ def _forked(job: dict[str, Any], out: int) -> None:
         tell([label])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    boundaries = Boundaries(job["at"], die)
+    os.dup2(2, 1)  # standard output is the parent's answers: what a cut makes it log goes elsewhere
+    boundaries = Boundaries(job["at"], None if job["cut"] else die)
     try:
         asyncio.run(run_watched(DedupSettings.model_validate(job["settings"]), boundaries))
         tell(boundaries.labels)

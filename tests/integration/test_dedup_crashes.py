@@ -13,6 +13,7 @@ import signal
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from tests.dedup_crashes import Boundaries, Crasher, WatchedConnection, run_watc
 from tests.dedup_rig import RESULT, Recordings, lake_files, make_recordings, run_through, settings
 from tests.gatherer_rows import make_stream
 
+AT_ONCE = 3  # deduplicators side by side
 SHORT_STEP = 40  # the short form tries one boundary in so many; the slow one all
 HOUR_AND_A_BIT_GAP_US = 45_000_000  # the recording crosses one moment of export
 
@@ -57,10 +59,10 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def crasher() -> Iterator[Crasher]:
-    """One process that forks deduplicators."""
-    with Crasher() as started:
-        yield started
+def crashers() -> Iterator[list[Crasher]]:
+    """Processes that fork deduplicators; much of a run is waiting, so several go side by side."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Crasher()) for _ in range(AT_ONCE)]
 
 
 async def another_production(server: EmbeddedPostgres, like: str) -> str:
@@ -116,21 +118,33 @@ async def differences(whole: Undisturbed, production: str, lake: Path) -> list[s
     )
 
 
-Try = Callable[[int, DedupSettings], Awaitable[str | None]]
+Try = Callable[[Crasher, int, DedupSettings], Awaitable[str | None]]
 
 
 async def each_boundary(
-    server: EmbeddedPostgres, whole: Undisturbed, tmp_path: Path, step: int, attempt: Try
+    server: EmbeddedPostgres,
+    whole: Undisturbed,
+    tmp_path: Path,
+    step: int,
+    crashers: Sequence[Crasher],
+    attempt: Try,
 ) -> list[str]:
     """Try boundaries 1, 1 + step, ...; returns the labels at which it was cut."""
     cut: list[str] = []
-    for at in range(1, len(whole.labels) + 1, step):
-        production = await another_production(server, whole.empty)
-        lake = tmp_path / f"lake-{at}"
-        label = await attempt(at, chosen(whole.made, production, lake))
-        assert await differences(whole, production, lake) == [], (at, label)
-        if label is not None:
-            cut.append(label)
+    left = iter(range(1, len(whole.labels) + 1, step))
+
+    async def try_those_left(crasher: Crasher) -> None:
+        for at in left:  # the workers share it
+            production = await another_production(server, whole.empty)
+            lake = tmp_path / f"lake-{at}"
+            label = await attempt(crasher, at, chosen(whole.made, production, lake))
+            assert await differences(whole, production, lake) == [], (at, label)
+            if label is not None:
+                cut.append(label)
+
+    async with asyncio.TaskGroup() as group:
+        for crasher in crashers:
+            group.create_task(try_those_left(crasher))
     return cut
 
 
@@ -155,23 +169,25 @@ async def killed(crasher: Crasher, at: int, given: DedupSettings) -> str | None:
     return str(first["labels"][0])
 
 
-async def cut_off(at: int, given: DedupSettings) -> str | None:
+async def cut_off(crasher: Crasher, at: int, given: DedupSettings) -> str | None:
     """The line is cut after the `at`-th effect, its answer lost; the process lives on."""
-    boundaries = Boundaries(at)
-    await run_watched(given, boundaries)
-    return boundaries.labels[at - 1] if len(boundaries.labels) >= at else None
+    ended = await asyncio.to_thread(crasher.run, given, at, cut=True)
+    assert ended["code"] == 0
+    return str(ended["labels"][at - 1]) if len(ended["labels"]) >= at else None
 
 
 async def die_and_compare(
-    server: EmbeddedPostgres, whole: Undisturbed, tmp_path: Path, crasher: Crasher, step: int
+    server: EmbeddedPostgres,
+    whole: Undisturbed,
+    tmp_path: Path,
+    crashers: Sequence[Crasher],
+    step: int,
 ) -> None:
     """Both ways to stop at every `step`-th boundary."""
     covers(whole.labels)
     assert len(whole.result["orderbook_delta"]) > 50
-    kills = await each_boundary(
-        server, whole, tmp_path / "killed", step, lambda at, given: killed(crasher, at, given)
-    )
-    cuts = await each_boundary(server, whole, tmp_path / "cut", step, cut_off)
+    kills = await each_boundary(server, whole, tmp_path / "killed", step, crashers, killed)
+    cuts = await each_boundary(server, whole, tmp_path / "cut", step, crashers, cut_off)
     tried = len(range(1, len(whole.labels) + 1, step))
     assert len(kills) >= tried - 1, f"{len(kills)} of {tried} were reached"
     assert len(cuts) >= tried - 1, f"{len(cuts)} of {tried} were reached"
@@ -181,19 +197,19 @@ async def die_and_compare(
 
 
 async def test_dying_between_effects_leaves_no_trace(
-    postgres_server: EmbeddedPostgres, whole: Undisturbed, tmp_path: Path, crasher: Crasher
+    postgres_server: EmbeddedPostgres, whole: Undisturbed, tmp_path: Path, crashers: list[Crasher]
 ) -> None:
     """A sample of the boundaries, by kill -9 and by a cut line."""
-    await die_and_compare(postgres_server, whole, tmp_path, crasher, SHORT_STEP)
+    await die_and_compare(postgres_server, whole, tmp_path, crashers, SHORT_STEP)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 async def test_dying_at_every_boundary_leaves_no_trace(
-    postgres_server: EmbeddedPostgres, whole: Undisturbed, tmp_path: Path, crasher: Crasher
+    postgres_server: EmbeddedPostgres, whole: Undisturbed, tmp_path: Path, crashers: list[Crasher]
 ) -> None:
     """All of them."""
-    await die_and_compare(postgres_server, whole, tmp_path, crasher, 1)
+    await die_and_compare(postgres_server, whole, tmp_path, crashers, 1)
 
 
 async def test_a_commit_in_two_halves_is_noticed(
@@ -221,7 +237,7 @@ async def test_a_commit_in_two_halves_is_noticed(
     given = chosen(whole.made, production, lake)
 
     async def cut_and_compare() -> None:
-        await asyncio.wait_for(cut_off(at, given), 20)
+        await asyncio.wait_for(run_watched(given, Boundaries(at)), 20)
         assert await differences(whole, production, lake) == []
 
     with pytest.raises((AssertionError, TimeoutError, asyncpg.PostgresError, OSError)):
