@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dedup.coverage_rows import coverage_records
 from dedup.page.calendar import (
@@ -24,6 +29,7 @@ from dedup.publish import Publisher
 from kalshilake import tables
 from kalshilake.schema import STATUSES
 from kalshilake.store import LocalStore
+from marketdata import coverage
 from marketdata.coverage import OPEN_US, EpochStart, Mark, MarketClaim, RunProgress
 from tests.window_outputs import T0, window_output
 
@@ -59,6 +65,50 @@ def test_an_object_and_its_evidence_have_the_same_sums() -> None:
     assert cell.us[STATUSES.index("complete")] == 2000 - 30
     assert by_evidence["trade"]["KXB"].us[0] == 500
     assert cells_of_table(tables.records_table("coverage", [])) == {"orderbook": {}, "trade": {}}
+
+
+@given(st.randoms(use_true_random=False))
+def test_markets_with_the_same_evidence_are_summed_as_if_each_were_looked_at(
+    rng: random.Random,
+) -> None:
+    """Of markets that are alike one is looked at for all; here many are, and many nearly."""
+    made = Evidence(tickers=[f"KX{n % 3}-{n}" for n in range(12)])
+    made.progress = [
+        RunProgress(g, g, channel, HOUR - 5, HOUR + 80 + g, ended=False, reason="")
+        for g, channel in enumerate(("orderbook", "orderbook", "trade"))
+    ]
+    for ticker in (*made.tickers, "KX9-another"):
+        for gatherer in range(2):
+            if rng.random() < 0.8:
+                a, b = rng.choice([-9, -8, 20]), rng.choice([60, OPEN_US - HOUR])
+                valid = rng.random() < 0.7
+                made.claims.append(
+                    MarketClaim(ticker, gatherer, gatherer, HOUR + a, HOUR + b, valid, "")
+                )
+        if rng.random() < 0.2:
+            kind = rng.choice(("gap", "disputed", "unproven", "late"))
+            a = rng.choice([-9, 25])
+            made.marks.append(Mark(ticker, kind, HOUR + a, HOUR + a + rng.choice([9, 40]), "x"))
+        for epoch in range(rng.choice([0, 1, 1, 1, 2])):
+            made.epochs.append(EpochStart(ticker, epoch + 1, HOUR + rng.choice([-9, -5, 20])))
+    expected: dict[tuple[str, str], list[int]] = {}
+    lacking: Counter[tuple[str, str]] = Counter()
+    for ticker in made.tickers:
+        one = replace(made, tickers=[ticker])
+        for channel, of in cells_of_evidence(one, HOUR, HOUR + 100).items():
+            us = [0] * len(STATUSES)
+            for i in coverage.intervals(one, HOUR, HOUR + 100):
+                if i.channel == channel:
+                    us[STATUSES.index(i.status)] += i.to_us - i.from_us
+            assert [cell.us.tolist() for cell in of.values()] == [us]
+            key = channel, series_of(ticker)
+            expected[key] = [a + b for a, b in zip(expected.get(key, [0] * 6), us, strict=True)]
+            lacking[key] += sum(us) > us[STATUSES.index("complete")] + us[STATUSES.index("dark")]
+    cells = cells_of_evidence(made, HOUR, HOUR + 100)
+    found = {(c, s): cell for c, of in cells.items() for s, cell in of.items()}
+    assert {key: cell.us.tolist() for key, cell in found.items()} == expected
+    assert {key: cell.lacking for key, cell in found.items()} == dict(lacking)
+    assert {cell.markets for cell in found.values()} == {4}
 
 
 def test_series_is_what_a_name_begins_with() -> None:

@@ -21,7 +21,7 @@ import asyncio
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -246,30 +246,69 @@ def cells_of_table(table: pa.Table) -> Cells:
 
 
 def cells_of_evidence(evidence: Evidence, from_us: int, to_us: int) -> Cells:
-    """The cells of [from_us, to_us) as the evidence stands."""
+    """The cells of [from_us, to_us) as the evidence stands. Most markets of an hour have the same
+    evidence in it (recorded throughout, by the same runs): of those one is looked at for all."""
+    alike = _alike(evidence, from_us)
+    chosen = replace(
+        evidence,
+        tickers=list(alike),
+        claims=[c for c in evidence.claims if c.ticker in alike],
+        marks=[m for m in evidence.marks if m.ticker in alike],
+        epochs=[e for e in evidence.epochs if e.ticker in alike],
+        audits=[],
+    )
     by_channel: dict[str, dict[str, npt.NDArray[np.int64]]] = {name: {} for name in CHANNELS}
-    for interval in coverage.intervals(evidence, from_us, to_us):
+    for interval in coverage.intervals(chosen, from_us, to_us):
         of = by_channel.get(interval.channel)
         if of is None:
             continue
         us = of.setdefault(interval.ticker, np.zeros(len(STATUSES), np.int64))
         us[STATUSES.index(interval.status)] += interval.to_us - interval.from_us
     return {
-        name: _by_series(list(of), np.array(list(of.values()), np.int64))
+        name: _by_series(
+            [ticker for one in of for ticker in alike[one]],
+            np.repeat(
+                np.array(list(of.values()), np.int64).reshape(-1, len(STATUSES)),
+                [len(alike[one]) for one in of],
+                axis=0,
+            ),
+        )
         for name, of in by_channel.items()
     }
 
 
+def _alike(evidence: Evidence, from_us: int) -> dict[str, list[str]]:
+    """One market of each kind -> all markets with the same evidence from `from_us` on."""
+    told: dict[str, list[tuple[Any, ...]]] = {ticker: [] for ticker in evidence.tickers}
+    nobody: list[tuple[Any, ...]] = []
+    for c in evidence.claims:
+        row = (c.gatherer, c.run_id, max(c.from_us, from_us), c.to_us, c.valid)
+        told.get(c.ticker, nobody).append(row)
+    for m in evidence.marks:
+        told.get(m.ticker, nobody).append((m.kind, max(m.from_us, from_us), m.to_us, m.reason))
+    for e in evidence.epochs:  # which one it is makes no difference to a sum, only that there is
+        rows = told.get(e.ticker, nobody)
+        if not rows or rows[-1] != (max(e.from_us, from_us),):
+            rows.append((max(e.from_us, from_us),))
+    found: dict[tuple[tuple[Any, ...], ...], list[str]] = defaultdict(list)
+    for ticker, rows in told.items():
+        found[tuple(rows)].append(ticker)
+    return {tickers[0]: tickers for tickers in found.values()}
+
+
 def _by_series(tickers: Sequence[str], us: npt.NDArray[np.int64]) -> dict[str, Cell]:
     """One row of `us` a market, as cells by series; a market without any time is none."""
-    made: dict[str, Cell] = defaultdict(Cell)
-    for ticker, row in zip(tickers, us, strict=True):
-        if row.any():
-            cell = made[series_of(ticker)]
-            cell.us = cell.us + row
-            cell.markets += 1
-            cell.lacking += lack_us(row) > 0
-    return dict(made)
+    at: dict[str, int] = {}
+    code = np.array([at.setdefault(series_of(ticker), len(at)) for ticker in tickers], np.int64)
+    sums = np.zeros((len(at), len(STATUSES)), np.int64)
+    np.add.at(sums, code, us)
+    there = us.any(axis=1)
+    lacks = us.sum(axis=1) - us[:, COMPLETE] - us[:, DARK] > 0
+    markets = np.bincount(code[there], minlength=len(at)).tolist()
+    lacking = np.bincount(code[lacks], minlength=len(at)).tolist()
+    return {
+        name: Cell(sums[n].copy(), markets[n], lacking[n]) for name, n in at.items() if markets[n]
+    }
 
 
 def _coded(table: pa.Table, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
