@@ -199,6 +199,24 @@ class Crasher:
         return found
 
 
+async def killed(crasher: Crasher, at: int, given: DedupSettings) -> str | None:
+    """kill -9 after the `at`-th effect, then a new process to the end."""
+    first = await asyncio.to_thread(crasher.run, given, at)
+    if first["signal"] != signal.SIGKILL:
+        assert first["code"] == 0  # this run took fewer effects than the one that was counted
+        return None
+    second = await asyncio.to_thread(crasher.run, given)
+    assert second["code"] == 0
+    return str(first["labels"][0])
+
+
+async def cut_off(crasher: Crasher, at: int, given: DedupSettings) -> str | None:
+    """The line is cut after the `at`-th effect, its answer lost; the process lives on."""
+    ended = await asyncio.to_thread(crasher.run, given, at, cut=True)
+    assert ended["code"] == 0
+    return str(ended["labels"][at - 1]) if len(ended["labels"]) >= at else None
+
+
 def _forked(job: dict[str, Any], out: int) -> None:
     """The child: never returns."""
 

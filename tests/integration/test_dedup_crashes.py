@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -33,7 +32,7 @@ from runtime.config import BackupSettings, DedupSettings
 from runtime.embedded import EmbeddedPostgres
 from runtime.postgres import connect
 from tests.databases import fresh_database, table_contents
-from tests.dedup_crashes import Boundaries, Crasher, WatchedConnection, run_watched
+from tests.dedup_crashes import Boundaries, Crasher, WatchedConnection, cut_off, killed, run_watched
 from tests.dedup_rig import RESULT, Recordings, lake_files, make_recordings, run_through, settings
 from tests.gatherer_rows import make_stream
 
@@ -156,24 +155,6 @@ def covers(labels: list[str]) -> None:
         "put if absent manifest/", "INSERT INTO export_object", "INSERT INTO lake_version",
     ):  # fmt: skip
         assert any(label.startswith(part) for label in labels), part
-
-
-async def killed(crasher: Crasher, at: int, given: DedupSettings) -> str | None:
-    """kill -9 after the `at`-th effect, then a new process to the end."""
-    first = await asyncio.to_thread(crasher.run, given, at)
-    if first["signal"] != signal.SIGKILL:
-        assert first["code"] == 0  # this run took fewer effects than the one that was counted
-        return None
-    second = await asyncio.to_thread(crasher.run, given)
-    assert second["code"] == 0
-    return str(first["labels"][0])
-
-
-async def cut_off(crasher: Crasher, at: int, given: DedupSettings) -> str | None:
-    """The line is cut after the `at`-th effect, its answer lost; the process lives on."""
-    ended = await asyncio.to_thread(crasher.run, given, at, cut=True)
-    assert ended["code"] == 0
-    return str(ended["labels"][at - 1]) if len(ended["labels"]) >= at else None
 
 
 async def die_and_compare(

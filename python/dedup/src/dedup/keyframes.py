@@ -3,8 +3,8 @@
 Purpose: before an hour is exported, the books that a reader will want to start from: after every
 EVERY_EVENTS-th event of an epoch in the hour, at the hour's start where the market moved in the
 hour before, at a day's start for every market that somebody recorded then, and at the start of an
-epoch that would have none. Where each belongs is
-fixed by the tape alone, so that a killed and an undisturbed deduplicator write the same rows.
+epoch that would have none. Where each belongs is fixed by the tape alone, so that a killed and an
+undisturbed deduplicator write the same rows.
 
 What holds:
 - A keyframe is written only where its book has the hash that the chain has there
@@ -190,9 +190,8 @@ async def begin(conn: Connection, partitions: Partitions, hour_us: int) -> int:
         made = []
         for some in _chunks(list(found.values()), CHUNK_PLACES):
             places = [Place(r["market_id"], r["epoch"] - 1, r["last"], 0, 0) for r in some]
-            for _, received_ns, book_hash, market, _, _, levels in (await _computed(conn, places))[
-                0
-            ]:
+            computed, _ = await _computed(conn, places)
+            for _, received_ns, book_hash, market, _, _, levels in computed:
                 row = found[market]
                 if book_hash == row["start_hash"]:
                     us = row["from_us"] - 1

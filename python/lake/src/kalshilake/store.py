@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -106,7 +105,6 @@ class LocalStore:
         self._names = itertools.count(1)  # next() is atomic: threads may share a store
         self._host = socket.gethostname()  # a lake may lie on a disk that several hosts share
         self._swept = False
-        self._sweeping = threading.Lock()
 
     @property
     def location(self) -> str:
@@ -199,10 +197,9 @@ class LocalStore:
         check_size(body)
         folder = self._root / TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
-        with self._sweeping:
-            if not self._swept:
-                _sweep_temporary(folder, self._host)
-                self._swept = True
+        if not self._swept:  # two threads at once find the same and nothing of each other's
+            _sweep_temporary(folder, self._host)
+            self._swept = True
         path = folder / f"{self._host}.{os.getpid()}-{id(self)}-{next(self._names)}"
         with path.open("wb") as f:
             for piece in pieces(body):
@@ -251,8 +248,8 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another account's
-        return True
+    except PermissionError:
+        pass  # another account's
     return True
 
 

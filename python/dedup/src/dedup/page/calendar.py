@@ -188,7 +188,12 @@ class Calendar:
 
 def lack_us(us: npt.NDArray[np.int64]) -> int:
     """Time that is neither complete nor dark."""
-    return int(us.sum() - us[COMPLETE] - us[DARK])
+    return int(_lack(us))
+
+
+def _lack(us: npt.NDArray[np.int64]) -> Any:
+    """The same of each row of times by status."""
+    return us.sum(axis=-1) - us[..., COMPLETE] - us[..., DARK]
 
 
 def _all_together(cells: Iterable[Cell]) -> Cell:
@@ -303,9 +308,8 @@ def _by_series(tickers: Sequence[str], us: npt.NDArray[np.int64]) -> dict[str, C
     sums = np.zeros((len(at), len(STATUSES)), np.int64)
     np.add.at(sums, code, us)
     there = us.any(axis=1)
-    lacks = us.sum(axis=1) - us[:, COMPLETE] - us[:, DARK] > 0
     markets = np.bincount(code[there], minlength=len(at)).tolist()
-    lacking = np.bincount(code[lacks], minlength=len(at)).tolist()
+    lacking = np.bincount(code[_lack(us) > 0], minlength=len(at)).tolist()
     return {
         name: Cell(sums[n].copy(), markets[n], lacking[n]) for name, n in at.items() if markets[n]
     }
