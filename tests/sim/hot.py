@@ -222,6 +222,6 @@ class HotServer(Server):
 def _chosen(seen: list[Batch], sql: str, args: Any) -> list[Batch]:
     found = re.search(r"ANY\('\{([\d,]*)\}'", sql)
     ids = {int(n) for n in found[1].split(",")} if found else None
-    return [
-        b for b in seen if args[0] <= b.batch_id <= args[1] and (ids is None or b.batch_id in ids)
-    ]
+    written = re.search(r"BETWEEN (\d+) AND (\d+)", sql)  # COPY takes no parameters
+    first, last = map(int, written.groups()) if written else args
+    return [b for b in seen if first <= b.batch_id <= last and (ids is None or b.batch_id in ids)]
