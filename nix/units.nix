@@ -521,6 +521,7 @@ let
     Environment='KT_GATHERER_DSNS=${remotes ports.timescale}'
     Environment='KT_GATHERER_META_DSNS=${remotes ports.postgres}'
     Environment=KT_LAKE_URI=s3://${topology.bucket.name}
+    Environment=KT_BACKUP_PREFIX=${topology.bucket.rds_backup_prefix}
     Environment=AWS_DEFAULT_REGION=${topology.region}
     ${listening}${python}# The owner's own settings, KT_PRODUCTION_DSN at least; what it sets wins over the lines above.
     EnvironmentFile=/etc/kalshi/deduplicator.env

@@ -21,13 +21,18 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
     server.close_blocking()
 
 
-async def fresh_database(server: EmbeddedPostgres, folder: str) -> str:
-    """DSN of a new database with the migrations of one folder."""
-    name = f"{folder}_{uuid.uuid4().hex[:10]}"
+async def empty_database(server: EmbeddedPostgres, begin: str = "empty") -> str:
+    """DSN of a new database with nothing in it, whose name begins so."""
+    name = f"{begin}_{uuid.uuid4().hex[:10]}"
     conn = await asyncpg.connect(server.dsn())
     await conn.execute(f"CREATE DATABASE {name}")
     await conn.close()
-    dsn = server.dsn(name)
+    return server.dsn(name)
+
+
+async def fresh_database(server: EmbeddedPostgres, folder: str) -> str:
+    """DSN of a new database with the migrations of one folder."""
+    dsn = await empty_database(server, folder)
     migrated: Connection = await connect(dsn)
     await migrate(migrated, folder)
     await migrated.close()

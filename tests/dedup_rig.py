@@ -97,7 +97,9 @@ def settings(made: Recordings, production: str, lake: Path, **more: Any) -> Dedu
 
 def pipeline(chosen: DedupSettings) -> Pipeline:
     """The pipeline of these settings, not yet running."""
-    exporter = Exporter(open_store(chosen.lake_uri), chosen.gatherer_meta_dsns)
+    exporter = Exporter(
+        open_store(chosen.lake_uri), chosen.gatherer_meta_dsns, chosen.backup_prefix
+    )
     health = Health("deduplicator", "production", "merge")
     return Pipeline(chosen, exporter, health, Metrics(), lambda: None)
 

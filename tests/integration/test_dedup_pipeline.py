@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from dedup.pipeline import Pipeline
 from kalshilake import open_lake
 from marketdata.errors import StorageError
 from runtime.embedded import EmbeddedPostgres
 from runtime.postgres import Connection, connect
-from tests.databases import fresh_database, table_contents
+from tests.databases import empty_database, fresh_database, table_contents
 from tests.dedup_rig import (
     RESULT,
     Recordings,
@@ -242,17 +243,73 @@ async def test_a_lake_that_is_away_at_the_start_holds_nothing_up(
 
     def away(self: object, prefix: str) -> object:
         asked.append(running.publisher.standing.windows)
-        if asked[-1] == 0 or len(asked) <= 3:
+        if len(asked) <= 2:  # another tape's versions, its backups: a new one waits for that word
+            return listing(self, prefix)  # type: ignore[arg-type]
+        if asked[-1] == 0 or len(asked) <= 5:
             raise StorageError("no route to the lake")
         return listing(self, prefix)  # type: ignore[arg-type]
 
     monkeypatch.setattr(kind, "list", away)
     async with asyncio.timeout(120):
         await running.run()
-    assert asked[0] == 0, "not looked at before anything was merged"
-    assert len(asked) > 3
+    assert asked[2] == 0, "not looked at before anything was merged"
+    assert len(asked) > 5
     assert await compare_with_stream(production, stream) == NOTHING_WRONG
     assert lake_files(tmp_path / "lake") == files
+
+
+def _why(running: Pipeline) -> str:
+    """What production says of itself."""
+    told = running._health.get("production")
+    return told.reason if told else ""
+
+
+async def test_no_tape_begins_beside_the_one_that_the_lake_has(
+    postgres_server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Production was lost and is there again, empty: it stays so until a backup is in it.
+
+    A lake that does not answer may have a tape; one that has none lets the tape begin.
+    """
+    monkeypatch.setattr("dedup.pipeline.BEGIN_POLL_S", 0.05)
+    stream = make_stream(7, events=600, mean_gap_us=150_000)
+    made = await make_recordings(postgres_server, stream, gaps=1, disconnects=0)
+    lake = tmp_path / "lake"
+    _, _, files = await finished(postgres_server, made, lake)
+    production = await empty_database(postgres_server)
+    running = pipeline(settings(made, production, lake))
+    kind = type(running.exporter._store)
+    listing, away = kind.list, False
+
+    def sometimes(self: object, prefix: str) -> object:
+        if away:
+            raise StorageError("no route to the lake")
+        return listing(self, prefix)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kind, "list", sometimes)
+    work = asyncio.create_task(running.run())
+    conn = await connect(production)
+    told: set[str] = set()
+    try:
+        async with asyncio.timeout(120):
+            for word in ("the lake has one up to", "no route to the lake"):
+                while word not in _why(running):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+                told.add(_why(running))
+                away = True
+            tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+            assert await conn.fetchval(tables) == 0
+            assert lake_files(lake) == files
+            lake.rename(tmp_path / "elsewhere")
+            away = False
+            await work
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await conn.close()
+    assert len(told) == 2
+    assert await compare_with_stream(production, stream) == NOTHING_WRONG
+    assert lake_files(lake) == files
 
 
 async def test_stops_cleanly_when_asked(postgres_server: EmbeddedPostgres, tmp_path: Path) -> None:

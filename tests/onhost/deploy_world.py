@@ -60,6 +60,14 @@ class PreparedHosts(Cluster):
         """As Cluster's, with a disk for two revisions and an hour of spool."""
         return super().machine(name, max(disk_mib, DISK_MIB))
 
+    def gatherer_anew(self, name: str) -> Machine:
+        """What destroying a gatherer's stack and deploying it again leaves: an empty disk, another
+        host key, a first boot, the files that the owner writes, and no credential."""
+        dead = self.machines[name]
+        dead.kill()
+        dead.folder.rename(dead.folder.with_name(f"{name}-before"))
+        return self.bare_gatherer(name)
+
     def _profile(self, machine: Machine, name: str) -> None:
         """Nothing: the first rollout makes it."""
 
@@ -121,15 +129,20 @@ class Deployer:
     def prepare(cls, hosts: PreparedHosts, folder: Path) -> Deployer:
         """Read the hosts' keys (on AWS from the console's output) and make a home."""
         folder.mkdir(parents=True)
+        (folder / "home").mkdir(mode=0o700)
+        made = cls(hosts.network, folder, hosts.releases, hosts.keys)
+        made.learn_keys(hosts)
+        return made
+
+    def learn_keys(self, hosts: PreparedHosts) -> None:
+        """The keys that the hosts have now."""
         lines = []
         for name in HOSTS:
             kind, key, *_ = (
                 hosts.machines[name].path("/etc/ssh/ssh_host_ed25519_key.pub").read_text().split()
             )
             lines.append(f"{hosts.network.address(name)} {kind} {key}\n")
-        (folder / "known_hosts").write_text("".join(lines))
-        (folder / "home").mkdir(mode=0o700)
-        return cls(hosts.network, folder, hosts.releases, hosts.keys)
+        self.known_hosts.write_text("".join(lines))
 
     @property
     def known_hosts(self) -> Path:
@@ -179,35 +192,39 @@ class Deployer:
             *(f"ssh-ng://deploy@{self.network.address(host)}", path),
         )
 
-    def rollout_command(self, *flags: str | Path) -> list[str | Path]:
-        """`tape deploy rollout` with all that an owner's command line says here."""
+    def command(self, *act: str | Path) -> list[str | Path]:
+        """`tape deploy` with all that an owner's command line says here."""
         return [
-            *(sys.executable, "-m", "tape.main", "deploy", "rollout", "--checkout", ROOT),
+            *(sys.executable, "-m", "tape.main", "deploy", *act, "--checkout", ROOT),
             *("--identity", self.keys / "admin", "--deploy-identity", self.keys / "deploy"),
             *("--known-hosts", self.known_hosts, "--store", self.releases.store),
-            *(
-                "--no-substitute",
-                "--private",
-                "--system",
-                MACHINE,
-                "--state",
-                self.folder / "state",
-            ),
-            *flags,
+            *("--no-substitute", "--private", "--system", MACHINE),
+            *("--state", self.folder / "state"),
         ]
 
-    def rollout(self, release: str, *flags: str | Path, timeout_s: float = 900) -> Ended:
-        """Roll a release out and wait for the end."""
+    def rollout_command(self, *flags: str | Path) -> list[str | Path]:
+        """`tape deploy rollout` with these flags."""
+        return self.command("rollout", *flags)
+
+    def act(self, *words: str | Path, timeout_s: float = 900) -> Ended:
+        """`tape deploy` with these words, to its end."""
+        return self._timed(self.command(*words), timeout_s)
+
+    def secrets(self, *words: str | Path, timeout_s: float = 900) -> Ended:
+        """`tape secrets` with these words, to its end."""
+        reach = ("--private", "--identity", self.keys / "admin", "--checkout", ROOT)
+        begin = (sys.executable, "-m", "tape.main", "secrets", *reach)
+        return self._timed([*begin, "--known-hosts", self.known_hosts, *words], timeout_s)
+
+    def _timed(self, words: Sequence[str | Path], timeout_s: float) -> Ended:
         began = time.monotonic()
-        words = self.rollout_command("--release", self.releases.folders[release], *flags)
         done = self.run(*words, timeout_s=timeout_s)
         return Ended(done.returncode, done.stdout, time.monotonic() - began)
 
-    def resume(self, *flags: str | Path, timeout_s: float = 900) -> Ended:
-        """Go on with the one that was cut off."""
-        began = time.monotonic()
-        done = self.run(*self.rollout_command("--resume", *flags), timeout_s=timeout_s)
-        return Ended(done.returncode, done.stdout, time.monotonic() - began)
+    def rollout(self, release: str, *flags: str | Path, timeout_s: float = 900) -> Ended:
+        """Roll a release out and wait for the end."""
+        words = self.rollout_command("--release", self.releases.folders[release], *flags)
+        return self._timed(words, timeout_s)
 
     def _settings(self) -> Mapping[str, str]:
         members = [str(path) for path in sorted((ROOT / "python").glob("*/src"))]

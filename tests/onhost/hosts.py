@@ -56,6 +56,14 @@ class Cluster:
 
     def gatherer(self, name: str, disk_mib: int = 4096) -> Machine:
         """A gatherer host, switched on, its units linked and enabled, nothing started."""
+        machine = self.bare_gatherer(name, disk_mib)
+        self.give_credential(machine, "kalshi-key", self.outside.private_key.read_text())
+        self.give_credential(machine, "kalshi-reader", reader_verifier(PASSWORD))
+        self._tls(machine)
+        return machine
+
+    def bare_gatherer(self, name: str, disk_mib: int = 4096) -> Machine:
+        """As `gatherer`, without a credential."""
         machine = self.machine(name, disk_mib)
         self._profile(machine, "gatherer")
         self._server_profile(machine)
@@ -67,9 +75,6 @@ class Cluster:
             (ROOT / "systemd" / "gatherer.env.example").read_text(),
         )
         self._install(machine, ("gatherer", "postgres"))
-        self.give_credential(machine, "kalshi-key", self.outside.private_key.read_text())
-        self.give_credential(machine, "kalshi-reader", reader_verifier(PASSWORD))
-        self._tls(machine)
         return machine
 
     def deduplicator(self, *settings: str) -> Machine:
@@ -123,11 +128,20 @@ class Cluster:
         with machine.path("/etc/postgresql/17/main/pg_hba.conf").open("a") as rules:
             rules.write("hostssl kalshi kalshi_deduplicator 10.0.0.0/16 scram-sha-256\n")
         machine.run("systemctl", "start", "postgresql@17-main", timeout_s=300)
+        self.empty_production(machine)
+        return machine
+
+    def empty_production(self, machine: Machine) -> None:
+        """The database and its role, as the owner makes them."""
         role = documented("sql", "CREATE ROLE kalshi_deduplicator")
         role = role.replace("'PASSWORD'", f"'{PASSWORD}'")
         for text in ("CREATE DATABASE kalshi", f"\\connect kalshi\n{role}"):
             self.sql(machine, text)
-        return machine
+
+    def lose_production(self, machine: Machine) -> None:
+        """As if the instance had gone: neither database nor role, and nobody connected."""
+        for text in ("DROP DATABASE kalshi WITH (FORCE)", "DROP ROLE kalshi_deduplicator"):
+            self.sql(machine, text)
 
     @staticmethod
     def sql(machine: Machine, text: str) -> str:

@@ -148,6 +148,27 @@ class Fleet:
 
         self.host(GATHERERS[0]).wait(is_so, STEADY_S, "three gatherers to record")
 
+    def merge_health(self) -> str:
+        """What the deduplicator's /health says, as text; empty where nobody answers."""
+        asked = ("curl", "--silent", "--max-time", "5", "http://127.0.0.1:8080/health")
+        return self.host(DEDUPLICATOR).run(*asked, check=False).stdout
+
+    def wait_for_merge(self, word: str, within_s: float = STEADY_S) -> None:
+        """Until the deduplicator's health says a word."""
+        self.host(DEDUPLICATOR).wait(
+            lambda: word in self.merge_health(), within_s, f"the deduplicator to say {word!r}"
+        )
+
+    def wait_for_tape(self, us: int) -> None:
+        """Until the tape is closed up to a moment of the exchange."""
+        asked = ("curl", "--silent", "--max-time", "5", "http://127.0.0.1:8080/status")
+
+        def is_so() -> bool:
+            said = self.host(DEDUPLICATOR).run(*asked, check=False).stdout
+            return bool(said) and json.loads(said).get("closed_to_us", 0) >= us
+
+        self.host(DEDUPLICATOR).wait(is_so, FINISH_S, f"the tape to reach {us}")
+
     def kill_deploy_machine(self) -> None:
         """Every process in the admin's network, at once: what was said is said, no more is."""
         space = self.hosts.network.namespace(ADMIN)

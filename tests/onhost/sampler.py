@@ -23,7 +23,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests.onhost.machine import Machine
 
@@ -45,13 +44,15 @@ class Sample:
 class Spool:
     """What one gatherer has written so far, in bytes, with segments that were compressed since."""
 
-    folder: Path
+    host: Machine
     sizes: dict[str, int] = field(default_factory=dict)
 
     def bytes_written(self) -> int:
         """As seen now; what cannot be read (no spool yet, host off) is what it was."""
+        if not self.host.is_on or not self.host.pid:
+            return sum(self.sizes.values())
         try:
-            for path in self.folder.glob("*.seg"):
+            for path in self.host.path(SPOOL).glob("*.seg"):
                 size = path.stat().st_size
                 self.sizes[path.name] = max(size, self.sizes.get(path.name, 0))
         except OSError:
@@ -81,9 +82,13 @@ class Sampler:
 
     def start(self) -> None:
         """Begin; the first WINDOW_S give no sample."""
-        self._spools = {name: Spool(host.path(SPOOL)) for name, host in self._hosts.items()}
+        self._spools = {name: Spool(host) for name, host in self._hosts.items()}
         self._begun = time.monotonic()
         self._thread.start()
+
+    def follow(self, host: Machine) -> None:
+        """Look at this host from now on, which was made anew in the place of one of its name."""
+        self._spools = {**self._spools, host.name: Spool(host)}
 
     def stop(self) -> None:
         """End; what was sampled stays."""

@@ -39,6 +39,10 @@ class NoLake:
     def __init__(self) -> None:
         self.written: dict[str, int] = {}
 
+    async def another_tape(self, conn: Any) -> str:
+        """There is none."""
+        return ""
+
     async def open(self, conn: Any, *, patient: bool) -> None:
         """Nothing."""
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from dedup import hour_parts, hours, keyframes, repair_lake, repair_store
+from dedup import hour_parts, hours, keyframes, other_tape, repair_lake, repair_store
 from dedup.coverage_rows import coverage_records
 from dedup.described import DescribedHour, described_at
 from dedup.exchange_note import extra_of, seen_at, seen_now
@@ -69,9 +69,10 @@ class Exporter:
     `progress` is called, on the event loop, whenever a part of an hour is done.
     """
 
-    def __init__(self, store: Store, meta_dsns: Sequence[str]) -> None:
+    def __init__(self, store: Store, meta_dsns: Sequence[str], backups: str = "") -> None:
+        """`backups`: prefix of production's backups in the same store; "": there are none."""
         self.progress: Callable[[], None] = lambda: None
-        self._store = store
+        self._store, self._backups = store, backups
         self._meta_dsns = list(meta_dsns)
         self._dirty: dict[int, tuple[bool, bool]] = {}
         self._lost: list[Noted] = []  # of the lake, to be made again
@@ -92,6 +93,10 @@ class Exporter:
         self.differing: list[str] = []  # the lake had other bytes of a moment that came again
         self.coverage_us: dict[str, int] = {}  # status -> microseconds of the exported hours
         self._coverage_by_hour: dict[int, dict[str, int]] = {}
+
+    async def another_tape(self, conn: Connection) -> str:
+        """As other_tape.found, of this lake."""
+        return await other_tape.found(conn, self._store, self._backups)
 
     async def open(self, conn: Connection, *, patient: bool = False) -> None:
         """Load what is dirty and what the lake lost.

@@ -112,7 +112,7 @@ async def serve(settings: DedupSettings) -> int:
     supervisor = Supervisor("deduplicator")
     supervisor.watch("pipeline", NO_PROGRESS_S)
     store = open_store(settings.lake_uri)
-    exporter = Exporter(store, settings.gatherer_meta_dsns)
+    exporter = Exporter(store, settings.gatherer_meta_dsns, settings.backup_prefix)
     archive = Archive(settings.production_dsn, store, health)
     retention = Retention(
         settings.production_dsn,

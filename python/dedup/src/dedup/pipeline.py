@@ -53,6 +53,7 @@ from runtime.postgres import TRANSIENT
 
 EXPORT_RETRY_S: Final = 5.0
 RESTART_WAIT_S: Final = 1.0
+BEGIN_POLL_S: Final = 5.0  # while production holds no tape and the lake does
 
 # A database went away under us: begin again from what production holds.
 _BROKEN: Final[tuple[type[BaseException], ...]] = (*TRANSIENT, StorageError)
@@ -204,7 +205,7 @@ class Pipeline:
 
     async def _live(self) -> None:
         """From what production holds to the end, or to the first sign that it moved without us."""
-        opened = await self._unless_stopped(self.publisher.open())
+        opened = await self._unless_stopped(self._open())
         if opened is None:
             return
         standing = opened
@@ -240,6 +241,14 @@ class Pipeline:
             for task in self._reads:
                 task.cancel()
             await asyncio.gather(*self._reads, return_exceptions=True)
+
+    async def _open(self) -> Standing:
+        """Where the tape stands. None is begun beside the one that the lake has."""
+        while why := await self.exporter.another_tape(await self.publisher.connection()):
+            self._held_up(why)
+            await asyncio.sleep(BEGIN_POLL_S)
+        self._held_up("")
+        return await self.publisher.open()
 
     def _arbiter(self, standing: Standing) -> Arbiter:
         chosen = arbiter_settings(self._settings)

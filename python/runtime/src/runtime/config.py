@@ -51,6 +51,7 @@ ReadableFile = Annotated[Path, AfterValidator(_is_file)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
+KeyPrefix = Annotated[str, Field(pattern=r"^([a-z0-9-]+/)+$")]
 
 
 class ServiceSettings(BaseSettings):
@@ -142,6 +143,7 @@ class DedupSettings(ServiceSettings):
     )
     production_dsn: Dsn
     lake_uri: Annotated[str, Field(min_length=1)]
+    backup_prefix: KeyPrefix = "backups/rds/"  # of the lake's store: a backup there is of a tape
     window_ms: Count = 5_000
     grace_ms: Amount = 2_000
     idle_hold_ms: Amount = 30_000
@@ -173,7 +175,7 @@ class BackupSettings(ServiceSettings):
 
     production_dsn: Dsn
     lake_uri: Annotated[str, Field(min_length=1)]
-    backup_prefix: Annotated[str, Field(pattern=r"^([a-z0-9-]+/)+$")] = "backups/rds/"
+    backup_prefix: KeyPrefix = "backups/rds/"
     pg_bin: Path  # where pg_dump and pg_restore are, of the server's version or newer
     verify_dsn: Dsn | None = None
 
