@@ -121,10 +121,11 @@ async def stage(
     return made, early, late
 
 
-@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("restarted", ["", "while it is empty", "when it has rows"])
 async def test_a_third_gatherer_with_an_empty_disk_joins_again(
-    postgres_server: EmbeddedPostgres, tmp_path: Path, restarted: bool
+    postgres_server: EmbeddedPostgres, tmp_path: Path, restarted: str
 ) -> None:
+    """`restarted`: when the deduplicator begins again, if it does, and sees the new database."""
     stream = make_stream(SEED)
     made, early, late = await stage(postgres_server, stream)
     production = await fresh_database(postgres_server, "production")
@@ -136,13 +137,16 @@ async def test_a_third_gatherer_with_an_empty_disk_joins_again(
         await work.stop()
         await running
     await wipe(postgres_server, made.hot[THIRD])
+    if restarted == "when it has rows":
+        await fill(made.hot[THIRD], late[THIRD])
     if restarted:
         work = pipeline(chosen)
         running = asyncio.create_task(work.run())
-        await asyncio.sleep(0.5)  # it finds the empty database, and waits
+        await asyncio.sleep(0.5)  # it finds the new database; if that is empty it waits
     third = work.readers[THIRD]
-    for dsn, batches in zip(made.hot, late, strict=True):
-        await fill(dsn, batches)
+    for gatherer, (dsn, batches) in enumerate(zip(made.hot, late, strict=True)):
+        if gatherer != THIRD or restarted != "when it has rows":
+            await fill(dsn, batches)
     async with asyncio.timeout(60):
         await running
     assert work.finished

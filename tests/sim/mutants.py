@@ -241,6 +241,13 @@ MUTANTS = (
         "snapshots and ends of the last closed window are taken again after a restart",
     ),
     Mutant(
+        "new_life_seen_at_the_start_forgotten",
+        "dedup.readers",
+        "            self._resume_at = None\n        got = ",
+        "            self._resume_at = None\n            self._replacements = self.position.replaced\n        got = ",
+        "a gatherer whose database was replaced while the deduplicator was away is read as its former life",
+    ),
+    Mutant(
         "read_again_not_waited_for",
         "dedup.arbitrate",
         "        if self.reading_again:\n",

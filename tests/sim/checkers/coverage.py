@@ -95,7 +95,7 @@ def check_quarantine(view: View) -> Iterator[Violation]:
 def check_ended(view: View) -> Iterator[Violation]:
     """At the end every run that was told of is told to be over."""
     lost = {spool.gatherer for spool in view.spools if spool.lost}
-    if not view.world.ended or view.replaced:
+    if not view.world.ended:
         return
     for row in view.content.tables["run_progress"].values():
         if not row[5] and row[0] not in lost:
@@ -168,7 +168,7 @@ def _sure_of_run(
 
 def check_claimed(view: View) -> Iterator[Violation]:
     """Where nothing came late, every sure stretch is complete, or flagged as undecidable."""
-    if view.overtaken or view.replaced or not view.world.ended:
+    if view.overtaken or not view.world.ended:
         return
     intervals = by_ticker(view)
     marks: dict[str, list[tuple[int, int]]] = {}

@@ -220,7 +220,7 @@ def check_sources(view: View) -> Iterator[Violation]:
             # A reset has no time of its own: it may stand in another window for each gatherer, and
             # a row that is published gets no more witnesses.
             unnamed = ~named & in_runs[g][places] & ~flagged & ((rows["flags"] & RESET) == 0)
-            if unnamed.any() and not (view.overtaken or view.replaced or g in view.cautious):
+            if unnamed.any() and not (view.overtaken or g in view.cautious):
                 at = int(np.flatnonzero(unnamed)[0])
                 yield Violation(
                     f"{ticker}: gatherer {g} saw an event and is not named",

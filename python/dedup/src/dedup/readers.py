@@ -75,6 +75,7 @@ class GathererReader:
             self._resume_at = known.system_identifier, max(1, known.local(resume_at[1]))
         from_batch = 1 if self._resume_at is None else self._resume_at[1]
         self._lives = Lives(known, runs, from_batch)
+        self._replacements = 0  # of the database, as far as the lives know
         self._runs = None if resume_at is None else KnownRuns(self._lives.known_here())
         self._max_rows = max_rows
         self._monotonic = monotonic
@@ -131,7 +132,6 @@ class GathererReader:
         self._failures = 0
         self.reason = ""
         self.silent_since_s = self._monotonic()
-        replaced = got.position.replaced > self.position.replaced
         self.position = got.position
         self.backlog = got.backlog
         if got.batch is None:
@@ -142,7 +142,7 @@ class GathererReader:
         if got.gone is not None:
             self.gone.append(got.gone.told())
             log.error("rows are gone", gatherer=self.index, reason=got.gone.told())
-        if replaced:
+        if self.position.replaced > self._replacements:
             self._replaced(got.batch)
         batch = got.batch if self._runs is None else self._runs.usable(got.batch, got.gone)
         lifted = self._lives.lift(batch, got.position.system_identifier)
@@ -150,7 +150,9 @@ class GathererReader:
         return lifted
 
     def _replaced(self, first: GathererBatch) -> None:
-        """The gatherer begins again with an empty database."""
+        """The gatherer begins again with an empty database, found by a read or by the first look
+        after a restart."""
+        self._replacements = self.position.replaced
         self._lives.begin(self.position.system_identifier, first)
         self._runs = KnownRuns(())
         told = "its database was replaced by an empty one: it goes on as a new life"
