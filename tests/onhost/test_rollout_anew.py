@@ -145,7 +145,7 @@ def test_production_comes_from_its_backup(fleet: Fleet) -> None:
 
 
 def test_all_of_it_is_one_tape_and_the_truth(fleet: Fleet) -> None:
-    """Nothing missing, extra or out of order; two witnesses of each event, three once it is over."""
+    """Nothing missing, extra or out of order; two witnesses of each, three in the end."""
     folder = fleet.finish()
     fleet.prove(folder)
     for name, window in fleet.windows.items():
