@@ -59,7 +59,7 @@ class RootedShell:
         for folder in ("bin", "units", "etc/kalshi", "proc", "nix/store", "var/lib"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         programs = {"systemctl": SYSTEMCTL, "nix": NIX, "nix-env": NIX_ENV}
-        quiet = ("systemd-sysusers", "systemd-tmpfiles", "nix-store", "curl", "journalctl")
+        quiet = ("systemd-sysusers", "systemd-tmpfiles", "nix-store", "curl", "journalctl", "pkill")
         for name, text in (programs | dict.fromkeys(quiet, QUIET)).items():
             (root / "bin" / name).write_text(text)
             (root / "bin" / name).chmod(stat.S_IRWXU)

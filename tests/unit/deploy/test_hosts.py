@@ -168,6 +168,20 @@ async def test_history_is_added_to_and_a_no_is_told_with_the_hosts_words(
         await over.write_down("gatherer-1", b"{}")
 
 
+async def test_copies_that_were_cut_off_are_ended_before_the_next(
+    shell: RootedShell, over: OverShell
+) -> None:
+    """Nix's own would hold the locks of its paths for ever; nobody there is the usual case."""
+    program = shell.root / "bin" / "pkill"
+    for code in (0, 1):
+        program.write_text(f'#!/bin/sh\necho "pkill $*" >> "$ROOT/calls"\nexit {code}\n')
+        await over.copy("gatherer-1", {"gatherer": "/nix/store/x"})
+    assert shell.calls == ["pkill -KILL -U deploy"] * 2
+    program.write_text("#!/bin/sh\necho 'invalid user name: deploy' >&2\nexit 2\n")
+    with pytest.raises(HostRefusedError, match="invalid user name"):
+        await over.copy("gatherer-1", {"gatherer": "/nix/store/x"})
+
+
 async def test_a_copy_that_fails_says_what_nix_said(shell: RootedShell, over: OverShell) -> None:
     await over.copy("gatherer-1", {"gatherer": "/nix/store/x"})
 

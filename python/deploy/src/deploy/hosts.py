@@ -195,6 +195,12 @@ done
 nice -n 19 nix-store --gc 2>&1 | tail -1
 """
 
+# A line that broke in the middle of a copy leaves `nix-daemon --stdio` behind, which waits for the
+# host's daemon, which waits for it, with the locks of the paths: the next copy would wait for ever.
+# Whoever holds the lock of the host is the only one who copies to it.
+LEFT_OVER: Final = r"""pkill -KILL -U "$COPIER" || [ $? = 1 ]"""
+COPIER: Final = "deploy"
+
 LAST_WORDS: Final = (
     r"""journalctl --unit "$UNIT" --lines 5 --output cat --no-pager 2>/dev/null || true"""
 )
@@ -219,7 +225,8 @@ class Hosts(Protocol):
         """Give the lock back; one of another run stays."""
 
     async def copy(self, host: str, paths: Mapping[str, str]) -> None:
-        """Bring store paths, by closure, and all they need to the host's store."""
+        """Bring store paths, by closure, and all they need to the host's store. Ends whatever
+        copies to it: it is locked."""
 
     async def switch(self, host: str, closure: str, path: str) -> list[str]:
         """Make the profile of a closure this path and restart what runs from another; the units
@@ -281,6 +288,8 @@ class OverShell:
 
     async def copy(self, host: str, paths: Mapping[str, str]) -> None:
         """As Hosts.copy."""
+        free = script(LEFT_OVER, COPIER=COPIER)
+        await self._said(host, free, "be freed of copies that were cut off")
         answer = await self._shell.copy(host, list(paths.values()))
         if answer.code != 0:
             told = " ".join(answer.err.split())[-SAID_CHARS:]
