@@ -41,10 +41,11 @@ async def found(conn: Connection, store: Store, backups: str = "") -> str:
 
 
 async def _has_begun(conn: Connection) -> bool:
-    """Whether a window was ever published; the table may not be there yet."""
+    """Whether a tape was begun here, even if it was set back to before its first window; the table
+    may not be there yet."""
     if not await conn.fetchval("SELECT to_regclass('merge_state') IS NOT NULL"):
         return False
-    return bool(await conn.fetchval("SELECT EXISTS (SELECT FROM merge_state WHERE windows > 0)"))
+    return bool(await conn.fetchval("SELECT EXISTS (SELECT FROM merge_state)"))
 
 
 def _kept(store: Store, backups: str) -> str:
