@@ -148,23 +148,22 @@ class Fleet:
 
         self.host(GATHERERS[0]).wait(is_so, STEADY_S, "three gatherers to record")
 
-    def merge_health(self) -> str:
-        """What the deduplicator's /health says, as text; empty where nobody answers."""
-        asked = ("curl", "--silent", "--max-time", "5", "http://127.0.0.1:8080/health")
+    def merge_says(self, page: str) -> str:
+        """What the deduplicator answers, as text; empty where nobody does."""
+        asked = ("curl", "--silent", "--max-time", "5", f"http://127.0.0.1:8080/{page}")
         return self.host(DEDUPLICATOR).run(*asked, check=False).stdout
 
     def wait_for_merge(self, word: str, within_s: float = STEADY_S) -> None:
         """Until the deduplicator's health says a word."""
         self.host(DEDUPLICATOR).wait(
-            lambda: word in self.merge_health(), within_s, f"the deduplicator to say {word!r}"
+            lambda: word in self.merge_says("health"), within_s, f"the deduplicator to say {word!r}"
         )
 
     def wait_for_tape(self, us: int) -> None:
         """Until the tape is closed up to a moment of the exchange."""
-        asked = ("curl", "--silent", "--max-time", "5", "http://127.0.0.1:8080/status")
 
         def is_so() -> bool:
-            said = self.host(DEDUPLICATOR).run(*asked, check=False).stdout
+            said = self.merge_says("status")
             return bool(said) and json.loads(said).get("closed_to_us", 0) >= us
 
         self.host(DEDUPLICATOR).wait(is_so, FINISH_S, f"the tape to reach {us}")
@@ -210,6 +209,19 @@ class Fleet:
         print(json.dumps({**asdict(verdict), "frames": frames, "audits_failed": failed}, indent=1))
         assert proof.exit_ok(verdict, audits_failed=failed), verdict.examples
         assert verdict.books_checked > 0
+
+    def proven_windows(self) -> dict[str, tape_checks.Looked]:
+        """Finish the tape, prove it, and look at each window of it; all of them are told."""
+        folder = self.finish()
+        self.prove(folder)
+        looked = {
+            name: tape_checks.look(folder / "lake", window.from_us, window.to_us)
+            for name, window in self.windows.items()
+        }
+        for name, window in self.windows.items():
+            seen = {"few": window.few, "samples": window.samples}
+            print(json.dumps({name: looked[name].told() | seen}))
+        return looked
 
 
 def _watched(soak: str) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,28 @@ def unproven(lake: Path, from_us: int, to_us: int) -> tuple[list[str], int]:
     return faults, throughout
 
 
-def summary(lake: Path, from_us: int, to_us: int) -> dict[str, Any]:
-    """Both of a window, for people."""
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A window of the tape: order-book events by witnesses, faults of coverage, and the markets
+    that are complete all through it."""
+
+    seconds: int
+    witnesses: dict[int, int]
+    faults: list[str]
+    throughout: int
+
+    def told(self) -> dict[str, Any]:
+        """For people."""
+        return {
+            "seconds": self.seconds,
+            "events by witnesses": self.witnesses,
+            "markets complete throughout": self.throughout,
+            "faults of coverage": len(self.faults),
+        }
+
+
+def look(lake: Path, from_us: int, to_us: int) -> Looked:
+    """`witnesses` and `unproven` of a window."""
     faults, throughout = unproven(lake, from_us, to_us)
-    return {
-        "seconds": (to_us - from_us) // 1_000_000,
-        "events by witnesses": witnesses(lake, from_us, to_us),
-        "markets complete throughout": throughout,
-        "faults of coverage": len(faults),
-    }
+    seconds = (to_us - from_us) // 1_000_000
+    return Looked(seconds, witnesses(lake, from_us, to_us), faults, throughout)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.onhost import rollout_world, tape_checks
+from tests.onhost import rollout_world
 from tests.onhost.hosts import GATHERERS
 from tests.onhost.image import run
 from tests.onhost.lab import Lab
@@ -104,14 +104,10 @@ def _restart_without_the_rule(fleet: Fleet, name: str, victims: tuple[str, ...])
 
 def test_the_tape_is_the_truth_complete_and_seen_twice(fleet: Fleet) -> None:
     """After all of it; and the controls' windows are found wanting."""
-    folder = fleet.finish()
-    fleet.prove(folder)
-    for name, window in fleet.windows.items():
-        seen = tape_checks.summary(folder / "lake", window.from_us, window.to_us)
-        print(json.dumps({name: {**seen, "few": window.few, "samples": window.samples}}))
-    for name, window in fleet.windows.items():
-        counts = tape_checks.witnesses(folder / "lake", window.from_us, window.to_us)
-        faults, throughout = tape_checks.unproven(folder / "lake", window.from_us, window.to_us)
-        assert (min(counts) < 2) == (name in (TWO_AT_ONCE, ALL_AT_ONCE)), (name, counts)
-        assert bool(faults) == (name == ALL_AT_ONCE), (name, faults[:5])
-        assert throughout > 0 or name == ALL_AT_ONCE
+    for name, seen in fleet.proven_windows().items():
+        assert (min(seen.witnesses) < 2) == (name in (TWO_AT_ONCE, ALL_AT_ONCE)), (
+            name,
+            seen.witnesses,
+        )
+        assert bool(seen.faults) == (name == ALL_AT_ONCE), (name, seen.faults[:5])
+        assert seen.throughout > 0 or name == ALL_AT_ONCE

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.onhost import rollout_world, tape_checks
+from tests.onhost import rollout_world
 from tests.onhost.deploy_world import HOSTS
 from tests.onhost.hosts import DEDUPLICATOR, GATHERERS
 from tests.onhost.lab import Lab
@@ -146,14 +146,7 @@ def test_production_comes_from_its_backup(fleet: Fleet) -> None:
 
 def test_all_of_it_is_one_tape_and_the_truth(fleet: Fleet) -> None:
     """Nothing missing, extra or out of order; two witnesses of each, three in the end."""
-    folder = fleet.finish()
-    fleet.prove(folder)
-    for name, window in fleet.windows.items():
-        seen = tape_checks.summary(folder / "lake", window.from_us, window.to_us)
-        print(json.dumps({name: {**seen, "few": window.few, "samples": window.samples}}))
-    for name, window in fleet.windows.items():
-        counts = tape_checks.witnesses(folder / "lake", window.from_us, window.to_us)
-        faults, throughout = tape_checks.unproven(folder / "lake", window.from_us, window.to_us)
-        assert min(counts) >= (3 if name == ALL_AGAIN else 2), (name, counts)
-        assert not faults, (name, faults[:5])
-        assert throughout > 0
+    for name, seen in fleet.proven_windows().items():
+        assert min(seen.witnesses) >= (3 if name == ALL_AGAIN else 2), (name, seen.witnesses)
+        assert not seen.faults, (name, seen.faults[:5])
+        assert seen.throughout > 0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.onhost import rollout_world, tape_checks
+from tests.onhost import rollout_world
 from tests.onhost.deploy_world import HOSTS, nix_store_paths
 from tests.onhost.hosts import GATHERERS
 from tests.onhost.lab import Lab
@@ -202,14 +202,7 @@ def _next_step(fleet: Fleet, process: subprocess.Popen[str], known: set[str], ea
 def test_the_tape_is_the_truth_and_every_event_has_two_witnesses(fleet: Fleet) -> None:
     """Through all of it."""
     assert set(fleet.where()) == set(HOSTS)
-    folder = fleet.finish()
-    fleet.prove(folder)
-    for name, window in fleet.windows.items():
-        seen = tape_checks.summary(folder / "lake", window.from_us, window.to_us)
-        print(json.dumps({name: {**seen, "few": window.few, "samples": window.samples}}))
-    for name, window in fleet.windows.items():
-        counts = tape_checks.witnesses(folder / "lake", window.from_us, window.to_us)
-        faults, throughout = tape_checks.unproven(folder / "lake", window.from_us, window.to_us)
-        assert min(counts) >= 2, (name, counts)
-        assert not faults, (name, faults[:5])
-        assert throughout > 0
+    for name, seen in fleet.proven_windows().items():
+        assert min(seen.witnesses) >= 2, (name, seen.witnesses)
+        assert not seen.faults, (name, seen.faults[:5])
+        assert seen.throughout > 0

@@ -25,7 +25,7 @@ from deploy.errors import HostRefusedError
 from deploy.fleet import Fleet
 from deploy.release import PROFILES, UNITS
 from deploy.seen import Seen, parse
-from deploy.shell import Answer, Shell
+from deploy.shell import DEPLOY_USER, Answer, Shell
 
 HOME: Final = "/var/lib/kalshi-deploy"
 HEALTH_PORT: Final = 8080
@@ -199,7 +199,6 @@ nice -n 19 nix-store --gc 2>&1 | tail -1
 # host's daemon, which waits for it, with the locks of the paths: the next copy would wait for ever.
 # Whoever holds the lock of the host is the only one who copies to it.
 LEFT_OVER: Final = r"""pkill -KILL -U "$COPIER" || [ $? = 1 ]"""
-COPIER: Final = "deploy"
 
 LAST_WORDS: Final = (
     r"""journalctl --unit "$UNIT" --lines 5 --output cat --no-pager 2>/dev/null || true"""
@@ -288,7 +287,7 @@ class OverShell:
 
     async def copy(self, host: str, paths: Mapping[str, str]) -> None:
         """As Hosts.copy."""
-        free = script(LEFT_OVER, COPIER=COPIER)
+        free = script(LEFT_OVER, COPIER=DEPLOY_USER)
         await self._said(host, free, "be freed of copies that were cut off")
         answer = await self._shell.copy(host, list(paths.values()))
         if answer.code != 0:

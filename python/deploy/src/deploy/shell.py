@@ -28,6 +28,7 @@ from typing import Final, Protocol
 
 from deploy.errors import UnreachableError
 
+DEPLOY_USER: Final = "deploy"  # of the hosts: sends signed paths and nothing else
 SSH_LOST: Final = 255  # ssh's own exit code: no connection, or it broke
 OUTPUT_BYTES_MAX: Final = 4 << 20
 CONNECT_TIMEOUT_S: Final = 10
@@ -83,7 +84,7 @@ class Ssh:
     control: Path
     store: str = ""
     admin: str = "admin"
-    deploy_user: str = "deploy"
+    deploy_user: str = DEPLOY_USER
     substitute: bool = True
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
