@@ -17,12 +17,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from dedup.arbitrate import Arbiter
+from dedup.inflow import Inflow
+from dedup.lives import Life
 from dedup.output import WindowOutput
 from dedup.pipeline import Pipeline
 from marketdata.rows import GathererBatch
 from runtime.health import Health
 from runtime.metrics import Metrics
 from tests.sim.gatherer import fates
+from tests.sim.hot import HotServer
 from tests.sim.plan import FaultPlan
 from tests.sim.virtual import Process, Story, VirtualLoop
 
@@ -77,8 +80,11 @@ def settings_of(plan: FaultPlan, process: str) -> Any:
 class Watch:
     """Whether windows were closed too early for something that came later, and why."""
 
-    def __init__(self, story: Story) -> None:
+    def __init__(self, story: Story, loop: VirtualLoop) -> None:
         self.story = story
+        self.loop = loop
+        self.hot: Callable[[int], HotServer]  # a gatherer's database; the world sets it
+        self.shown: dict[int, list[tuple[int, float]]] = {}  # id(arbiter) -> (receive time, when)
         self.overtaken: dict[str, int] = {}
         self.impatient: list[str] = []
         self.closed_windows = 0
@@ -103,6 +109,27 @@ class Watch:
             if len(fresh) and int(fresh["exchange_us"].min()) // inflow.window_us <= inflow.closed:
                 self.note(f"late {name} of gatherer {batch.gatherer}")
 
+    def absorbed(self, arbiter: Arbiter) -> None:
+        """How far does anybody's receive time go now?"""
+        shown = self.shown.setdefault(id(arbiter), [])
+        if not shown or arbiter.shown_ns > shown[-1][0]:
+            shown.append((arbiter.shown_ns, self.loop.time()))
+
+    def _ended(self, arbiter: Arbiter, inflow: Inflow, output: WindowOutput, due_ns: int) -> None:
+        """A gatherer that said it ended: was anything there when others were so far?"""
+        due_ns = min(due_ns, arbiter.shown_ns)
+        due_s = next(at for ns, at in self.shown[id(arbiter)] if ns >= due_ns)
+        hot = self.hot(inflow.gatherer)
+        seen = Life.decode(inflow.life).local(inflow.seen_batch)
+        for batch in hot.log:
+            unread = batch.batch_id > seen and batch.xid < hot.xmin() and batch.n_rows
+            if unread and batch.committed_s < due_s:
+                self.impatient.append(
+                    f"window {output.window} closed on the word of gatherer {inflow.gatherer} that"
+                    f" it ended; batch {batch.batch_id} of it was there since {batch.committed_s}"
+                )
+                return
+
     def closing(self, arbiter: Arbiter, output: WindowOutput, *, final: bool) -> None:
         """Was anybody not waited for?"""
         self.closed_windows += 1
@@ -118,6 +145,8 @@ class Watch:
                 self.impatient.append(
                     f"window {output.window} closed before gatherer {inflow.gatherer} had committed"
                 )
+            if inflow.ended and not is_out:
+                self._ended(arbiter, inflow, output, due_ns if seen else arbiter.shown_ns)
             skew = arbiter.settings.engine_skew_us
             for run in inflow.runs.values():
                 if (
@@ -143,10 +172,12 @@ class SimPipeline(Pipeline):
     def _arbiter(self, standing: Any) -> Arbiter:
         arbiter = super()._arbiter(standing)
         watch, absorb, step = self.watch, arbiter.absorb, arbiter.step
+        watch.shown.pop(id(arbiter), None)  # of one that is gone
 
         def watched_absorb(batch: GathererBatch) -> None:
             watch.absorbing(arbiter, batch)
             absorb(batch)
+            watch.absorbed(arbiter)
 
         def watched_step(*, final: bool = False) -> WindowOutput | None:
             output = step(final=final)
@@ -168,7 +199,7 @@ class DedupHost:
         self.story = story
         self.loop = loop
         self.rng = random.Random(f"{plan.seed}/dedup-host")
-        self.watch = Watch(story)
+        self.watch = Watch(story, loop)
         self.fates = fates(self.plan.crashes_step, self.plan.line_cuts)
         self.read_fates = fates((), self.plan.read_cuts)
         self.processes: list[Process] = []

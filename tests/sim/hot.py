@@ -10,6 +10,7 @@ Does not do: refused rows (tests of the gatherer do), partitions.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Batch:
     n_rows: int
     min_ns: int
     max_ns: int
+    committed_s: float = 0.0  # virtual time
     bodies: dict[str, bytes] = field(default_factory=dict)
     snapshots: list[tuple[Any, ...]] = field(default_factory=list)
     controls: list[tuple[Any, ...]] = field(default_factory=list)
@@ -112,6 +114,7 @@ class HotServer(Server):
         batch.markets = copied_rows(MARKET_COPY, tx.pending.get("market", b""))
 
         def add() -> None:
+            batch.committed_s = asyncio.get_running_loop().time()
             self.log.append(batch)
             self.by_id[batch_id] = batch
 

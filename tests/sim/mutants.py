@@ -248,6 +248,20 @@ MUTANTS = (
         "a gatherer whose database was replaced while the deduplicator was away is read as its former life",
     ),
     Mutant(
+        "word_of_an_end_believed",
+        "dedup.gate",
+        "return patience.had_nothing_ns[inflow.gatherer] >= shown_ns",
+        "return True",
+        "a gatherer that said it ended is not asked whether it began again before a window closes",
+    ),
+    Mutant(
+        "asked_too_early",
+        "dedup.gate",
+        "    shown_ns = max(i.max_received_ns for i in inflows)\n    if seen",
+        "    shown_ns = 0\n    if seen",
+        "an answer of a gatherer that ended counts although the others were not as far yet",
+    ),
+    Mutant(
         "read_again_not_waited_for",
         "dedup.arbitrate",
         "        if self.reading_again:\n",

@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.sim.checkers import judge
 from tests.sim.virtual import STORY_TAIL
-from tests.sim.world import World, play
+from tests.sim.world import World, limits_kept, play
 
 PROCESSES = 2
 PROGRESS_EVERY = 50
@@ -64,7 +64,8 @@ def run_seed(seed: int) -> Result:
     signal.signal(signal.SIGVTALRM, _no_rest)
     signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S_MAX, CPU_S_MAX)
     try:
-        return _judged(seed)
+        with limits_kept():
+            return _judged(seed)
     except NoRest as error:
         return Result(seed, [f"liveness: {error}"])
     finally:

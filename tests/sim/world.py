@@ -100,6 +100,7 @@ class _Builder:
         )
         self.servers["production"] = self.production
         self.dedup = DedupHost(plan, self.story, loop)
+        self.dedup.watch.hot = lambda gatherer: self.hosts[gatherer].database
         self.dedup.may_finish = lambda: all(host.settled for host in self.hosts)
         self.world = World(plan, self.story, self.exchange, self.hosts, self.production, self.dedup)
 
@@ -327,10 +328,25 @@ def replaced(builder: _Builder, seed: int) -> Iterator[None]:
             setattr(module, name, real)
 
 
+LIMITS = ((dedup.union, "MEMORY_WINDOWS"), (dedup.flow, "PUBLISH_WINDOWS"))
+
+
+@contextlib.contextmanager
+def limits_kept() -> Iterator[None]:
+    """The product's limits are afterwards what they were, though worlds were played."""
+    before = [getattr(module, name) for module, name in LIMITS]
+    try:
+        yield
+    finally:
+        for (module, name), real in zip(LIMITS, before, strict=True):
+            setattr(module, name, real)
+
+
 def play(seed: int) -> World:
-    """The world of a seed, at rest."""
+    """The world of a seed, at rest. Its limits stay, for checkers merge once more: `limits_kept`
+    around both."""
     loop = VirtualLoop()
-    limits = FaultPlan.draw(seed).dedup  # they stay until the next play: checkers merge once more
+    limits = FaultPlan.draw(seed).dedup
     dedup.union.MEMORY_WINDOWS = limits.memory_windows  # type: ignore[misc]
     dedup.flow.PUBLISH_WINDOWS = limits.publish_windows  # type: ignore[misc]
     gc.disable()  # what is dropped is dropped at the same place every time

@@ -207,6 +207,8 @@ async def test_batches_of_a_gatherer_are_absorbed_in_order_and_each_once() -> No
             self.inside = False
             self.heard: list[tuple[int, int]] = []
             self.asked: set[int] = set()
+            self.shown_ns = 0
+            self.had_nothing = lambda _gatherer, _shown_ns: None
 
         def absorb(self, batch: GathererBatch) -> None:
             assert not self.inside
@@ -237,6 +239,27 @@ async def test_batches_of_a_gatherer_are_absorbed_in_order_and_each_once() -> No
         task.cancel()
 
 
+async def test_an_answer_without_rows_is_good_for_what_was_shown_when_it_was_asked_for() -> None:
+    """What others show while the database answers may have been committed after it looked."""
+    hears = Hears()
+    hears.shown_ns = 5
+    told: list[tuple[int, int]] = []
+    hears.had_nothing = lambda *word: told.append(word)  # type: ignore[method-assign]
+
+    class Slow(Answers):
+        async def read(self) -> GathererBatch | None:
+            hears.shown_ns = 9
+            self.state = "down" if self.batches else "ended"
+            return None
+
+    tasks: flow.Reads = {}
+    some: Any = hears
+    await take(some, [Slow(0, [])], tasks, 60, lambda _: None)
+    await take(some, [Slow(1, [Hand(1).commit()])], tasks, 60, lambda _: None)
+    assert told == [(0, 5)], "who does not answer has not said that there is nothing"
+    assert tasks == {}
+
+
 class Endless(Answers):
     """A reader whose database always has another batch of four changes."""
 
@@ -256,6 +279,10 @@ class Hears:
 
     def __init__(self) -> None:
         self.rows = 0
+        self.shown_ns = 0
+
+    def had_nothing(self, gatherer: int, shown_ns: int) -> None:
+        """Nobody asks."""
 
     def absorb(self, batch: GathererBatch) -> None:
         self.rows += len(batch.deltas)

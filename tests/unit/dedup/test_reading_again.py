@@ -206,3 +206,38 @@ def test_runs_that_were_over_before_the_restart_come_to_nothing_again() -> None:
     kept.read(0, 1)
     assert kept.publish(drain(kept.arbiter, final=True)) == 0
     assert kept.counts == before
+
+
+def test_a_word_of_an_end_does_not_outlive_a_restart() -> None:
+    """Both had ended and began again while nobody read: windows must not close on what the first
+    one delivers. Seen on booted hosts: what the others had was kept aside as late."""
+    hands = [Hand(0), Hand(1)]
+    batches = []
+    for at in (0, 5):
+        for hand in hands:
+            hand.start(at * 1000)
+            hand.snap("A", {100_000: 500})
+            for n in range(at * 2, at * 2 + 6):
+                half_second(hand, n)
+            hand.stop()
+            batches.append(hand.commit())
+    kept = Kept(batches)
+    for batch in batches[:2]:
+        kept.arbiter.absorb(batch)
+    for gatherer in (0, 1):
+        kept.arbiter.had_nothing(gatherer, kept.arbiter.shown_ns)
+    assert kept.publish(drain(kept.arbiter)) > 1
+    kept.restart()
+    kept.read(0, 2)
+    kept.arbiter.had_nothing(0, kept.arbiter.shown_ns)
+    assert kept.publish(drain(kept.arbiter)) == 0
+    told = "gatherer 2 said it ended: it is asked whether it began again"
+    assert kept.arbiter.waiting_for == [told]
+    kept.read(1, 2)
+    assert kept.publish(drain(kept.arbiter)) == 0, "it said its end once more"
+    kept.arbiter.had_nothing(1, kept.arbiter.shown_ns)
+    assert kept.publish(drain(kept.arbiter)) > 1
+    rows = sum(b.deltas.size for b in batches)
+    assert accounted(kept) == (rows, rows)
+    assert kept.counts["merged_rows"] == kept.counts["duplicate_rows"] == rows // 2
+    assert "late_rows" not in kept.counts

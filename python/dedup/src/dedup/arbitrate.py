@@ -5,6 +5,7 @@ How it is used (shapes are in dedup.output and marketdata.coverage):
     arbiter = Arbiter(n_gatherers, ArbiterSettings())  # or Arbiter.load(...) after a restart
     arbiter.absorb(batch)                              # in batch order per gatherer
     arbiter.nothing_new(gatherer)                      # asked; there was nothing, or no answer
+    arbiter.had_nothing(gatherer, shown_ns)            # asked at arbiter.shown_ns; was nothing
     output = arbiter.step(final=False)                 # WindowOutput, or None = wait
     arbiter.waiting_for                                # list[str]: why it waits
 
@@ -128,6 +129,16 @@ class Arbiter(ArbiterState):
         """The gatherer was asked, and had nothing or did not answer."""
         self.patience.nothing_new(gatherer, self.inflows)
 
+    @property
+    def shown_ns(self) -> int:
+        """The latest receive time that any gatherer has shown."""
+        return max(i.max_received_ns for i in self.inflows)
+
+    def had_nothing(self, gatherer: int, shown_ns: int) -> None:
+        """The gatherer answered that there is nothing; it was asked when this was `shown_ns`. Until
+        then windows wait even for one that ended: it may have begun again."""
+        self.patience.had_nothing(gatherer, shown_ns)
+
     def leave_out(self, gatherer: int) -> None:
         """The gatherer does not answer: windows close without it until it delivers."""
         self.patience.left_out.add(gatherer)
@@ -160,16 +171,14 @@ class Arbiter(ArbiterState):
             return None
         window = min(windows)
         if not final:
-            left_out = self.patience.left_out
-            self.waiting_for = reasons_to_wait(self.inflows, window, self.settings, left_out)
+            self.waiting_for = reasons_to_wait(self.inflows, window, self.patience)
             if self.waiting_for:
                 return None
         self.waiting_for = []
         halfway = [i.gatherer + 1 for i in self.inflows if i.halfway]
         if halfway:
             raise BeginAgainError(f"gatherers {halfway} went away while they were read again")
-        left_out = self.patience.left_out
-        reason = closed_by(self.inflows, window, self.settings, left_out, final=final)
+        reason = closed_by(self.inflows, window, self.patience, final=final)
         output = self._close(window)
         output.closed_by = reason
         return output

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from dedup.arbitrate import Arbiter
 from dedup.output import WindowOutput
@@ -39,7 +39,16 @@ Due: TypeAlias = Callable[[int, int], bool]
 Publish: TypeAlias = Callable[[Any], Awaitable[None]]  # of what the plan is
 Plan: TypeAlias = Callable[[list[WindowOutput]], Any]
 T = TypeVar("T")
-Reads: TypeAlias = dict[asyncio.Task[GathererBatch | None], GathererReader]
+
+
+class Asked(NamedTuple):
+    """Who is asked for what is new, and what receive time anybody had shown before."""
+
+    reader: GathererReader
+    shown_ns: int
+
+
+Reads: TypeAlias = dict[asyncio.Task[GathererBatch | None], Asked]
 
 
 class Publishing:
@@ -159,10 +168,15 @@ async def take(
 
     `tasks`: the reads on their way, kept by the caller from call to call.
     """
-    busy = {reader.index for reader in tasks.values()}
+
+    def ask(reader: GathererReader) -> None:
+        if may_read(reader, readers, patience_s):
+            tasks[asyncio.create_task(reader.read())] = Asked(reader, arbiter.shown_ns)
+
+    busy = {asked.reader.index for asked in tasks.values()}
     for reader in readers:
-        if reader.index not in busy and may_read(reader, readers, patience_s):
-            tasks[asyncio.create_task(reader.read())] = reader
+        if reader.index not in busy:
+            ask(reader)
     stop: set[asyncio.Task[Any]] = set()
     if stopping is not None:
         stop.add(asyncio.create_task(stopping.wait()))
@@ -174,12 +188,13 @@ async def take(
         for task in stop:
             task.cancel()
     done = [task for task in tasks if task.done()]
-    for task in sorted(done, key=lambda t: tasks[t].index):
-        reader = tasks.pop(task)
+    for task in sorted(done, key=lambda t: tasks[t].reader.index):
+        reader, shown_ns = tasks.pop(task)
         batch = task.result()
-        if batch is not None:
-            if may_read(reader, readers, patience_s):  # its next answer comes while this is taken
-                tasks[asyncio.create_task(reader.read())] = reader
+        if batch is None and reader.exhausted:
+            arbiter.had_nothing(reader.index, shown_ns)
+        elif batch is not None:
+            ask(reader)  # its next answer comes while this is taken
             await asyncio.to_thread(arbiter.absorb, batch)
             absorbed(batch)
     for reader in readers:

@@ -6,6 +6,8 @@ if it can be, and kept as late if it cannot.
 
 Invariants: INV-G1 exchange times are compared with exchange times, receive times with receive times
 of the same gatherer; the one comparison across gatherers has `grace_ns` as margin for their clocks.
+INV-G2 a gatherer's word that it ended is good for what it was asked about since: it may have begun
+again, and only its database knows.
 
 Does not do: cutting, merging.
 """
@@ -25,17 +27,24 @@ SHOWN_MAX: Final = 8
 
 
 class Patience:
-    """Which gatherers are left out because nothing came of them while the others went on."""
+    """Which gatherers are left out because nothing came of them while the others went on, and how
+    far it is known that nothing of them is there."""
 
     def __init__(self, n_gatherers: int, settings: ArbiterSettings) -> None:
         self.settings = settings
         self.asked: list[dict[int, int] | None] = [None] * n_gatherers
+        self.had_nothing_ns = [-1] * n_gatherers  # what others had shown by the latest such asking
         self.left_out: set[int] = set()
 
     def delivered(self, gatherer: int) -> None:
         """A batch came: the gatherer is waited for again."""
         self.asked[gatherer] = None
         self.left_out.discard(gatherer)
+
+    def had_nothing(self, gatherer: int, shown_ns: int) -> None:
+        """It was asked when somebody had shown the receive time `shown_ns`, and answered: nothing
+        more is committed."""
+        self.had_nothing_ns[gatherer] = max(self.had_nothing_ns[gatherer], shown_ns)
 
     def nothing_new(self, gatherer: int, inflows: list[Inflow]) -> None:
         """Asked and nothing came: left out once another is `patience_ns` past the first asking."""
@@ -51,10 +60,9 @@ class Patience:
                 self.left_out.add(gatherer)
 
 
-def reasons_to_wait(
-    inflows: list[Inflow], window: int, settings: ArbiterSettings, left_out: set[int]
-) -> list[str]:
+def reasons_to_wait(inflows: list[Inflow], window: int, patience: Patience) -> list[str]:
     """Why `window` may not close yet; empty: it may."""
+    settings, left_out = patience.settings, patience.left_out
     seen = [ns for i in inflows for w, ns in i.first_seen.items() if w > window]
     everyone_done = all((i.started and i.ended) or i.gatherer in left_out for i in inflows)
     if not seen and not everyone_done:
@@ -68,6 +76,8 @@ def reasons_to_wait(
         name = f"gatherer {inflow.gatherer + 1}"
         if not inflow.started:
             reasons.append(f"{name} has delivered nothing yet")
+        elif inflow.ended and not _is_over(inflow, inflows, window, patience):
+            reasons.append(f"{name} said it ended: it is asked whether it began again")
         elif not inflow.ended and inflow.max_received_ns < due_ns:
             late_ms = (due_ns - inflow.max_received_ns) // 1_000_000
             reasons.append(f"{name} is {late_ms} ms behind with its commits")
@@ -75,6 +85,16 @@ def reasons_to_wait(
             reasons += _runs_to_wait_for(inflow, end_us, settings, name)
             reasons += _floats_to_wait_for(inflow, window, settings, name)
     return reasons
+
+
+def _is_over(inflow: Inflow, inflows: list[Inflow], window: int, patience: Patience) -> bool:
+    """Whether a gatherer that said it ended had nothing more when it was asked, and the others were
+    past `window` by then, or as far as they are now."""
+    seen = [ns for i in inflows for w, ns in i.first_seen.items() if w > window]
+    shown_ns = max(i.max_received_ns for i in inflows)
+    if seen:
+        shown_ns = min(shown_ns, min(seen) + patience.settings.grace_ns)
+    return patience.had_nothing_ns[inflow.gatherer] >= shown_ns
 
 
 def _runs_to_wait_for(
@@ -107,25 +127,22 @@ def _floats_to_wait_for(
 
 
 def closed_by(
-    inflows: list[Inflow],
-    window: int,
-    settings: ArbiterSettings,
-    left_out: set[int],
-    *,
-    final: bool,
+    inflows: list[Inflow], window: int, patience: Patience, *, final: bool
 ) -> tuple[str, str]:
     """(by what a window that closes now does so, in words who was not waited for).
 
-    "watermark": every gatherer has delivered beyond it and every run has shown a later exchange
-    time; nothing of it can still come. Else the reasons, in a fixed order.
+    "watermark": every gatherer has delivered beyond it, or said its end and had nothing more when
+    it was asked later, and every run has shown a later exchange time; nothing of it can still come.
+    Else the reasons, in a fixed order.
     """
+    settings = patience.settings
     end_us = (window + 1) * settings.window_us
     found: dict[str, list[str]] = {}
     for inflow in inflows:
-        if inflow.ended:
+        if inflow.ended and (final or _is_over(inflow, inflows, window, patience)):
             continue
         name = f"gatherer {inflow.gatherer + 1}"
-        if inflow.gatherer in left_out:
+        if inflow.gatherer in patience.left_out:
             found.setdefault("left out", []).append(name)
             continue
         if final:
