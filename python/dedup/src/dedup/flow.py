@@ -5,7 +5,7 @@ publication is on its way into production, the arbiter decides the windows after
 decides, the readers wait for their databases.
 
 What holds:
-- The arbiter hears one call at a time: `absorb`, `nothing_new` and `step` never overlap.
+- The arbiter hears one call at a time: what it is told and `step` never overlap.
 - At most one publication is on its way, and the next is sent only when it is in production: market
   ids and the fence of `merge_state` see the windows in their order. It is planned before that.
 - A publication that fails is heard of before anything after it is published, and nothing is.
