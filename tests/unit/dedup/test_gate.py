@@ -151,8 +151,7 @@ def closing(
     had_nothing: dict[int, int] | None = None,
     final: bool = False,
 ) -> tuple[str, str]:
-    asked = {} if had_nothing is None else had_nothing
-    return closed_by(list(inflows), WINDOW_0, patience(left_out, asked), final=final)
+    return closed_by(list(inflows), WINDOW_0, patience(left_out, had_nothing), final=final)
 
 
 def test_a_window_that_everybody_has_passed_closes_by_watermark() -> None:
