@@ -25,8 +25,12 @@ from tests.databases import fresh_database
 from tests.dedup_rig import Recordings, child, pipeline, settings
 from tests.gatherer_rows import Stream
 
+MARKETS = 20
 RATE = 400
 STEP_S = 0.1
+FIRST_S = 0.3
+"""Into a second. Just after one began, the tape's first window may hold nothing, so no live row has
+a place; and the tape's first moment of export comes with that window."""
 KILLS = 4
 TWICE = "SELECT count(*) - count(DISTINCT (market_id, epoch, market_seq)) FROM orderbook_now"
 HOLES = (
@@ -40,11 +44,18 @@ class Rig:
 
     def __init__(self, made: list[Pipeline], writer: HotWriter, conn: Connection) -> None:
         self.pipelines, self.writer, self.conn = made, writer, conn
+        self.stalled_s = 0.0  # what is due waits for so long before it is written, once
+        self._writing: list[asyncio.Task[None]] = []
 
     @property
     def pipeline(self) -> Pipeline:
         """The only merger, or the first."""
         return self.pipelines[0]
+
+    def begin(self, seconds: float, over: asyncio.Event | None = None) -> asyncio.Task[None]:
+        """`write` beside what follows; `until` tells of its failure."""
+        self._writing.append(asyncio.create_task(self.write(seconds, over)))
+        return self._writing[-1]
 
     async def write(self, seconds: float, over: asyncio.Event | None = None) -> None:
         """Events of this second in this second, for so long or until it is over."""
@@ -53,14 +64,26 @@ class Rig:
         while time.monotonic() < until and not (over is not None and over.is_set()):
             due = (time.time_ns() // 1_000 - stream.start_us) * RATE // 1_000_000 - stream.made
             if due > 0:
-                await self.writer.write(stream.next(due))
+                rows = stream.next(due)
+                stall_s, self.stalled_s = self.stalled_s, 0.0
+                await asyncio.sleep(stall_s)
+                await self.writer.write(rows)
             await asyncio.sleep(STEP_S)
 
     async def until(self, what: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
         """Wait for it."""
-        async with asyncio.timeout(seconds):
-            while not await what():  # noqa: ASYNC110 (a database is asked)
-                await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(seconds):
+                while not await what():
+                    for task in self._writing:
+                        if task.done():
+                            task.result()
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            pytest.fail(f"waited for {seconds} s; the live paths say {self._told()}")
+
+    def _told(self) -> list[dict[str, Any]]:
+        return [each.live.told() for each in self.pipelines]
 
     async def count(self, sql: str) -> int:
         return int(await self.conn.fetchval(sql))
@@ -70,7 +93,8 @@ class Rig:
 async def running(server: EmbeddedPostgres, folder: Path, mergers: int = 1) -> AsyncIterator[Rig]:
     hot = [await fresh_database(server, "gatherer_hot") for _ in range(3)]
     production = await fresh_database(server, "production")
-    writer = HotWriter(HotStream(20, RATE, start_us=time.time_ns() // 1_000), hot)
+    await asyncio.sleep((FIRST_S - time.time()) % 1)
+    writer = HotWriter(HotStream(MARKETS, RATE, start_us=time.time_ns() // 1_000), hot)
     await writer.open()
     made = Recordings(Stream([], [], []), hot, [], [])
     working = [
@@ -100,7 +124,7 @@ async def test_live_rows_come_early_and_go_when_the_tape_has_them(
     monkeypatch.setattr(live_path, "REMOVE_S", 0.2)
     early = "SELECT count(*) FROM live_delta WHERE exchange_ts > to_timestamp($1::bigint / 1e6)"
     async with running(postgres_server, tmp_path) as rig:
-        writing = asyncio.create_task(rig.write(6))
+        writing = rig.begin(6)
 
         async def before_its_window() -> bool:
             closed_us = await rig.conn.fetchval("SELECT closed_to_us FROM merge_state")
@@ -131,13 +155,20 @@ async def test_live_rows_come_early_and_go_when_the_tape_has_them(
         assert sum(r["windows"] for r in closed) == rig.pipeline.publisher.standing.windows
 
 
+@pytest.mark.parametrize("stall_s", [0, 1.5])
 @pytest.mark.parametrize("mergers", [1, 2])
 async def test_live_rows_go_on_while_an_hour_is_exported(
-    postgres_server: EmbeddedPostgres, tmp_path: Path, mergers: int
+    postgres_server: EmbeddedPostgres,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mergers: int,
+    stall_s: float,
 ) -> None:
     """A busy hour takes a minute or more: the live rows do not stand still meanwhile, neither those
-    of the merger that exports nor those of the one that waits for it."""
-    newest = f"SELECT count(DISTINCT shard) = {mergers} FROM live_delta WHERE exchange_ts > $1"
+    of the merger that exports nor those of the one that waits for it. Not for a stall of all
+    gatherers either: no window closes that could place what was not listened to."""
+    monkeypatch.setattr(live_path, "LAG_NS", 1_000_000_000)
+    newest = f"SELECT count(DISTINCT market_id) = {MARKETS} FROM live_delta WHERE exchange_ts > $1"
     async with running(postgres_server, tmp_path, mergers) as rig:
         export, held, go_on = rig.pipeline.exporter.export, asyncio.Event(), asyncio.Event()
 
@@ -147,12 +178,13 @@ async def test_live_rows_go_on_while_an_hour_is_exported(
             return await export(*given, **more)
 
         rig.pipeline.exporter.export = slow  # type: ignore[method-assign]
-        writing = asyncio.create_task(rig.write(120, go_on))
+        writing = rig.begin(120, go_on)
         try:
             async with asyncio.timeout(60):
                 await held.wait()
             await asyncio.sleep(0.5)  # the other has come to this moment, too
             windows = [each.publisher.standing.windows for each in rig.pipelines]
+            rig.stalled_s = stall_s
             for _ in range(3):
                 now = datetime.now(UTC)
 
@@ -189,7 +221,7 @@ async def test_a_wrong_live_row_is_counted_and_taken_back(
             heard(batch)
 
         live.heard = falsified  # type: ignore[method-assign]  # before a reader has it
-        writing = asyncio.create_task(rig.write(6))
+        writing = rig.begin(6)
 
         async def contradicted() -> bool:
             return live.told().get("contradicted", 0) > 0
@@ -217,7 +249,7 @@ async def test_kill_9_while_live_rows_go_on(
     and in the end the tape has each once. Several mergers: one after the other dies."""
     hot = [await fresh_database(postgres_server, "gatherer_hot") for _ in range(3)]
     production = await fresh_database(postgres_server, "production")
-    writer = HotWriter(HotStream(20, RATE, start_us=time.time_ns() // 1_000), hot)
+    writer = HotWriter(HotStream(MARKETS, RATE, start_us=time.time_ns() // 1_000), hot)
     await writer.open()
     made = Recordings(Stream([], [], []), hot, [], [])
     shards = [

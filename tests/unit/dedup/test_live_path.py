@@ -91,7 +91,10 @@ async def test_off_does_nothing(production: str) -> None:
     assert await written(production) == 0
 
 
-async def test_a_backlog_is_not_listened_to(production: str) -> None:
+async def test_a_backlog_is_not_listened_to(
+    production: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_path, "LATE_ROWS_MAX", 0)
     played = Played(production)
     await played.path.begin(Standing())
     await played.until(lambda: not played.path.told()["silent"])
@@ -100,6 +103,27 @@ async def test_a_backlog_is_not_listened_to(production: str) -> None:
     assert set(played.path.told()["missed"]) <= {"behind", "no window of the market has closed"}
     played.play(30)
     assert played.path.told()["given"] > 0
+    await played.path.close()
+
+
+async def test_a_stall_is_no_backlog(production: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some late rows are listened to like any other; who is late for longer than the limit has to
+    wait for the tape, and who is in time again begins to count anew."""
+    monkeypatch.setattr(live_path, "LATE_ROWS_MAX", 5)
+    played = Played(production)
+    await played.path.begin(Standing())
+    await played.until(lambda: not played.path.told()["silent"])
+    played.play(30)
+    for _ in range(3):
+        before = played.path.told()["given"]
+        played.play(5, late_ns=LAG_NS + 1)
+        assert played.path.told()["given"] == before + 5
+        played.play(1)
+    missed = played.path.told()["missed"]
+    played.play(12, late_ns=LAG_NS + 1)
+    assert played.path.told()["given"] < before + 6 + 12
+    played.play(30)
+    assert played.path.told()["missed"]["behind"] > missed.get("behind", 0)
     await played.path.close()
 
 

@@ -11,8 +11,9 @@ What holds:
   beginning raises it and removes what is there. Of two deduplicators one writes, one hears of it.
 - What is on the tape is said in the tape's own transaction (`live_done`), so that a reader of
   `orderbook_now` sees every event once; live rows are removed afterwards, many in one statement.
-- While a gatherer's batches are older than LAG_NS it is not listened to: a backlog has the
-  processor for itself.
+- While a gatherer's batches are older than LAG_NS, and were so for LATE_ROWS_MAX rows, it is not
+  listened to: a backlog has the processor for itself. A stall of some seconds is none: what was not
+  listened to must be placed by the tape again, and no window closes while an hour is exported.
 
 Does not do: proving (marketdata.live), SQL (live_rows), the window's transaction (publish).
 """
@@ -39,6 +40,8 @@ from runtime.metrics import Metrics
 from runtime.postgres import TRANSIENT, Connection, backoff_s, connect
 
 LAG_NS: Final = 5_000_000_000
+LATE_ROWS_MAX: Final = 50_000
+"""Rows older than LAG_NS that are listened to, of one gatherer, since it was last in time."""
 REMOVE_S: Final = 5
 FENCED_WAIT_S: Final = 30
 _BROKEN: Final = (*TRANSIENT, asyncpg.PostgresError, StorageError)
@@ -73,6 +76,7 @@ class LivePath:
         self._now_ns = now_ns
         self._task: asyncio.Task[None] | None = None
         self._given = asyncio.Event()
+        self._late = [0] * gatherers  # rows of each that came later than LAG_NS, in a row
         self._why = "" if on else "KT_LIVE is off"
         self._told: dict[tuple[str, str], int] = {}
 
@@ -85,7 +89,7 @@ class LivePath:
             return
         self.keeper = Keeper(self._gatherers, standing.ids, standing.tails, owns=self._owns)
         self.keeper.silence("not connected")
-        self._told = {}
+        self._told, self._late = {}, [0] * self._gatherers
         self._task = asyncio.create_task(self._run(self.keeper))
 
     def heard(self, batch: GathererBatch) -> None:
@@ -94,7 +98,7 @@ class LivePath:
         if keeper is None:
             return
         try:
-            if self._now_ns() - batch.max_received_ns > LAG_NS:
+            if self._in_backlog(batch):
                 keeper.not_heard(batch)
             else:
                 keeper.heard(batch)
@@ -147,6 +151,13 @@ class LivePath:
         }
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _in_backlog(self, batch: GathererBatch) -> bool:
+        """Whether this batch is one of many that are late."""
+        late = self._now_ns() - batch.max_received_ns > LAG_NS
+        rows = self._late[batch.gatherer] + len(batch.deltas) if late else 0
+        self._late[batch.gatherer] = rows
+        return rows > LATE_ROWS_MAX
 
     def _gave_up(self, error: Exception) -> None:
         """Our own fault: silent until the merge begins again."""
