@@ -2,11 +2,13 @@
 
 `collected` brings truth, spools and lake into one folder. `witnesses` and `unproven` look at a
 window of exchange time: by how many gatherers was each event recorded, and is every market's
-coverage complete without a hole.
+coverage complete without a hole, for as long as the exchange's truth has something of it (`lives`):
+the play lists markets and closes some, and neither is recorded before or for ever after.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -14,12 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from exchange.truth import TRUTH_EVENT
 from kalshilake import open_lake
 from tape import prove
+from tape.proof import Interval
 from tests.onhost.machine import Machine
 from tests.onhost.outside import Outside
 
 GATHERER_BITS = 0b111
+LISTED_US = 5_000_000
+"""So long after a market's first change the first snapshot of it may come: it has to be told of."""
 
 
 def collected(gatherers: Mapping[str, Machine], outside: Outside) -> Path:
@@ -55,14 +63,46 @@ def witnesses(lake: Path, from_us: int, to_us: int) -> dict[int, int]:
     return dict(sorted(counts.items()))
 
 
-def unproven(lake: Path, from_us: int, to_us: int) -> tuple[list[str], int]:
+def lives(truth: Path) -> dict[str, tuple[int, int]]:
+    """Times of each market's first and last event in the exchange's truth, holes not counted."""
+    names = json.loads((truth / "markets.json").read_text())
+    events = np.fromfile(truth / "events.bin", TRUTH_EVENT)
+    events = events[events["market"] >= 0]
+    us = events["exchange_us"]
+    first = np.full(len(names), np.iinfo(np.int64).max)
+    last = np.full(len(names), -1)
+    np.minimum.at(first, events["market"], us)
+    np.maximum.at(last, events["market"], us)
+    return {n: (int(a), int(b)) for n, a, b in zip(names, first, last, strict=True) if b >= 0}
+
+
+def is_of_no_life(interval: Interval, life: tuple[int, int]) -> bool:
+    """Whether a market had not begun, or was over, in an interval that is not recorded."""
+    first_us, last_us = life
+    if interval.status != "dark":
+        return False
+    listed = first_us + LISTED_US  # and it is no hole that only ends there
+    return (interval.from_us <= first_us and interval.to_us <= listed) or interval.from_us > last_us
+
+
+def unproven(
+    intervals: Mapping[str, list[Interval]],
+    lived: Mapping[str, tuple[int, int]],
+    from_us: int,
+    to_us: int,
+) -> tuple[list[str], int]:
     """(what keeps the window from being complete, markets that are complete all through it)."""
-    intervals, _ = prove.read_coverage(open_lake(str(lake)))
     faults: list[str] = []
     throughout = 0
     for market, found in sorted(intervals.items()):
+        life = lived.get(market, (from_us, to_us))
         inside = sorted(
-            (i for i in found if i.to_us > from_us and i.from_us < to_us), key=lambda i: i.from_us
+            (
+                i
+                for i in found
+                if i.to_us > from_us and i.from_us < to_us and not is_of_no_life(i, life)
+            ),
+            key=lambda i: i.from_us,
         )
         end: int | None = None
         for interval in inside:
@@ -96,8 +136,10 @@ class Looked:
         }
 
 
-def look(lake: Path, from_us: int, to_us: int) -> Looked:
-    """`witnesses` and `unproven` of a window."""
-    faults, throughout = unproven(lake, from_us, to_us)
+def look(folder: Path, from_us: int, to_us: int) -> Looked:
+    """`witnesses` and `unproven` of a window; `folder`: as `collected` leaves it."""
+    lake = folder / "lake"
+    intervals, _ = prove.read_coverage(open_lake(str(lake)))
+    faults, throughout = unproven(intervals, lives(folder / "truth"), from_us, to_us)
     seconds = (to_us - from_us) // 1_000_000
     return Looked(seconds, witnesses(lake, from_us, to_us), faults, throughout)
