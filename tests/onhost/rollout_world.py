@@ -215,10 +215,8 @@ class Fleet:
         """Finish the tape, prove it, and look at each window of it; all of them are told."""
         folder = self.finish()
         self.prove(folder)
-        looked = {
-            name: tape_checks.look(folder, window.from_us, window.to_us)
-            for name, window in self.windows.items()
-        }
+        windows = {name: (window.from_us, window.to_us) for name, window in self.windows.items()}
+        looked = tape_checks.look(folder, windows)
         for name, window in self.windows.items():
             seen = {"few": window.few, "samples": window.samples}
             print(json.dumps({name: looked[name].told() | seen}))

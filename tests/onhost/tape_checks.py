@@ -8,7 +8,6 @@ the play lists markets and closes some, and neither is recorded before or for ev
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -18,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from exchange.truth import TRUTH_EVENT
+from exchange.truth import KIND_HOLE
 from kalshilake import open_lake
 from tape import prove
 from tape.proof import Interval
+from tape.truth_view import load_truth
 from tests.onhost.machine import Machine
 from tests.onhost.outside import Outside
 
@@ -65,14 +65,13 @@ def witnesses(lake: Path, from_us: int, to_us: int) -> dict[int, int]:
 
 def lives(truth: Path) -> dict[str, tuple[int, int]]:
     """Times of each market's first and last event in the exchange's truth, holes not counted."""
-    names = json.loads((truth / "markets.json").read_text())
-    events = np.fromfile(truth / "events.bin", TRUTH_EVENT)
-    events = events[events["market"] >= 0]
-    us = events["exchange_us"]
+    told = load_truth(truth)
+    names = told.tickers
+    events = told.events[told.events["kind"] != KIND_HOLE]
     first = np.full(len(names), np.iinfo(np.int64).max)
     last = np.full(len(names), -1)
-    np.minimum.at(first, events["market"], us)
-    np.maximum.at(last, events["market"], us)
+    np.minimum.at(first, events["market"], events["exchange_us"])
+    np.maximum.at(last, events["market"], events["exchange_us"])
     return {n: (int(a), int(b)) for n, a, b in zip(names, first, last, strict=True) if b >= 0}
 
 
@@ -136,10 +135,14 @@ class Looked:
         }
 
 
-def look(folder: Path, from_us: int, to_us: int) -> Looked:
-    """`witnesses` and `unproven` of a window; `folder`: as `collected` leaves it."""
+def look(folder: Path, windows: Mapping[str, tuple[int, int]]) -> dict[str, Looked]:
+    """`witnesses` and `unproven` of each window; `folder`: as `collected` leaves it."""
     lake = folder / "lake"
     intervals, _ = prove.read_coverage(open_lake(str(lake)))
-    faults, throughout = unproven(intervals, lives(folder / "truth"), from_us, to_us)
-    seconds = (to_us - from_us) // 1_000_000
-    return Looked(seconds, witnesses(lake, from_us, to_us), faults, throughout)
+    lived = lives(folder / "truth")
+    looked = {}
+    for name, (from_us, to_us) in windows.items():
+        faults, throughout = unproven(intervals, lived, from_us, to_us)
+        seconds = (to_us - from_us) // 1_000_000
+        looked[name] = Looked(seconds, witnesses(lake, from_us, to_us), faults, throughout)
+    return looked
